@@ -1,0 +1,39 @@
+PYTHON ?= python3
+BIN = .venv/bin
+PIP = $(BIN)/pip install --quiet --constraint constraints.txt
+CHECKED = haze_pipeline training tests bench
+
+.PHONY: demo test style quality bench
+
+# Dehazes the example with the checkpoint in the package.
+demo: .venv/.installed
+	mkdir -p demo
+	$(BIN)/haze-pipeline dehaze spaces/haze-matching/examples/filaments.ome.tif -o demo/filaments_clear.ome.tif \
+		--preview demo/filaments.png
+
+test: .venv/.installed-test
+	$(BIN)/pytest
+
+style: .venv/.installed-test
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+quality: .venv/.installed-test
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+
+# Measures what the README states and renders its tables.
+bench: .venv/.installed-test
+	$(BIN)/python bench/real_pairs.py
+	$(BIN)/python bench/readme.py
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	touch $@
+
+# torchcfm holds the reference network of the parity tests; its own dependencies are large and not needed.
+.venv/.installed-test: .venv/.installed
+	$(PIP) --editable ".[test]"
+	$(PIP) --no-deps torchcfm
+	touch $@

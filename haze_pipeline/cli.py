@@ -1,0 +1,388 @@
+"""The `haze-pipeline` command. Heavy imports are local to the commands, so that `--help` answers at once."""
+
+import json
+import sys
+import time
+from contextlib import ExitStack
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .version import __version__
+
+
+app = typer.Typer(
+    help="Turn hazy (widefield) fluorescence micrographs into clear, confocal-like ones.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class Preset(str, Enum):
+    """Trade of time for what can be said about the result."""
+
+    fast = "fast"
+    balanced = "balanced"
+    quality = "quality"
+
+
+# Steps and members. `fast`: posterior means by one step, averaged over a few noises (Liu et al. 2022). `quality`: the
+# paper's 19 Euler steps and 50 posterior samples.
+PRESETS = {
+    Preset.fast: {"num_inference_steps": 1, "ensemble_size": 4},
+    Preset.balanced: {"num_inference_steps": 8, "ensemble_size": 8},
+    Preset.quality: {"num_inference_steps": 19, "ensemble_size": 50},
+}
+
+
+class Device(str, Enum):
+    """Where the network runs; `auto` takes the first of cuda, mps and cpu that there is."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class DType(str, Enum):
+    """Arithmetic of the network; everything else is float32 anyway."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Subset(str, Enum):
+    """Datasets of the HazeMatching paper."""
+
+    zebrafish = "zebrafish"
+    organoids1 = "organoids1"
+    organoids2 = "organoids2"
+    microtubule = "microtubule"
+    neuron = "neuron"
+
+
+def _progress(description: str, total: int, stack: ExitStack):
+    """A progress bar on standard error that vanishes when done and shows only on a terminal; returns its advance()."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = stack.enter_context(
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    )
+    task = progress.add_task(description, total=total)
+    return lambda: progress.advance(task)
+
+
+def _load_pipeline(model: str | None):
+    from .pipeline_haze_matching import HazeMatchingPipeline
+
+    if model is None:
+        return HazeMatchingPipeline.from_default()
+    if not Path(model).is_dir() and (Path(model).exists() or model.startswith((".", "/", "~"))):
+        raise FileNotFoundError(
+            f"{model} is not a pipeline folder; pass one with a model_index.json or a Hub repository."
+        )
+    if Path(model).is_dir() and not Path(model, "model_index.json").exists():
+        raise FileNotFoundError(f"{model} is not a pipeline folder: it holds no model_index.json.")
+    try:
+        return HazeMatchingPipeline.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model} could not be loaded as a pipeline: {' '.join(str(error).split())}") from error
+
+
+@app.command()
+def dehaze(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="TIFF, ImageJ TIFF or OME-TIFF; T, Z and C axes are looped over.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="OME-TIFF to write: float32, in the counts of the input.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Pipeline folder or Hub repository; by default the checkpoint in the package.")
+    ] = None,
+    preset: Annotated[
+        Preset,
+        typer.Option(help="fast: posterior mean in seconds; balanced: with uncertainty; quality: as the paper."),
+    ] = Preset.fast,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=1, help="Solver steps, in place of the preset's.")
+    ] = None,
+    ensemble_size: Annotated[
+        int | None, typer.Option(min=1, help="Noises per plane, in place of the preset's.")
+    ] = None,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write OUTPUT's …_uncertainty.ome.tif.")
+    ] = False,
+    samples: Annotated[bool, typer.Option("--samples", help="Also write one …_sample000.ome.tif per member.")] = False,
+    preview: Annotated[
+        Path | None, typer.Option(help="Also write a PNG: a plane of input and result side by side.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise; it alone decides the result.")] = 0,
+    tile_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the tiles; by default 1024 where needed.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.auto,
+    dtype: Annotated[DType, typer.Option(help="Arithmetic of the network.")] = DType.float32,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
+):
+    """
+    Dehaze one file.
+
+    The output has the shape, axes, pixel size, units and channel names of the input, and says how it was made.
+
+    Example: haze-pipeline dehaze cells.tif -o cells_clear.ome.tif --preset balanced --uncertainty
+    """
+    from .microscopy_io import read_micrograph, replace_when_complete, write_ome_tiff
+
+    # Whatever can be refused without computing is refused first.
+    steps = num_inference_steps or PRESETS[preset]["num_inference_steps"]
+    members = ensemble_size or PRESETS[preset]["ensemble_size"]
+    if uncertainty and (steps == 1 or members == 1):
+        raise ValueError(
+            "--uncertainty needs two or more steps and members, which `fast` does not have: "
+            "choose --preset balanced or quality."
+        )
+    suffix = next((s for s in (".ome.tiff", ".ome.tif", ".tiff", ".tif") if output.name.lower().endswith(s)), None)
+    if suffix is None:
+        raise ValueError(f"{output} must end in .ome.tif, .ome.tiff, .tif or .tiff.")
+    if preview is not None and preview.suffix.lower() != ".png":
+        raise ValueError(f"{preview} must end in .png.")
+    for path in (output, preview):
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent} is not a folder; create it first.")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ValueError(f"{output} is the input itself; choose another name.")
+    micrograph = read_micrograph(source)
+
+    import numpy as np
+    import torch
+
+    pipe = _load_pipeline(model)
+    pipe = pipe.to(_resolve_device(device), getattr(torch, dtype.value))
+    pipe.set_progress_bar_config(disable=True)
+
+    # Plane by plane, with one generator for all, which equals one call on the stack and shows progress.
+    planes = micrograph.data.reshape(-1, *micrograph.data.shape[-2:])
+    generator = torch.Generator().manual_seed(seed)
+    prediction = np.empty(planes.shape, np.float32)
+    deviation = np.empty(planes.shape, np.float32) if uncertainty else None
+    sample_stack = np.empty((members, *planes.shape), np.float32) if samples else None
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        advance = _progress(f"Dehazing {source.name}", len(planes) * steps, stack)
+        for index, plane in enumerate(planes):
+            try:
+                out = pipe(
+                    plane,
+                    num_inference_steps=steps,
+                    ensemble_size=members,
+                    tile_size=tile_size,
+                    generator=generator,
+                    output_uncertainty=uncertainty,
+                    output_samples=samples,
+                    callback_on_step_end=lambda *_: advance() or {},
+                )
+            except ValueError as error:
+                raise ValueError(f"{source}, plane {index}: {error}") from error
+            prediction[index] = out.prediction
+            if uncertainty:
+                deviation[index] = out.uncertainty
+            if samples:
+                sample_stack[:, index] = out.samples
+    seconds = time.perf_counter() - started
+
+    provenance = {
+        "package": f"haze-pipeline {__version__}",
+        "model": model or "default checkpoint",
+        "revision": getattr(pipe.config, "_commit_hash", None) or _weights_digest(pipe),
+        "seed": seed,
+        "num_inference_steps": steps,
+        "ensemble_size": members,
+        "source": source.name,
+    }
+    stem = output.name[: -len(suffix)]
+    written = [output]
+
+    def write(path: Path, planes: np.ndarray, content: str):
+        result = type(micrograph)(**{**vars(micrograph), "data": planes.reshape(micrograph.data.shape)})
+        write_ome_tiff(path, result, provenance={**provenance, "content": content})
+
+    write(output, prediction, "prediction")
+    if uncertainty:
+        written.append(output.with_name(f"{stem}_uncertainty{suffix}"))
+        write(written[-1], deviation, "standard deviation")
+    for member in range(members if samples else 0):
+        written.append(output.with_name(f"{stem}_sample{member:03d}{suffix}"))
+        write(written[-1], sample_stack[member], f"posterior sample {member}")
+    if preview is not None:
+        middle = len(planes) // 2
+        picture = pipe.image_processor.visualize_side_by_side(
+            planes[middle],
+            prediction[middle],
+            deviation[middle] if uncertainty else None,
+            pixel_size=micrograph.pixel_size and micrograph.pixel_size[1],
+            unit=micrograph.pixel_size_unit,
+        )
+        with replace_when_complete(preview) as temporary:
+            picture.save(temporary)
+        written.append(preview)
+
+    if json_output:
+        print(json.dumps({**provenance, "written": [str(path) for path in written], "seconds": round(seconds, 3)}))
+    else:
+        for path in written:
+            print(path)
+
+
+@app.command()
+def simulate(
+    output: Annotated[Path, typer.Argument(help="Folder for hazy/, clear/ and parameters.jsonl; new or empty.")],
+    num_images: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 10,
+    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; other seeds give other specimens.")] = 0,
+):
+    """
+    Simulate pairs of hazy and clear micrographs of random specimens.
+
+    Example: haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
+    """
+    import numpy as np
+
+    from .microscopy_io import Micrograph, replace_when_complete, write_ome_tiff
+    from .simulation import pair_generator, simulate_pair
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is not an empty folder; choose another.")
+    for folder in ("hazy", "clear"):
+        (output / folder).mkdir(parents=True)
+    lines = []
+    with ExitStack() as stack:
+        advance = _progress(f"Simulating {output}", num_images, stack)
+        for index in range(num_images):
+            pair = simulate_pair(size, pair_generator(seed, index))
+            pixel_size = pair.parameters["pixel_size"]
+            for folder, image in (("hazy", pair.hazy.numpy().astype(np.uint16)), ("clear", pair.clear.numpy())):
+                path = output / folder / f"{index:06d}.ome.tif"
+                write_ome_tiff(path, Micrograph(image, "YX", pixel_size=(pixel_size, pixel_size)))
+            lines.append(json.dumps({"image": f"{index:06d}", "seed": seed, **pair.parameters}) + "\n")
+            advance()
+    with replace_when_complete(output / "parameters.jsonl") as temporary:
+        temporary.write_text("".join(lines))
+    print(output)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="best_model.pth of the official HazeMatching code.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Pipeline folder to write.")],
+    subset: Annotated[Subset, typer.Option(help="The data that it was trained on, which decides the statistics.")],
+    channel: Annotated[int, typer.Option(min=0, help="Channel of the zebrafish data: 0, 1 or 2.")] = 0,
+):
+    """
+    Turn a published HazeMatching checkpoint into a pipeline folder.
+
+    Example: haze-pipeline convert best_model.pth --subset organoids1 -o hazematching-organoids1
+    """
+    import warnings
+
+    from .conversion import convert_hazematching_checkpoint
+    from .pipeline_haze_matching import HazeMatchingPipeline
+    from .scheduling_flow_match_ode import FlowMatchODEScheduler
+
+    if output.exists():
+        raise FileExistsError(f"{output} exists; choose another folder.")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        unet, config = convert_hazematching_checkpoint(checkpoint, subset.value, channel)
+    for warning in caught:
+        Console(stderr=True).print(f"Warning: {warning.message}", style="yellow", highlight=False, markup=False)
+    incomplete = output.with_name(f".{output.name}.incomplete")
+    HazeMatchingPipeline(unet, FlowMatchODEScheduler(), normalization="fixed", **config).save_pretrained(incomplete)
+    incomplete.rename(output)
+    print(output)
+
+
+@app.command()
+def info(
+    model: Annotated[
+        str | None, typer.Argument(help="Pipeline folder or Hub repository; the default if omitted.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+):
+    """Print what a checkpoint says about itself."""
+    pipe = _load_pipeline(model)
+    facts = {
+        "model": model or "default checkpoint",
+        "revision": getattr(pipe.config, "_commit_hash", None) or _weights_digest(pipe),
+        "parameters": pipe.unet.num_parameters(),
+        "block_out_channels": list(pipe.unet.config.block_out_channels),
+        "scheduler": type(pipe.scheduler).__name__,
+        **{key: value for key, value in pipe.config.items() if key not in ("unet", "scheduler") and key[0] != "_"},
+    }
+    if json_output:
+        print(json.dumps(facts))
+    else:
+        width = max(map(len, facts))
+        for key, value in facts.items():
+            print(f"{key:<{width}}  {value}")
+
+
+def _resolve_device(device: Device) -> str:
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device is Device.auto:
+        return next(name for name, there in available.items() if there)
+    if not available[device.value]:
+        raise ValueError(f"--device {device.value} is not available on this machine; use --device auto or cpu.")
+    return device.value
+
+
+def _weights_digest(pipe) -> str:
+    """First 12 hex digits of the SHA-256 over the weights: the revision of a checkpoint that has no commit."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(pipe.unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _version(value: bool):
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+):
+    pass
+
+
+def main():
+    """
+    Run the command. Exit codes: 0 done, 1 a file or a computation failed, 2 wrong usage, 130 interrupted. A failure is one
+    sentence on standard error.
+    """
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("Interrupted; nothing was written.", file=sys.stderr)
+        sys.exit(130)
+    except (OSError, ValueError, MemoryError) as error:
+        print(f"Error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,392 @@
+"""Pipeline that turns hazy (widefield) micrographs into clear (confocal-like) ones by guided conditional flow matching."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+
+from .image_processing import HazeImageProcessor
+from .pipeline_output import HazeMatchingOutput
+from .scheduling_flow_match_ode import FlowMatchODEScheduler
+from .tiling import blend_window, tile_slices
+
+
+DEFAULT_CHECKPOINT = Path(__file__).parent / "default_checkpoint"
+
+# Largest field that is shown to the network at once when no `tile_size` is given: about 2 GB in float32.
+MAX_UNTILED_SIDE = 1024
+
+
+class HazeMatchingPipeline(DiffusionPipeline):
+    r"""
+    Dehazing by HazeMatching (arXiv 2506.22397): the network `unet` is the velocity v(x_t, hazy, t) of a flow from noise
+    at t = 0 to the clear image at t = 1, *guided* by the hazy image as a second input channel (there is no
+    `guidance_scale`). Every noise leads to one posterior sample; their mean estimates E[clear | hazy] and their
+    standard deviation, calibrated, the uncertainty.
+
+    Args:
+        unet ([`UNet2DModel`]): Velocity field, channels (state, hazy) in and one out; t in [0, 1] is fed unscaled.
+        scheduler ([`FlowMatchODEScheduler`] or [`FlowMatchEulerDiscreteScheduler`]): Solver of the ODE.
+        normalization (`str`, defaults to `"image"`): See [`HazeImageProcessor`], as for the next four.
+        input_mean (`float`, *optional*): Mean of hazy training images.
+        input_std (`float`, *optional*): Standard deviation of hazy training images.
+        target_mean (`float`, defaults to `0.0`): Mean of clear training images.
+        target_std (`float`, defaults to `1.0`): Standard deviation of clear training images.
+        default_num_inference_steps (`int`, defaults to `19`): Steps when a call names none; 19 is the paper's number.
+        uncertainty_scale (`float`, defaults to `1.0`): Calibration: factor on the ensemble's standard deviation.
+        uncertainty_offset (`float`, defaults to `0.0`):
+            Calibration: added to the scaled standard deviation, in network units (multiples of the target's deviation).
+        training_patch_size (`int`, *optional*): Side of the training patches, pixels.
+        training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: FlowMatchODEScheduler | FlowMatchEulerDiscreteScheduler,
+        normalization: str = "image",
+        input_mean: float | None = None,
+        input_std: float | None = None,
+        target_mean: float = 0.0,
+        target_std: float = 1.0,
+        default_num_inference_steps: int = 19,
+        uncertainty_scale: float = 1.0,
+        uncertainty_offset: float = 0.0,
+        training_patch_size: int | None = None,
+        training_pixel_size: dict | None = None,
+    ):
+        super().__init__()
+        if unet.config.in_channels != 2 or unet.config.out_channels != 1:
+            raise ValueError(
+                "`unet` must have 2 input channels (state, hazy) and 1 output channel (velocity), got "
+                f"{unet.config.in_channels} and {unet.config.out_channels}."
+            )
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(
+            normalization=normalization,
+            input_mean=input_mean,
+            input_std=input_std,
+            target_mean=target_mean,
+            target_std=target_std,
+            default_num_inference_steps=default_num_inference_steps,
+            uncertainty_scale=uncertainty_scale,
+            uncertainty_offset=uncertainty_offset,
+            training_patch_size=training_patch_size,
+            training_pixel_size=training_pixel_size,
+        )
+        self.image_processor = HazeImageProcessor(normalization, input_mean, input_std, target_mean, target_std)
+        # Every level but the last halves the field, so that its sides must be multiples of this.
+        self.unet_scale_factor = 2 ** (len(unet.config.block_out_channels) - 1)
+
+    @classmethod
+    def from_default(cls, **kwargs) -> "HazeMatchingPipeline":
+        """Load the checkpoint that ships inside the package; needs no network. `kwargs` as in `from_pretrained`."""
+        return cls.from_pretrained(str(DEFAULT_CHECKPOINT), variant="fp16", use_safetensors=True, **kwargs)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of solver steps of the current or last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a step callback to stop early; the call then raises `KeyboardInterrupt`."""
+        return self._interrupt
+
+    def check_inputs(
+        self,
+        planes: torch.Tensor,
+        leading_shape: torch.Size,
+        num_inference_steps: int,
+        ensemble_size: int,
+        batch_size: int | None,
+        reduction: str,
+        tile_size: int | None,
+        tile_overlap: int | None,
+        latents: np.ndarray | torch.Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+        output_uncertainty: bool,
+        callback_on_step_end_tensor_inputs: list[str],
+    ):
+        """Raise a `ValueError` that names the first argument at fault."""
+        if num_inference_steps < 1:
+            raise ValueError(f"`num_inference_steps` must be positive, got {num_inference_steps}.")
+        if ensemble_size < 1:
+            raise ValueError(f"`ensemble_size` must be positive, got {ensemble_size}.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` must be positive, got {batch_size}.")
+        if reduction not in ("mean", "median"):
+            raise ValueError(f'`ensembling_kwargs["reduction"]` must be "mean" or "median", got {reduction!r}.')
+        if tile_size is not None and (tile_size < 1 or tile_size % self.unet_scale_factor):
+            raise ValueError(
+                f"`tile_size` must be a positive multiple of {self.unet_scale_factor} for this network, got {tile_size}."
+            )
+        if tile_overlap is not None and tile_size is None:
+            raise ValueError("`tile_overlap` needs `tile_size`.")
+        if tile_overlap is not None and not 0 <= tile_overlap < tile_size:
+            raise ValueError(f"`tile_overlap` must lie between 0 and `tile_size` - 1, got {tile_overlap}.")
+        if output_type not in ("np", "pt"):
+            raise ValueError(f'`output_type` must be "np" or "pt", got {output_type!r}.')
+        if output_uncertainty and ensemble_size == 1:
+            raise ValueError("`output_uncertainty` needs `ensemble_size` of 2 or more: one sample has no spread.")
+        if output_uncertainty and num_inference_steps == 1:
+            raise ValueError(
+                "`output_uncertainty` needs `num_inference_steps` of 2 or more: one step yields the posterior mean "
+                "from every noise, which has no spread."
+            )
+        if isinstance(generator, list) and len(generator) != len(planes):
+            raise ValueError(f"`generator` must have one entry per plane, {len(planes)}, got {len(generator)}.")
+        if latents is not None:
+            if generator is not None:
+                raise ValueError("`latents` and `generator` exclude each other: latents are the noise.")
+            shape = (*leading_shape, *planes.shape[-2:])
+            allowed = [(ensemble_size, *shape), shape] if ensemble_size == 1 else [(ensemble_size, *shape)]
+            if tuple(latents.shape) not in allowed:
+                raise ValueError(f"`latents` must have the shape {allowed[0]}, got {tuple(latents.shape)}.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` may hold {list(self._callback_tensor_inputs)}, got {sorted(unknown)}."
+            )
+
+    def predict_velocity(
+        self,
+        latents: torch.Tensor,
+        hazy: torch.Tensor,
+        t: torch.Tensor,
+        batch_size: int,
+        tile_size: int,
+        tile_overlap: int,
+    ) -> torch.Tensor:
+        """
+        v(x_t, hazy, t) of whole fields, from overlapping tiles if they are larger than `tile_size`. Because the
+        *velocities* of the tiles are blended, and at every step, all of them integrate one trajectory of one noise field.
+
+        Args:
+            latents (`torch.Tensor` of shape `[B, 1, h, w]`): States x_t, float32.
+            hazy (`torch.Tensor` of shape `[B, 1, h, w]`): Normalised hazy images.
+            t (`torch.Tensor`): Time between 0 (noise) and 1 (clear). A Python float would be cast to 0 by the network.
+            batch_size (`int`): Tiles per network call.
+
+        Returns:
+            `torch.Tensor` of shape `[B, 1, h, w]`, float32.
+        """
+        tiles = tile_slices(*latents.shape[-2:], tile_size, tile_overlap)
+        window = torch.ones_like(latents[0, 0])
+        if len(tiles) > 1:
+            rows, columns = tiles[0]
+            window = blend_window(rows.stop, columns.stop, tile_overlap).to(latents.device)
+        velocity = torch.zeros_like(latents)
+        weight = torch.zeros_like(latents[0, 0])
+        for rows, columns in tiles:
+            weight[rows, columns] += window
+        jobs = [(index, tile) for tile in tiles for index in range(len(latents))]
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            states = torch.stack(
+                [torch.stack([latents[i, 0, r, c], hazy[i, 0, r, c]]) for i, (r, c) in batch]
+            )  # [b,2,h,w]
+            velocities = self.unet(states.to(self.unet.dtype), t, return_dict=False)[0]  # [b,1,h,w]
+            for (index, (rows, columns)), tile_velocity in zip(batch, velocities.float(), strict=True):
+                velocity[index, 0, rows, columns] += window * tile_velocity[0]
+        return velocity / weight
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: np.ndarray | torch.Tensor | list[np.ndarray | torch.Tensor],
+        num_inference_steps: int | None = None,
+        ensemble_size: int = 1,
+        batch_size: int | None = None,
+        ensembling_kwargs: dict | None = None,
+        tile_size: int | None = None,
+        tile_overlap: int | None = None,
+        latents: np.ndarray | torch.Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "np",
+        output_uncertainty: bool = False,
+        output_samples: bool = False,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+        return_dict: bool = True,
+    ) -> HazeMatchingOutput | tuple:
+        r"""
+        Dehaze an image.
+
+        Args:
+            image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`, or a list of them):
+                Hazy micrograph(s) of any size and real dtype. All leading axes (T, Z, C, …) are looped over, plane by plane.
+            num_inference_steps (`int`, *optional*):
+                Solver steps of every sample; the checkpoint's default when omitted. **One step yields the posterior mean**:
+                noise + v(0, noise, hazy) = E[clear | hazy] (Liu et al. 2022; Albergo & Vanden-Eijnden 2022).
+            ensemble_size (`int`, defaults to `1`): Number of noises, and so of posterior samples, for every plane.
+            batch_size (`int`, *optional*): Fields or tiles per network call; about one megapixel when omitted.
+            ensembling_kwargs (`dict`, *optional*): `{"reduction": "mean" | "median"}`, `"mean"` by default.
+            tile_size (`int`, *optional*):
+                Side of the tiles, a multiple of the network's scale factor. By default a field of up to 1024 × 1024
+                pixels is shown to the network as a whole and a larger one in tiles of 1024.
+            tile_overlap (`int`, *optional*): Pixels shared by neighbouring tiles; a quarter of the tile when omitted.
+            latents (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, or `image.shape` if E is 1, *optional*):
+                The standard normal noise to start from.
+            generator (`torch.Generator` or a list with one per plane, *optional*):
+                CPU generator of the noise. It is drawn per plane and member for the whole field, so that neither tile
+                size nor batch size nor device changes the result.
+            output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
+            output_uncertainty (`bool`, defaults to `False`): Return the calibrated standard deviation.
+            output_samples (`bool`, defaults to `False`): Return all members.
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipe, step, timestep, {"latents": …})` after every solver step of every batch of
+                members; `step` counts on over the batches. `latents` returned in a dictionary replace the state.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): What the callback is given.
+            return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
+
+        Returns:
+            [`HazeMatchingOutput`] or a tuple `(prediction, uncertainty, samples)`; lists of arrays if `image` is a list.
+
+        Raises:
+            `ValueError`: If an argument is out of range or the image is not finite, empty or less than 2-D.
+        """
+        if isinstance(image, list):
+            if not image:
+                raise ValueError("`image` must not be an empty list.")
+            if latents is not None or isinstance(generator, list):
+                raise ValueError(
+                    "`latents` and lists of generators go with a single array, not with a list of images."
+                )
+            outputs = [
+                self(
+                    each, num_inference_steps, ensemble_size, batch_size, ensembling_kwargs, tile_size, tile_overlap,
+                    None, generator, output_type, output_uncertainty, output_samples, callback_on_step_end,
+                    callback_on_step_end_tensor_inputs, return_dict=False,
+                )
+                for each in image
+            ]  # fmt: skip
+            prediction, uncertainty, samples = (list(field) for field in zip(*outputs, strict=True))
+            output = HazeMatchingOutput(
+                prediction=prediction,
+                uncertainty=uncertainty if output_uncertainty else None,
+                samples=samples if output_samples else None,
+            )
+            return output if return_dict else output.to_tuple()
+
+        # Shapes: N planes, E members, B members in a batch, (H,W) the image, (h,w) the padded field.
+        # 1. Resolve the defaults that the checkpoint stores and check everything.
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
+        reduction = (ensembling_kwargs or {}).get("reduction", "mean")
+        planes = self.image_processor.preprocess(image)  # [N,1,H,W]
+        leading_shape, (height, width) = image.shape[:-2], image.shape[-2:]
+        self.check_inputs(
+            planes, leading_shape, num_inference_steps, ensemble_size, batch_size, reduction, tile_size, tile_overlap,
+            latents, generator, output_type, output_uncertainty, callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        if latents is not None:
+            latents = torch.as_tensor(latents, dtype=torch.float32).reshape(ensemble_size, -1, 1, height, width)
+        device = self._execution_device
+        self._interrupt = False
+
+        # 2. Pad to what the network can halve; decide on tiles.
+        padding = (-height % self.unet_scale_factor, -width % self.unet_scale_factor)
+        if tile_size is None:
+            tile_size = MAX_UNTILED_SIDE // self.unet_scale_factor * self.unet_scale_factor
+        if tile_overlap is None:
+            tile_overlap = tile_size // 4
+        if batch_size is None:
+            tile_pixels = min(tile_size, height + padding[0]) * min(tile_size, width + padding[1])
+            batch_size = max(1, 2**20 // tile_pixels)
+
+        # 3. Normalise every plane.
+        statistics = self.image_processor.compute_normalization(planes)
+        hazy = (planes - statistics.input_mean) / statistics.input_std  # [N,1,H,W]
+
+        # 4. Planes × members in batches: noise, then the ODE dx/dt = v from t = 0 to t = 1.
+        members = [(plane, member) for plane in range(len(planes)) for member in range(ensemble_size)]
+        batches = [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
+        samples = torch.empty(ensemble_size, *planes.shape)  # [E,N,1,H,W]
+        step = 0
+        with self.progress_bar(total=len(batches) * num_inference_steps) as progress_bar:
+            for batch in batches:
+                self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps + 1)[:-1], device=device)
+                self._num_timesteps = len(self.scheduler.timesteps)
+                plane_indices = [plane for plane, _ in batch]
+                state = torch.stack(
+                    [
+                        self.prepare_latents(latents, generator, plane, member, (height, width))
+                        for plane, member in batch
+                    ]
+                )  # [B,1,H,W]
+                state = _pad(state, padding).to(device)  # [B,1,h,w]
+                condition = _pad(hazy[plane_indices], padding).to(device)  # [B,1,h,w]
+                for timestep in self.scheduler.timesteps:
+                    # diffusers' σ runs from noise to data downwards, and its velocity is noise − data: both are reversed.
+                    t = 1 - timestep / self.scheduler.config.num_train_timesteps
+                    velocity = self.predict_velocity(state, condition, t, batch_size, tile_size, tile_overlap)
+                    state = self.scheduler.step(-velocity, timestep, state, return_dict=False)[0]
+
+                    if callback_on_step_end is not None:
+                        tensors = {}
+                        for name in callback_on_step_end_tensor_inputs:
+                            tensors[name] = {"latents": state}[name]
+                        replaced = callback_on_step_end(self, step, timestep, tensors) or {}
+                        state = replaced.get("latents", state)
+                    step += 1
+                    progress_bar.update()
+                    if self.interrupt:
+                        raise KeyboardInterrupt
+                for (plane, member), result in zip(batch, state[..., :height, :width].cpu(), strict=True):
+                    samples[member, plane] = result
+        self.maybe_free_model_hooks()
+
+        # 5. Reduce the ensemble and return to image units.
+        prediction = samples.mean(dim=0) if reduction == "mean" else samples.median(dim=0).values  # [N,1,H,W]
+        prediction = prediction * statistics.target_std + statistics.target_mean
+        uncertainty = None
+        if output_uncertainty:
+            spread = samples.std(dim=0) * self.config.uncertainty_scale + self.config.uncertainty_offset
+            uncertainty = spread.clamp(min=0) * statistics.target_std  # [N,1,H,W]
+        samples = samples * statistics.target_std + statistics.target_mean if output_samples else None
+
+        # 6. Give every result the shape of the image.
+        def finish(result: torch.Tensor | None, *leading: int) -> np.ndarray | torch.Tensor | None:
+            if result is None:
+                return None
+            result = result.reshape(*leading, *leading_shape, height, width)
+            return result.numpy() if output_type == "np" else result
+
+        output = HazeMatchingOutput(
+            prediction=finish(prediction), uncertainty=finish(uncertainty), samples=finish(samples, ensemble_size)
+        )
+        return output if return_dict else (output.prediction, output.uncertainty, output.samples)
+
+    def prepare_latents(
+        self,
+        latents: torch.Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        plane: int,
+        member: int,
+        size: tuple[int, int],
+    ) -> torch.Tensor:
+        """
+        Noise `[1, H, W]` of one member of one plane: from `latents` `[E, N, 1, H, W]` if given, else the next draw of the
+        CPU generator. One field for the whole plane, before padding and tiling, so that neither can change it.
+        """
+        if latents is not None:
+            return latents[member, plane]
+        if isinstance(generator, list):
+            generator = generator[plane]
+        return randn_tensor((1, *size), generator=generator, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def _pad(planes: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+    """Mirror `[B, 1, H, W]` past its lower and right edges; NumPy's mirror, unlike torch's, may be wider than the image."""
+    if padding == (0, 0):
+        return planes
+    mode = "symmetric"
+    return torch.from_numpy(np.pad(planes.numpy(), ((0, 0), (0, 0), (0, padding[0]), (0, padding[1])), mode=mode))

@@ -1,0 +1,38 @@
+"""Small real components shared by the tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of real micrographs, which the project may use but not ship."""
+    folder = Path(os.environ.get("HAZE_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real micrographs are not at {folder}; set HAZE_TEST_DATA to their folder")
+    return folder
+
+
+def tiny_unet(seed: int = 0) -> UNet2DModel:
+    """A network of the same kind as the real one, with four levels of 8 and 16 channels."""
+    torch.manual_seed(seed)
+    return UNet2DModel(
+        in_channels=2,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 8, 8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+        norm_num_groups=4,
+        norm_eps=1e-5,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+    ).eval()

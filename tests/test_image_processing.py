@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+
+from haze_pipeline import HazeImageProcessor
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "uint32", "float16", "float32", "float64"])
+def test_every_real_dtype_keeps_its_values(dtype):
+    image = np.arange(200, dtype=dtype).reshape(2, 10, 10)
+    planes = HazeImageProcessor().preprocess(image)
+    assert planes.shape == (2, 1, 10, 10) and planes.dtype == torch.float32
+    np.testing.assert_array_equal(planes.numpy().ravel(), np.arange(200))
+
+
+def test_tensors_and_foreign_byte_order_are_taken():
+    image = np.arange(100, dtype=">u2").reshape(10, 10)
+    processor = HazeImageProcessor()
+    expected = processor.preprocess(image.astype(np.float32))
+    torch.testing.assert_close(processor.preprocess(image), expected)
+    torch.testing.assert_close(processor.preprocess(torch.from_numpy(image.astype(np.int32))), expected)
+    torch.testing.assert_close(processor.preprocess(expected[0, 0].bfloat16()), expected, atol=0.5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.array([[1.0, np.nan]]), "NaN"),
+        (np.array([[1.0, np.inf]]), "infinite"),
+        (np.array([[1e39, 0.0]]), "float32"),
+        (np.zeros((0, 5)), "empty"),
+        (np.zeros((5, 0)), "empty"),
+        (np.zeros(5), "two dimensions"),
+        (np.zeros((4, 4), bool), "bool"),
+        (np.zeros((4, 4), complex), "complex"),
+        (np.array([["a", "b"]]), "dtype"),
+        ("cells.tif", "str"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_what_is_not_an_image_is_refused(image, message):
+    with pytest.raises(ValueError, match=message):
+        HazeImageProcessor().preprocess(image)
+
+
+def test_image_normalization_follows_the_unit_of_the_image():
+    """Counts on another camera scale must lead to the same network input and a prediction on that scale."""
+    processor = HazeImageProcessor("image", target_mean=0.4, target_std=1.3)
+    planes = processor.preprocess(np.random.default_rng(0).gamma(2, 50, (1, 64, 64)))
+    one = processor.compute_normalization(planes)
+    other = processor.compute_normalization(7 * planes + 1000)
+    hazy = (planes - one.input_mean) / one.input_std
+    torch.testing.assert_close((7 * planes + 1000 - other.input_mean) / other.input_std, hazy, atol=1e-3, rtol=0)
+    torch.testing.assert_close(other.target_std, 7 * one.target_std, rtol=1e-4, atol=0)
+    torch.testing.assert_close(other.target_mean, 7 * one.target_mean, rtol=1e-4, atol=0)
+    assert hazy.mean().abs() < 1e-5 and abs(hazy.std() - 1) < 1e-3
+
+
+def test_smooth_haze_hardly_changes_the_scale_of_the_target():
+    rng = np.random.default_rng(0)
+    sharp = np.zeros((128, 128))
+    sharp[rng.integers(0, 128, 200), rng.integers(0, 128, 200)] = 3000
+    y, x = np.mgrid[:128, :128]
+    haze = 300 * np.exp(-((y - 60) ** 2 + (x - 70) ** 2) / 2 / 50**2)
+    processor = HazeImageProcessor()
+    alone, hazed = (processor.compute_normalization(processor.preprocess(i)).target_std for i in (sharp, sharp + haze))
+    assert abs(hazed / alone - 1) < 0.05
+
+
+def test_fixed_normalization_uses_the_training_statistics():
+    processor = HazeImageProcessor("fixed", input_mean=10, input_std=2, target_mean=5, target_std=3)
+    statistics = processor.compute_normalization(torch.zeros(4, 1, 8, 8))
+    values = statistics.input_mean, statistics.input_std, statistics.target_mean, statistics.target_std
+    assert [v.flatten().tolist() for v in values] == [[10.0] * 4, [2.0] * 4, [5.0] * 4, [3.0] * 4]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"normalization": "percentile"}, {"normalization": "fixed"}, {"target_std": 0.0},
+     {"normalization": "fixed", "input_mean": 0.0, "input_std": -1.0}],
+)  # fmt: skip
+def test_impossible_statistics_are_refused(arguments):
+    with pytest.raises(ValueError):
+        HazeImageProcessor(**arguments)
+
+
+def test_pictures_map_the_stated_limits_to_black_and_white():
+    picture = np.asarray(HazeImageProcessor.visualize_intensity(np.array([[0.0, 50.0], [100.0, 200.0]]), 0, 100))
+    assert picture.tolist() == [[0, 128], [255, 255]]
+    fire = np.asarray(HazeImageProcessor.visualize_intensity(np.linspace(0, 1, 50)[None], 0, 1, "fire")).astype(int)
+    assert (np.diff(fire.sum(axis=-1)[0]) > 0).all()
+    with pytest.raises(ValueError, match="one plane"):
+        HazeImageProcessor.visualize_intensity(np.zeros((2, 4, 4)))
+    with pytest.raises(ValueError, match="colormap"):
+        HazeImageProcessor.visualize_intensity(np.zeros((4, 4)), colormap="jet")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300), (512, 512), (3000, 40)])
+def test_side_by_side_pictures_of_any_size(shape):
+    image = np.random.default_rng(0).random(shape).astype(np.float32)
+    two = HazeImageProcessor.visualize_side_by_side(image, image, pixel_size=0.1)
+    three = HazeImageProcessor.visualize_side_by_side(image, image, image)
+    assert three.width > two.width and max(three.height, 1100) == 1100

@@ -1,0 +1,359 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_unet
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from torchcfm_unet import reference_unet
+
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.conversion import unet_from_torchcfm
+
+
+@pytest.fixture
+def pipe():
+    pipeline = HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), target_mean=0.4, target_std=1.3)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).gamma(2, 100, (3, 40, 32)).astype(np.uint16)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# Agreement with the reference of the method.
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (256, 320)])
+def test_19_steps_equal_a_plain_loop_of_the_reference(shape):
+    """The network of torchcfm in the loop of the paper against its conversion in our pipeline, from the same noise."""
+    reference = reference_unet(128)
+    hazy = np.random.default_rng(1).normal(300, 40, shape).astype(np.float32)
+    noise = torch.randn(1, 1, *shape, generator=seeded())
+
+    condition = torch.from_numpy((hazy - 290) / 50)[None, None]
+    x = noise
+    times = torch.linspace(0, 1, 20)
+    with torch.no_grad():
+        for now, following in itertools.pairwise(times):
+            velocity = reference(now.expand(1), torch.cat([x, condition], dim=1))
+            x = x + (following - now) * velocity
+    expected = (x * 30 + 100)[0, 0].numpy()
+
+    pipeline = HazeMatchingPipeline(
+        unet_from_torchcfm(reference.state_dict()),
+        FlowMatchODEScheduler(),
+        normalization="fixed",
+        input_mean=290,
+        input_std=50,
+        target_mean=100,
+        target_std=30,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    out = pipeline(hazy, num_inference_steps=19, latents=noise[0, 0])
+    # 1e-4 in network units, in which the solution has a deviation of about 1.
+    assert np.abs(out.prediction - expected).max() / 30 < 1e-4
+    assert expected.std() / 30 > 0.3
+
+
+def test_the_stock_scheduler_gives_the_same_image(pipe, image):
+    ours = pipe(image, num_inference_steps=5, generator=seeded()).prediction
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    np.testing.assert_allclose(pipe(image, num_inference_steps=5, generator=seeded()).prediction, ours, rtol=1e-4)
+
+
+def test_one_step_is_noise_plus_velocity_at_time_zero(pipe, image):
+    noise = torch.randn(3, 40, 32, generator=seeded())
+    planes = pipe.image_processor.preprocess(image)
+    statistics = pipe.image_processor.compute_normalization(planes)
+    hazy = (planes - statistics.input_mean) / statistics.input_std
+    with torch.no_grad():
+        velocity = pipe.unet(torch.cat([noise[:, None], hazy], dim=1), torch.tensor(0.0)).sample
+    expected = (noise[:, None] + velocity) * statistics.target_std + statistics.target_mean
+    out = pipe(image, num_inference_steps=1, latents=noise, output_type="pt")
+    torch.testing.assert_close(out.prediction, expected[:, 0], rtol=1e-4, atol=1e-3)
+
+
+# What decides the result, and what must not.
+
+
+def test_the_result_is_a_function_of_image_and_noise_alone(pipe, image):
+    noise = np.random.default_rng(3).standard_normal((2, *image.shape)).astype(np.float32)
+    torch.manual_seed(1)
+    one = pipe(image, num_inference_steps=3, ensemble_size=2, latents=noise).prediction
+    torch.manual_seed(2)
+    torch.randn(5)
+    two = pipe(image, num_inference_steps=3, ensemble_size=2, latents=torch.from_numpy(noise)).prediction
+    np.testing.assert_array_equal(one, two)
+    assert (
+        np.abs(pipe(image, num_inference_steps=3, ensemble_size=2, latents=noise[::-1].copy()).prediction - one).max()
+        < 1e-3
+    )
+    assert np.abs(pipe(image, num_inference_steps=3, ensemble_size=2, latents=noise + 1).prediction - one).max() > 1
+
+
+def test_the_seed_decides_whatever_the_batch_size(pipe, image):
+    def run(batch_size, seed=0):
+        return pipe(
+            image,
+            num_inference_steps=3,
+            ensemble_size=3,
+            batch_size=batch_size,
+            generator=seeded(seed),
+            output_samples=True,
+        ).samples
+
+    expected = run(1)
+    for batch_size in (2, 4, 9):
+        np.testing.assert_allclose(run(batch_size), expected, rtol=1e-4, atol=1e-2)
+    assert np.abs(run(1, seed=1) - expected).max() > 1
+
+
+def test_seeded_noise_equals_the_same_noise_given_as_latents(pipe, image):
+    generator = seeded()
+    noise = torch.stack([torch.randn(1, 40, 32, generator=generator)[0] for _ in range(6)])  # plane by plane
+    noise = noise.reshape(3, 2, 40, 32).transpose(0, 1)
+    given = pipe(image, num_inference_steps=2, ensemble_size=2, latents=noise).prediction
+    drawn = pipe(image, num_inference_steps=2, ensemble_size=2, generator=seeded()).prediction
+    np.testing.assert_allclose(given, drawn, rtol=1e-5)
+
+
+def test_one_generator_per_plane_makes_planes_independent_of_their_stack(pipe, image):
+    stack = pipe(image, num_inference_steps=2, generator=[seeded(i) for i in range(3)]).prediction
+    alone = pipe(image[2], num_inference_steps=2, generator=seeded(2)).prediction
+    np.testing.assert_allclose(stack[2], alone, rtol=1e-4, atol=1e-2)
+
+
+class LocalNetwork(UNet2DModel):
+    """A network without normalisation or attention, whose tiles equal the whole field exactly where they are not cut."""
+
+    def forward(self, sample, timestep, return_dict=True):
+        hazy, state = sample[:, 1:], sample[:, :1]
+        smooth = torch.nn.functional.avg_pool2d(hazy, 3, stride=1, padding=1, count_include_pad=False)
+        return (smooth - state * (1 + timestep),)
+
+
+def test_tiles_share_one_noise_field_and_leave_no_seam():
+    unet = LocalNetwork(**{k: v for k, v in tiny_unet().config.items() if not k.startswith("_")})
+    pipe = HazeMatchingPipeline(unet, FlowMatchODEScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    hazy = np.random.default_rng(0).gamma(2, 100, (100, 90)).astype(np.float32)
+    whole = pipe(hazy, num_inference_steps=4, generator=seeded()).prediction
+    spread = whole.std()
+    for tile_size, tile_overlap in ((32, 8), (48, 24), (64, None)):
+        tiled = pipe(
+            hazy, num_inference_steps=4, generator=seeded(), tile_size=tile_size, tile_overlap=tile_overlap
+        ).prediction
+        # A cut costs the local average one pixel, at the edge of the tile, where its weight is least.
+        assert np.abs(tiled - whole).max() < 0.05 * spread
+        assert np.abs(tiled - whole).mean() < 0.001 * spread
+
+
+def test_two_tile_sizes_give_nearly_the_same_posterior_sample():
+    """Statistics of the tile enter a real network, but independent noise per tile would leave no correlation at all."""
+    pipe = HazeMatchingPipeline.from_default()
+    pipe.set_progress_bar_config(disable=True)
+    y, x = np.mgrid[:160, :160]
+    hazy = np.random.default_rng(0).poisson(100 + 200 * (np.sin(x / 4) * np.sin(y / 5)) ** 8).astype(np.uint16)
+    results = [
+        pipe(hazy, num_inference_steps=6, generator=seeded(), tile_size=tile_size).prediction
+        for tile_size in (96, 128)
+    ]
+    assert np.corrcoef(results[0].ravel(), results[1].ravel())[0, 1] > 0.9
+
+
+# Shapes and types.
+
+
+@pytest.mark.parametrize(
+    "shape", [(48, 36), (2, 24, 24), (2, 1, 2, 20, 24), (1, 1), (17, 19), (1, 500), (2, 1, 33), (500, 500)]
+)
+def test_the_prediction_has_the_shape_of_the_image(pipe, shape):
+    image = np.random.default_rng(0).integers(0, 4000, shape, dtype=np.uint16)
+    out = pipe(image, num_inference_steps=2, ensemble_size=2, output_uncertainty=True, output_samples=True)
+    assert out.prediction.shape == out.uncertainty.shape == shape
+    assert out.samples.shape == (2, *shape)
+    assert out.prediction.dtype == out.uncertainty.dtype == out.samples.dtype == np.float32
+    assert np.isfinite(out.prediction).all() and (out.uncertainty >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32", "float64"])
+def test_the_dtype_of_the_image_does_not_matter(pipe, dtype):
+    image = np.random.default_rng(0).integers(0, 255, (20, 20))
+    expected = pipe(image.astype(np.float32), num_inference_steps=2, generator=seeded()).prediction
+    result = pipe(image.astype(dtype), num_inference_steps=2, generator=seeded()).prediction
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_a_list_of_images_of_different_sizes(pipe):
+    images = [np.random.rand(20, 24), np.random.rand(2, 17, 9)]
+    generator = seeded()
+    out = pipe(images, num_inference_steps=2, ensemble_size=2, generator=generator, output_uncertainty=True)
+    assert [p.shape for p in out.prediction] == [p.shape for p in out.uncertainty] == [i.shape for i in images]
+    assert out.samples is None
+    alone = pipe(images[0], num_inference_steps=2, ensemble_size=2, generator=seeded()).prediction
+    np.testing.assert_array_equal(out.prediction[0], alone)
+
+
+def test_a_plane_without_contrast_has_no_in_focus_light(pipe):
+    stack = np.stack([np.full((20, 20), 500), np.random.default_rng(0).integers(0, 900, (20, 20))]).astype(np.uint16)
+    out = pipe(stack, num_inference_steps=2, ensemble_size=2, output_uncertainty=True)
+    assert (out.prediction[0] == 0).all() and (out.uncertainty[0] == 0).all()
+    assert np.isfinite(out.prediction[1]).all() and out.prediction[1].std() > 0
+
+
+def test_tuple_and_dict_agree(pipe, image):
+    arguments = {"num_inference_steps": 2, "ensemble_size": 2, "output_uncertainty": True, "output_samples": True}
+    out = pipe(image, generator=seeded(), **arguments)
+    prediction, uncertainty, samples = pipe(image, generator=seeded(), return_dict=False, **arguments)
+    np.testing.assert_array_equal(out.prediction, prediction)
+    np.testing.assert_array_equal(out.uncertainty, uncertainty)
+    np.testing.assert_array_equal(out.samples, samples)
+    assert pipe(image, num_inference_steps=1, return_dict=False)[1:] == (None, None)
+
+
+def test_tensors_come_back_as_tensors(pipe, image):
+    out = pipe(torch.from_numpy(image.astype(np.float32)), num_inference_steps=1, generator=seeded(), output_type="pt")
+    arrays = pipe(image, num_inference_steps=1, generator=seeded())
+    np.testing.assert_array_equal(out.prediction.numpy(), arrays.prediction)
+
+
+# The ensemble.
+
+
+def test_prediction_and_uncertainty_summarise_the_samples(pipe, image):
+    pipe.register_to_config(uncertainty_scale=1.5, uncertainty_offset=0.1)
+    arguments = {"num_inference_steps": 2, "ensemble_size": 5, "output_uncertainty": True, "output_samples": True}
+    out = pipe(image, generator=seeded(), **arguments)
+    np.testing.assert_allclose(out.prediction, out.samples.mean(axis=0), rtol=1e-4, atol=1e-2)
+    statistics = pipe.image_processor.compute_normalization(pipe.image_processor.preprocess(image))
+    offset = 0.1 * statistics.target_std[:, 0].numpy()
+    np.testing.assert_allclose(out.uncertainty, 1.5 * out.samples.std(axis=0, ddof=1) + offset, rtol=1e-3, atol=1e-2)
+    median = pipe(image, generator=seeded(), ensembling_kwargs={"reduction": "median"}, **arguments)
+    np.testing.assert_allclose(median.prediction, np.median(out.samples, axis=0), rtol=1e-4, atol=1e-2)
+
+
+# Saving and loading.
+
+
+def test_saving_and_loading_gives_the_same_numbers_to_the_bit(pipe, image, tmp_path):
+    expected = pipe(image, num_inference_steps=3, ensemble_size=2, generator=seeded()).prediction
+    pipe.save_pretrained(tmp_path)
+    loaded = HazeMatchingPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert isinstance(loaded.scheduler, FlowMatchODEScheduler)
+    assert loaded.config.target_std == 1.3
+    result = loaded(image, num_inference_steps=3, ensemble_size=2, generator=seeded()).prediction
+    np.testing.assert_array_equal(result, expected)
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_the_config_explains_the_checkpoint(pipe, tmp_path):
+    pipe.register_to_config(training_patch_size=64, training_pixel_size={"min": 0.03, "max": 0.6})
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["normalization"] == "image" and index["training_pixel_size"] == {"min": 0.03, "max": 0.6}
+    assert index["default_num_inference_steps"] == 19
+
+
+def test_the_default_checkpoint_loads_offline_from_the_package(monkeypatch):
+    import socket
+
+    def refuse(*_):
+        raise OSError("the test forbids network access")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    pipe = HazeMatchingPipeline.from_default()
+    assert pipe.unet.dtype == torch.float32
+    assert sum(p.numel() for p in pipe.unet.parameters()) == 3_704_097
+
+
+def test_half_precision_stays_close(pipe, image):
+    expected = pipe(image, num_inference_steps=3, generator=seeded()).prediction
+    for dtype in (torch.bfloat16, torch.float16):
+        out = pipe.to(dtype)(image, num_inference_steps=3, generator=seeded())
+        assert np.abs(out.prediction - expected).mean() < 0.05 * expected.std()
+        assert out.prediction.dtype == np.float32
+
+
+# Callbacks.
+
+
+def test_the_callback_sees_every_step_and_may_replace_the_state(pipe, image):
+    seen = []
+
+    def record(pipeline, step, timestep, tensors):
+        seen.append((step, float(timestep), tuple(tensors["latents"].shape)))
+        return {}
+
+    pipe(image, num_inference_steps=3, ensemble_size=2, batch_size=4, callback_on_step_end=record)
+    assert [step for step, _, _ in seen] == list(range(6))  # 3 steps for 4 and for the remaining 2 of 6 members
+    assert seen[0][1] == 1000 and seen[0][2] == (4, 1, 40, 32) and seen[-1][2] == (2, 1, 40, 32)
+    assert pipe.num_timesteps == 3
+
+    zeros = pipe(
+        image,
+        num_inference_steps=3,
+        callback_on_step_end=lambda p, s, t, k: {"latents": torch.zeros_like(k["latents"])},
+    ).prediction
+    statistics = pipe.image_processor.compute_normalization(pipe.image_processor.preprocess(image))
+    np.testing.assert_allclose(zeros, statistics.target_mean[:, 0].expand(3, 40, 32).numpy(), rtol=1e-5)
+
+
+def test_an_interrupted_call_returns_no_half_finished_image(pipe, image):
+    def stop(pipeline, step, timestep, tensors):
+        pipeline._interrupt = True
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(image, num_inference_steps=3, callback_on_step_end=stop)
+    assert pipe(image, num_inference_steps=1).prediction.shape == image.shape  # the next call starts afresh
+
+
+# Arguments out of range.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"ensemble_size": 0}, "ensemble_size"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"tile_size": 30}, "multiple of 8"),
+        ({"tile_size": 0}, "multiple of 8"),
+        ({"tile_overlap": 8}, "needs `tile_size`"),
+        ({"tile_size": 32, "tile_overlap": 32}, "tile_overlap"),
+        ({"output_type": "pil"}, "output_type"),
+        ({"ensembling_kwargs": {"reduction": "max"}}, "reduction"),
+        ({"output_uncertainty": True}, "ensemble_size"),
+        ({"output_uncertainty": True, "ensemble_size": 4, "num_inference_steps": 1}, "posterior mean"),
+        ({"latents": np.zeros((2, 40, 32))}, "shape"),
+        ({"latents": np.zeros((3, 40, 32)), "ensemble_size": 2}, "shape"),
+        ({"latents": np.zeros((3, 40, 32)), "generator": torch.Generator()}, "exclude each other"),
+        ({"generator": [torch.Generator()]}, "one entry per plane"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs"),
+    ],
+)
+def test_arguments_out_of_range_are_named(pipe, image, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(image, **arguments)
+
+
+@pytest.mark.parametrize("bad", [np.full((8, 8), np.nan), np.full((8, 8), np.inf), np.zeros((0, 8)), np.zeros(8), []])
+def test_bad_images_raise_one_clear_error(pipe, bad):
+    with pytest.raises(ValueError, match="image"):
+        pipe(bad)
+
+
+def test_a_network_of_other_channels_is_refused():
+    unet = tiny_unet()
+    other = UNet2DModel(**{**{k: v for k, v in unet.config.items() if not k.startswith("_")}, "in_channels": 3})
+    with pytest.raises(ValueError, match="2 input channels"):
+        HazeMatchingPipeline(other, FlowMatchODEScheduler())

@@ -1,0 +1,367 @@
+"""
+Train a HazeMatching pipeline on a folder of pairs.
+
+    haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
+    haze-pipeline simulate runs/validation --num-images 24 --size 192 --seed 2
+    accelerate launch training/train_haze_matching.py --train_data_dir runs/train --validation_data_dir runs/validation \
+        --output_dir runs/first
+
+A folder of pairs holds `hazy/` and `clear/` with single-plane TIFFs of the same names. The result is a pipeline folder for
+`HazeMatchingPipeline.from_pretrained`. `training/README.md` explains the choices.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import UNet2DModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from haze_pipeline import FlowMatchODEScheduler, HazeImageProcessor, HazeMatchingPipeline
+from haze_pipeline.metrics import range_invariant_psnr
+from haze_pipeline.microscopy_io import read_micrograph
+
+
+logger = get_logger(__name__)
+
+# HazeMatching's network for patches of 128 px as a stock UNet2DModel: 3.7 million parameters.
+DEFAULT_UNET = {
+    "in_channels": 2,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 32, 64, 96, 128),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+    "attention_head_dim": None,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Train a HazeMatching pipeline on a folder of pairs.")
+    # Data.
+    parser.add_argument("--train_data_dir", required=True, help="Folder with hazy/ and clear/ single-plane TIFFs.")
+    parser.add_argument("--validation_data_dir", help="Another such folder, of other specimens.")
+    parser.add_argument("--output_dir", required=True, help="Where checkpoints and the trained pipeline go.")
+    parser.add_argument("--resolution", type=int, default=64, help="Side of the training patches in pixels.")
+    parser.add_argument(
+        "--normalization", choices=["image", "fixed"], default="image",
+        help='"image": every image by its own statistics; "fixed": by those of the training set, as in the paper.',
+    )  # fmt: skip
+    parser.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that cut patches.")
+    # Model.
+    parser.add_argument(
+        "--model_config_name_or_path", help="UNet2DModel config in place of the paper's 3.7-million-parameter network."
+    )
+    # Optimisation.
+    parser.add_argument("--seed", type=int, default=0, help="Decides initial weights, patches, times and noises.")
+    parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimiser step.")
+    parser.add_argument("--max_train_steps", type=int, default=6000, help="Optimiser steps in all.")
+    parser.add_argument("--learning_rate", type=float, default=5e-4, help="Peak learning rate of AdamW.")
+    parser.add_argument("--lr_scheduler", default="cosine", help="Name of a schedule in diffusers.optimization.")
+    parser.add_argument("--lr_warmup_steps", type=int, default=200, help="Steps of linear warm-up.")
+    parser.add_argument("--weight_decay", type=float, default=1e-4, help="Weight decay of AdamW.")
+    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm.")
+    parser.add_argument("--ema_decay", type=float, default=0.999, help="Decay of the averaged weights that are kept.")
+    parser.add_argument(
+        "--posterior_mean_share", type=float, default=0.0,
+        help="Share of patches whose time is set to 0, which trains one-step posterior means; the others' times are "
+        "uniform on the paper's grid of 20 values.",
+    )  # fmt: skip
+    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
+    # Checkpoints, validation, logs.
+    parser.add_argument(
+        "--checkpointing_steps", type=int, default=500, help="Steps between checkpoints to resume from."
+    )
+    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="Older checkpoints are deleted.")
+    parser.add_argument("--resume_from_checkpoint", help='A "checkpoint-…" folder, or "latest".')
+    parser.add_argument("--validation_steps", type=int, default=500, help="Steps between validations.")
+    parser.add_argument("--report_to", default="tensorboard", help="Tracker known to accelerate, or none.")
+    args = parser.parse_args()
+
+    if args.resolution < 16:
+        parser.error("--resolution must be at least 16.")
+    if not 0 <= args.posterior_mean_share <= 1:
+        parser.error("--posterior_mean_share must lie between 0 and 1.")
+    return args
+
+
+def read_pairs(folder):
+    """Read a folder of pairs: lists of `[H, W]` arrays `hazy` and `clear`, and the pixel sizes in µm where known."""
+    hazy_paths = sorted(Path(folder, "hazy").glob("*.tif*"))
+    if not hazy_paths:
+        raise ValueError(f"{folder} holds no TIFFs in hazy/; expected pairs of the same name in hazy/ and clear/.")
+    hazy, clear, pixel_sizes = [], [], []
+    for hazy_path in hazy_paths:
+        clear_path = Path(folder, "clear", hazy_path.name)
+        hazy_micrograph, clear_micrograph = read_micrograph(hazy_path), read_micrograph(clear_path)
+        if hazy_micrograph.data.ndim != 2 or hazy_micrograph.data.shape != clear_micrograph.data.shape:
+            raise ValueError(
+                f"{hazy_path} and {clear_path} must be single planes of one size, got shapes "
+                f"{hazy_micrograph.data.shape} and {clear_micrograph.data.shape}."
+            )
+        hazy.append(hazy_micrograph.data)
+        clear.append(clear_micrograph.data)
+        if hazy_micrograph.pixel_size is not None:
+            pixel_sizes.append(hazy_micrograph.pixel_size[0])
+    return hazy, clear, pixel_sizes
+
+
+def fit_image_processor(normalization, hazy, clear):
+    """The image processor with the statistics of the training set."""
+    if normalization == "fixed":
+        pixels = {
+            "input": np.concatenate([h.ravel() for h in hazy]),
+            "target": np.concatenate([c.ravel() for c in clear]),
+        }
+        return HazeImageProcessor(
+            "fixed",
+            input_mean=float(pixels["input"].mean(dtype=np.float64)),
+            input_std=float(pixels["input"].std(dtype=np.float64)),
+            target_mean=float(pixels["target"].mean(dtype=np.float64)),
+            target_std=float(pixels["target"].std(dtype=np.float64)),
+        )
+    # Per image: the target in units of the hazy image's band-passed deviation, pooled over all images.
+    unit = HazeImageProcessor("image")
+    count, total, squares = 0, 0.0, 0.0
+    for hazy_image, clear_image in zip(hazy, clear, strict=True):
+        scale = unit.compute_normalization(unit.preprocess(hazy_image)).target_std.item()
+        if scale > 0:
+            values = clear_image.astype(np.float64) / scale
+            count, total, squares = count + values.size, total + values.sum(), squares + (values**2).sum()
+    if count == 0:
+        raise ValueError("No hazy training image has any contrast.")
+    mean = total / count
+    return HazeImageProcessor("image", target_mean=mean, target_std=math.sqrt(squares / count - mean**2))
+
+
+class TrainingExamples(torch.utils.data.Dataset):
+    """
+    The endless sequence of training examples, cut off at `length`. Example `index` is a function of the seed and `index`
+    alone (which image, patch, orientation, time and noise), so that neither the number of processes or workers nor an
+    interruption changes what is trained on.
+    """
+
+    def __init__(self, hazy, clear, image_processor, args, length):
+        self.fields = []  # [2,H,W] each: normalised hazy and clear
+        for hazy_image, clear_image in zip(hazy, clear, strict=True):
+            if min(hazy_image.shape) < args.resolution:
+                raise ValueError(
+                    f"An image of shape {hazy_image.shape} is smaller than --resolution {args.resolution}."
+                )
+            planes = image_processor.preprocess(hazy_image)  # [1,1,H,W]
+            statistics = image_processor.compute_normalization(planes)
+            if statistics.target_std.item() == 0:
+                continue  # a hazy image without contrast teaches nothing
+            field = torch.cat(
+                [
+                    (planes - statistics.input_mean) / statistics.input_std,
+                    (image_processor.preprocess(clear_image) - statistics.target_mean) / statistics.target_std,
+                ]
+            )
+            self.fields.append(field[:, 0])
+        self.resolution = args.resolution
+        self.posterior_mean_share = args.posterior_mean_share
+        self.seed = args.seed
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng([self.seed, index])
+        field = self.fields[rng.integers(len(self.fields))]
+        y = rng.integers(field.shape[1] - self.resolution + 1)
+        x = rng.integers(field.shape[2] - self.resolution + 1)
+        patch = field[:, y : y + self.resolution, x : x + self.resolution]
+        patch = torch.rot90(patch, int(rng.integers(4)), dims=(1, 2))
+        if rng.integers(2):
+            patch = patch.flip(2)
+        # t from the paper's grid of 20 values, of which t = 0 trains the posterior mean.
+        t = np.linspace(0, 1, 20)[rng.integers(20)] if rng.random() >= self.posterior_mean_share else 0.0
+        noise = torch.from_numpy(rng.standard_normal((1, self.resolution, self.resolution), dtype=np.float32))
+        return {"hazy": patch[:1], "clear": patch[1:], "noise": noise, "t": torch.tensor(t, dtype=torch.float32)}
+
+
+def validate(pipeline, hazy, clear):
+    """Mean range-invariant PSNR in dB of one-step posterior means of 4 noises, through the real pipeline."""
+    pipeline.set_progress_bar_config(disable=True)
+    scores = []
+    for hazy_image, clear_image in zip(hazy, clear, strict=True):
+        generator = torch.Generator().manual_seed(0)
+        out = pipeline(hazy_image, num_inference_steps=1, ensemble_size=4, generator=generator)
+        scores.append(range_invariant_psnr(clear_image, out.prediction))
+    return float(np.mean(scores))
+
+
+def main():
+    args = parse_args()
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=Path(args.output_dir, "logs")),
+    )
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    set_seed(args.seed)
+    if accelerator.is_main_process:
+        os.makedirs(args.output_dir, exist_ok=True)
+
+    # Data: all pairs are held in memory.
+    hazy, clear, pixel_sizes = read_pairs(args.train_data_dir)
+    image_processor = fit_image_processor(args.normalization, hazy, clear)
+    examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    dataset = TrainingExamples(hazy, clear, image_processor, args, length=args.max_train_steps * examples_per_step)
+    logger.info(
+        "%d pairs, target mean %.4g, deviation %.4g",
+        len(hazy),
+        image_processor.target_mean,
+        image_processor.target_std,
+    )
+    validation_hazy, validation_clear = [], []
+    if args.validation_data_dir is not None:
+        validation_hazy, validation_clear, _ = read_pairs(args.validation_data_dir)
+        inputs = [range_invariant_psnr(c, h) for h, c in zip(validation_hazy, validation_clear, strict=True)]
+        logger.info("validation: %d pairs, %.2f dB before dehazing", len(inputs), np.mean(inputs))
+    # Not shuffled: the examples are random in themselves, and this order is the same after a resume.
+    dataloader = torch.utils.data.DataLoader(
+        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True
+    )
+
+    # Model, averaged weights, optimiser, schedule.
+    config = DEFAULT_UNET
+    if args.model_config_name_or_path is not None:
+        config = UNet2DModel.load_config(args.model_config_name_or_path)
+    unet = UNet2DModel.from_config({**config, "sample_size": args.resolution})
+    logger.info("%d parameters", unet.num_parameters())
+    ema = EMAModel(
+        unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4,
+        model_cls=UNet2DModel, model_config=unet.config,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+    # accelerate steps the schedule once per process, so that its lengths are counted in steps × processes.
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer=optimizer,
+        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
+        num_training_steps=args.max_train_steps * accelerator.num_processes,
+    )
+    unet, optimizer, dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, dataloader, lr_scheduler)
+    ema.to(accelerator.device)
+    accelerator.register_for_checkpointing(ema)
+    if args.report_to != "none":
+        accelerator.init_trackers("haze_matching", config=vars(args))
+
+    def build_pipeline():
+        return HazeMatchingPipeline(
+            unet=accelerator.unwrap_model(unet),
+            scheduler=FlowMatchODEScheduler(),
+            normalization=image_processor.normalization,
+            input_mean=image_processor.input_mean,
+            input_std=image_processor.input_std,
+            target_mean=image_processor.target_mean,
+            target_std=image_processor.target_std,
+            training_patch_size=args.resolution,
+            training_pixel_size={"min": min(pixel_sizes), "max": max(pixel_sizes)} if pixel_sizes else None,
+        )
+
+    # Resume: weights, optimiser, schedule, averaged weights, random states; then skip the examples already seen.
+    step, best = 0, -math.inf
+    if args.resume_from_checkpoint is not None:
+        checkpoint = Path(args.resume_from_checkpoint)
+        if args.resume_from_checkpoint == "latest":
+            checkpoints = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+            checkpoint = checkpoints[-1] if checkpoints else None
+        if checkpoint is None:
+            logger.info("no checkpoint in %s, starting from scratch", args.output_dir)
+        else:
+            accelerator.load_state(checkpoint)
+            step = int(checkpoint.name.split("-")[1])
+            if Path(args.output_dir, "best", "score.json").exists():
+                best = json.loads(Path(args.output_dir, "best", "score.json").read_text())["validation_psnr"]
+            logger.info("resumed from %s", checkpoint)
+    batches = accelerator.skip_first_batches(dataloader, step * args.gradient_accumulation_steps)
+
+    # Train.
+    progress_bar = tqdm(
+        total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
+    )
+    unet.train()
+    for batch in batches:
+        with accelerator.accumulate(unet):
+            t = batch["t"].view(-1, 1, 1, 1)
+            latents = (1 - t) * batch["noise"] + t * batch["clear"]  # [B,1,h,w]
+            velocity = unet(torch.cat([latents, batch["hazy"]], dim=1), batch["t"], return_dict=False)[0]  # [B,1,h,w]
+            loss = F.mse_loss(velocity.float(), batch["clear"] - batch["noise"])
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+            optimizer.step()
+            lr_scheduler.step()
+            optimizer.zero_grad()
+        if not accelerator.sync_gradients:
+            continue
+        ema.step(unet.parameters())
+        step += 1
+        progress_bar.update()
+        last = step == args.max_train_steps
+        accelerator.log({"loss": loss.item(), "learning_rate": lr_scheduler.get_last_lr()[0]}, step=step)
+
+        if step % args.checkpointing_steps == 0 or last:
+            # Under a temporary name until complete: a checkpoint that a kill cuts short must not be resumed from.
+            checkpoint = Path(args.output_dir, f"checkpoint-{step}")
+            incomplete = Path(args.output_dir, f"incomplete-checkpoint-{step}")
+            accelerator.save_state(incomplete)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+                incomplete.rename(checkpoint)
+                checkpoints = sorted(
+                    Path(args.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])
+                )
+                for old in checkpoints[: -args.checkpoints_total_limit]:
+                    shutil.rmtree(old)
+
+        if validation_hazy and accelerator.is_main_process and (step % args.validation_steps == 0 or last):
+            ema.store(unet.parameters())
+            ema.copy_to(unet.parameters())
+            unet.eval()
+            pipeline = build_pipeline()
+            score = validate(pipeline, validation_hazy, validation_clear)
+            accelerator.log({"validation_psnr": score}, step=step)
+            logger.info("step %d: loss %.4f, validation %.2f dB", step, loss.item(), score)
+            if score > best:
+                best = score
+                pipeline.save_pretrained(Path(args.output_dir, "best"))
+                Path(args.output_dir, "best", "score.json").write_text(
+                    json.dumps({"step": step, "validation_psnr": score})
+                )
+            ema.restore(unet.parameters())
+            unet.train()
+
+    # Keep the averaged weights.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        ema.copy_to(unet.parameters())
+        build_pipeline().save_pretrained(args.output_dir)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
