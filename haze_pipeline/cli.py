@@ -78,20 +78,27 @@ def _progress(description: str, total: int, stack: ExitStack):
 
 
 def _load_pipeline(model: str | None):
+    """The pipeline in a folder or a Hub repository, or the default one; errors name `model` in one sentence."""
+    from diffusers.utils import logging as diffusers_logging
+
     from .pipeline_haze_matching import HazeMatchingPipeline
 
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
     if model is None:
         return HazeMatchingPipeline.from_default()
-    if not Path(model).is_dir() and (Path(model).exists() or model.startswith((".", "/", "~"))):
-        raise FileNotFoundError(
-            f"{model} is not a pipeline folder; pass one with a model_index.json or a Hub repository."
-        )
-    if Path(model).is_dir() and not Path(model, "model_index.json").exists():
-        raise FileNotFoundError(f"{model} is not a pipeline folder: it holds no model_index.json.")
+    if Path(model).exists() and not Path(model, "model_index.json").exists():
+        raise ValueError(f"{model} is not a pipeline folder: it holds no model_index.json.")
     try:
         return HazeMatchingPipeline.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model} could not be loaded as a pipeline: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        if Path(model).exists():
+            raise ValueError(f"{model} is an incomplete pipeline folder: {error}") from error
+        raise ValueError(
+            f"{model} is neither a folder here nor could it be loaded from the Hub: check the name and the network."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{model} could not be loaded as a pipeline: {error}") from error
 
 
 @app.command()
@@ -241,7 +248,7 @@ def dehaze(
 
 @app.command()
 def simulate(
-    output: Annotated[Path, typer.Argument(help="Folder for hazy/, clear/ and parameters.jsonl; new or empty.")],
+    output: Annotated[Path, typer.Argument(help="Folder to make, with hazy/, clear/ and parameters.jsonl.")],
     num_images: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 10,
     size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Seed; other seeds give other specimens.")] = 0,
@@ -256,23 +263,22 @@ def simulate(
     from .microscopy_io import Micrograph, replace_when_complete, write_ome_tiff
     from .simulation import pair_generator, simulate_pair
 
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; choose another.")
-    for folder in ("hazy", "clear"):
-        (output / folder).mkdir(parents=True)
-    lines = []
-    with ExitStack() as stack:
+    if output.exists():
+        raise FileExistsError(f"{output} exists; choose another name.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replace_when_complete(output) as folder, ExitStack() as stack:
+        (folder / "hazy").mkdir(parents=True)
+        (folder / "clear").mkdir()
+        parameters = stack.enter_context((folder / "parameters.jsonl").open("w"))
         advance = _progress(f"Simulating {output}", num_images, stack)
         for index in range(num_images):
             pair = simulate_pair(size, pair_generator(seed, index))
             pixel_size = pair.parameters["pixel_size"]
-            for folder, image in (("hazy", pair.hazy.numpy().astype(np.uint16)), ("clear", pair.clear.numpy())):
-                path = output / folder / f"{index:06d}.ome.tif"
+            for name, image in (("hazy", pair.hazy.numpy().astype(np.uint16)), ("clear", pair.clear.numpy())):
+                path = folder / name / f"{index:06d}.ome.tif"
                 write_ome_tiff(path, Micrograph(image, "YX", pixel_size=(pixel_size, pixel_size)))
-            lines.append(json.dumps({"image": f"{index:06d}", "seed": seed, **pair.parameters}) + "\n")
+            parameters.write(json.dumps({"image": f"{index:06d}", "seed": seed, **pair.parameters}) + "\n")
             advance()
-    with replace_when_complete(output / "parameters.jsonl") as temporary:
-        temporary.write_text("".join(lines))
     print(output)
 
 
@@ -291,19 +297,20 @@ def convert(
     import warnings
 
     from .conversion import convert_hazematching_checkpoint
+    from .microscopy_io import replace_when_complete
     from .pipeline_haze_matching import HazeMatchingPipeline
     from .scheduling_flow_match_ode import FlowMatchODEScheduler
 
     if output.exists():
-        raise FileExistsError(f"{output} exists; choose another folder.")
+        raise FileExistsError(f"{output} exists; choose another name.")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         unet, config = convert_hazematching_checkpoint(checkpoint, subset.value, channel)
     for warning in caught:
         Console(stderr=True).print(f"Warning: {warning.message}", style="yellow", highlight=False, markup=False)
-    incomplete = output.with_name(f".{output.name}.incomplete")
-    HazeMatchingPipeline(unet, FlowMatchODEScheduler(), normalization="fixed", **config).save_pretrained(incomplete)
-    incomplete.rename(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replace_when_complete(output) as folder:
+        HazeMatchingPipeline(unet, FlowMatchODEScheduler(), normalization="fixed", **config).save_pretrained(folder)
     print(output)
 
 
@@ -376,9 +383,6 @@ def main():
     """
     try:
         app()
-    except KeyboardInterrupt:
-        print("Interrupted; nothing was written.", file=sys.stderr)
-        sys.exit(130)
     except (OSError, ValueError, MemoryError) as error:
         print(f"Error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         sys.exit(1)

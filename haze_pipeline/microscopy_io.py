@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -245,9 +246,10 @@ def write_ome_tiff(path: str | os.PathLike, micrograph: Micrograph, provenance: 
 @contextmanager
 def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
     """
-    Yields a temporary file name in the folder of `path`, with its suffix, and renames that file to `path` at the end.
+    Yields a temporary name in the folder of `path`, with its suffix, and renames the file or folder that the body makes
+    there to `path` at the end.
 
-    Whatever ends the body early, Ctrl-C included, removes the temporary file and leaves an existing `path` as it was.
+    Whatever ends the body early, Ctrl-C included, removes what it made and leaves an existing `path` as it was.
 
     Raises:
         `FileNotFoundError`: If the folder does not exist.
@@ -259,12 +261,14 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
             f"The folder `{path.parent}` does not exist: create it, or name another for `{path.name}`."
         )
     if path.is_dir():
-        raise IsADirectoryError(f"`{path}` is a folder: name a file to write.")
+        raise IsADirectoryError(f"`{path}` is a folder: choose another name.")
     temporary = path.with_name(f".haze-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
 
 

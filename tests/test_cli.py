@@ -1,0 +1,287 @@
+"""The command line as users meet it: real processes for exit codes and interrupts, the same entry point in-process else."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from conftest import tiny_unet
+from PIL import Image
+from torchcfm_unet import reference_unet
+
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, __version__, cli
+from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run `haze-pipeline …` through its entry point: exit code, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["haze-pipeline", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def stack(tmp_path):
+    """A two-channel z-stack with everything that must survive."""
+    data = np.random.default_rng(0).integers(100, 4000, (2, 3, 30, 26), dtype=np.uint16)
+    path = tmp_path / "stack.ome.tif"
+    names = ["actin", "DNA"]
+    write_ome_tiff(path, Micrograph(data, "CZYX", (0.1, 0.1), "µm", 0.3, "µm", channel_names=names))
+    return path
+
+
+def test_dehaze_keeps_shape_axes_sizes_and_names_and_says_how_it_was_made(run, stack, model, tmp_path):
+    output = tmp_path / "clear.ome.tif"
+    code, out, _ = run("dehaze", stack, "-o", output, "--model", model, "--seed", 5, "--num-inference-steps", 3)
+    assert code == 0 and out.split() == [str(output)]
+    result = read_micrograph(output)
+    assert result.data.shape == (2, 3, 30, 26) and result.data.dtype == np.float32
+    assert (result.axes, result.pixel_size, result.z_step) == ("CZYX", (0.1, 0.1), 0.3)
+    assert result.channel_names == ["actin", "DNA"]
+    provenance = result.provenance
+    assert provenance["package"] == f"haze-pipeline {__version__}" and provenance["model"] == str(model)
+    assert (provenance["seed"], provenance["num_inference_steps"], provenance["ensemble_size"]) == (5, 3, 4)
+    assert len(provenance["revision"]) == 12
+
+    # One call of the pipeline on the whole stack gives the same numbers.
+    pipe = HazeMatchingPipeline.from_pretrained(model)
+    expected = pipe(
+        read_micrograph(stack).data,
+        num_inference_steps=3,
+        ensemble_size=4,
+        generator=torch.Generator().manual_seed(5),
+    )
+    np.testing.assert_allclose(result.data, expected.prediction, rtol=1e-4, atol=1e-2)
+
+
+def test_dehaze_writes_uncertainty_samples_and_preview(run, stack, model, tmp_path):
+    output, preview = tmp_path / "clear.ome.tif", tmp_path / "clear.png"
+    code, out, _ = run(
+        "dehaze", stack, "-o", output, "--model", model, "--num-inference-steps", 2, "--ensemble-size", 3,
+        "--uncertainty", "--samples", "--preview", preview, "--json",
+    )  # fmt: skip
+    assert code == 0
+    report = json.loads(out)
+    names = [
+        "clear.ome.tif",
+        "clear_uncertainty.ome.tif",
+        *(f"clear_sample{i:03d}.ome.tif" for i in range(3)),
+        "clear.png",
+    ]
+    assert report["written"] == [str(tmp_path / name) for name in names]
+    samples = np.stack([read_micrograph(tmp_path / name).data for name in names[2:5]])
+    np.testing.assert_allclose(read_micrograph(output).data, samples.mean(axis=0), rtol=1e-3, atol=0.1)
+    deviation = read_micrograph(tmp_path / "clear_uncertainty.ome.tif")
+    np.testing.assert_allclose(deviation.data, samples.std(axis=0, ddof=1), rtol=1e-3, atol=0.1)
+    assert deviation.provenance["content"] == "standard deviation"
+    assert Image.open(preview).format == "PNG"
+
+
+def test_a_seed_repeats_a_result_and_another_changes_it(run, stack, model, tmp_path):
+    images = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run("dehaze", stack, "-o", tmp_path / f"{name}.tif", "--model", model, "--seed", seed)[0] == 0
+        images.append(tifffile.imread(tmp_path / f"{name}.tif"))
+    np.testing.assert_array_equal(images[0], images[1])
+    assert np.abs(images[0] - images[2]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("missing.tif", None), ("empty.tif", b""), ("text.tif", b"these are no pixels"), ("picture.png", b"\x89PNG\r\n\x1a\n"),
+     ("broken.tif", b"II*\x00\xff\xff\xff\xff")],
+)  # fmt: skip
+def test_unusable_files_end_in_one_sentence(run, tmp_path, model, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run("dehaze", tmp_path / name, "-o", tmp_path / "out.ome.tif", "--model", model)
+    assert code == 1 and out == ""
+    assert err.startswith("Error: ") and err.count("\n") == 1 and name in err and "Traceback" not in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--uncertainty"], "--preset balanced"),
+        (["--uncertainty", "--preset", "quality", "--ensemble-size", "1"], "two or more"),
+        (["--model", "/nowhere/model"], "/nowhere/model"),
+        (["--tile-size", "30"], "multiple of 8"),
+        (["--preview", "out.jpg"], ".png"),
+        (["-o", "out.png"], ".ome.tif"),
+        (["-o", "/nowhere/out.ome.tif"], "/nowhere"),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_written(run, stack, model, tmp_path, arguments, message):
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run("dehaze", stack, "-o", tmp_path / "out.ome.tif", "--model", model, *arguments)
+    assert code == 1 and out == "" and message in err and err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_input_is_never_overwritten(run, stack, model):
+    before = stack.read_bytes()
+    code, _, err = run("dehaze", stack, "-o", stack, "--model", model)
+    assert code == 1 and "input itself" in err and stack.read_bytes() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_absent_device_is_named(run, stack, model, tmp_path):
+    code, _, err = run("dehaze", stack, "-o", tmp_path / "out.tif", "--model", model, "--device", "cuda")
+    assert code == 1 and "cuda" in err
+
+
+def test_nan_pixels_are_reported_with_their_plane(run, model, tmp_path):
+    data = np.ones((3, 20, 20), np.float32)
+    data[1, 4, 4] = np.nan
+    tifffile.imwrite(tmp_path / "nan.tif", data, photometric="minisblack")
+    code, _, err = run("dehaze", tmp_path / "nan.tif", "-o", tmp_path / "out.tif", "--model", model)
+    assert code == 1 and "nan.tif" in err and "plane 1" in err and "NaN" in err
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_wrong_usage_exits_with_2(run):
+    assert run("dehaze")[0] == 2
+    assert run("dehaze", "in.tif", "-o", "out.tif", "--preset", "best")[0] == 2
+    assert run("polish")[0] == 2
+
+
+def test_help_and_version(run):
+    code, out, _ = run("--version")
+    assert code == 0 and out.strip() == __version__
+    for command in ("dehaze", "simulate", "convert", "info"):
+        code, out, _ = run(command, "--help")
+        assert code == 0 and "Usage" in out
+
+
+def test_info_says_what_the_checkpoint_stores(run, model):
+    code, out, _ = run("info", model, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["normalization"] == "image" and facts["default_num_inference_steps"] == 19
+    assert "uncertainty_scale" in run("info", model)[1]
+    assert json.loads(run("info", "--json")[1])["parameters"] == 3_704_097
+
+
+def test_info_refuses_a_folder_without_a_pipeline(run, tmp_path):
+    code, _, err = run("info", tmp_path)
+    assert code == 1 and "model_index.json" in err
+
+
+def test_simulate_writes_pairs_that_a_seed_repeats(run, tmp_path):
+    for name in ("a", "b"):
+        assert run("simulate", tmp_path / "new" / name, "--num-images", 2, "--size", 48, "--seed", 3)[0] == 0
+    one, two = tmp_path / "new" / "a", tmp_path / "new" / "b"
+    for index in range(2):
+        hazy, clear = (read_micrograph(one / kind / f"{index:06d}.ome.tif") for kind in ("hazy", "clear"))
+        assert hazy.data.dtype == np.uint16 and clear.data.dtype == np.float32
+        assert hazy.data.shape == clear.data.shape == (48, 48)
+        parameters = json.loads((one / "parameters.jsonl").read_text().splitlines()[index])
+        assert hazy.pixel_size[0] == pytest.approx(parameters["pixel_size"])
+        np.testing.assert_array_equal(hazy.data, read_micrograph(two / "hazy" / f"{index:06d}.ome.tif").data)
+    code, _, err = run("simulate", one, "--num-images", 1)
+    assert code == 1 and "exists" in err
+
+
+def test_convert_makes_a_pipeline_of_a_published_network(run, tmp_path):
+    torch.save(reference_unet(128).state_dict(), tmp_path / "best_model.pth")
+    folder = tmp_path / "zebrafish"
+    code, out, err = run("convert", tmp_path / "best_model.pth", "--subset", "zebrafish", "--channel", 2, "-o", folder)
+    assert code == 0 and out.strip() == str(folder)
+    assert "sha256" in " ".join(err.split())  # random weights are not the published ones: a warning, not an error
+    pipe = HazeMatchingPipeline.from_pretrained(folder)
+    assert pipe.config.normalization == "fixed" and pipe.config.input_mean == 162.67065
+    assert run("convert", tmp_path / "best_model.pth", "--subset", "zebrafish", "-o", folder)[0] == 1
+    code, _, err = run("convert", tmp_path / "best_model.pth", "--subset", "neuron", "-o", tmp_path / "neuron")
+    assert code == 1 and "64-pixel" in err and not (tmp_path / "neuron").exists()
+
+
+def interrupt_when(condition, command):
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    """A real process, interrupted while it has written part of its result."""
+    command = [
+        sys.executable,
+        "-m",
+        "haze_pipeline.cli",
+        "simulate",
+        tmp_path / "pairs",
+        "--num-images",
+        "1000",
+        "--size",
+        "64",
+    ]
+    code, err = interrupt_when(lambda: any(tmp_path.rglob("000002.ome.tif")), [str(part) for part in command])
+    assert code == 130 and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_package_is_cheap():
+    """None of the extras, and not the pipeline either, until a name is used."""
+    code = (
+        "import sys, haze_pipeline, haze_pipeline.cli;"
+        "heavy = {'torch', 'diffusers', 'accelerate', 'datasets', 'gradio', 'wandb', 'torchvision', 'matplotlib', 'zarr'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_the_pipeline_needs_no_extras():
+    code = (
+        "import sys; from haze_pipeline import HazeMatchingPipeline;"
+        "extras = {'datasets', 'gradio', 'wandb', 'torchvision', 'matplotlib', 'zarr'};"
+        "print(sorted(extras & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_every_real_micrograph_keeps_its_shape(run, model, tmp_path, shared_data):
+    """With a tiny network: the files are what is tried here, in every layout that there is."""
+    for path in sorted(shared_data.glob("*/*.tif")):
+        output = tmp_path / f"{path.stem}.ome.tif"
+        assert (
+            run("dehaze", path, "-o", output, "--model", model, "--num-inference-steps", 1, "--ensemble-size", 1)[0]
+            == 0
+        )
+        source, result = read_micrograph(path), read_micrograph(output)
+        assert (result.data.shape, result.axes, result.pixel_size) == (
+            source.data.shape,
+            source.axes,
+            source.pixel_size,
+        )
+        assert np.isfinite(result.data).all() and result.data.std() > 0
