@@ -249,7 +249,12 @@ def main():
     if args.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(args.model_config_name_or_path)
     unet = UNet2DModel.from_config({**config, "sample_size": args.resolution})
-    logger.info("%d parameters", unet.num_parameters())
+    logger.info(
+        "%d parameters, %d process(es), %d patches per step",
+        unet.num_parameters(),
+        accelerator.num_processes,
+        examples_per_step,
+    )
     ema = EMAModel(
         unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4,
         model_cls=UNet2DModel, model_config=unet.config,
