@@ -25,6 +25,7 @@ quality: .venv/.installed-test
 # Measures what the README states and renders its tables.
 bench: .venv/.installed-test
 	$(BIN)/python bench/real_pairs.py
+	$(BIN)/python bench/simulated_pairs.py
 	$(BIN)/python bench/readme.py
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -49,10 +49,15 @@ def main():
         target = read_micrograph(args.data / "paired" / f"{name}_clear.tif").data.astype(np.float64)
         hazy = np.roll(hazy, protocol["roll"], axis=1)
         inner = slice(protocol["crop"], -protocol["crop"] or None)
-        targets = {"target": target, "target_at_widefield_resolution": ndimage.gaussian_filter(target, protocol["blur"])}
+        targets = {
+            "target": target,
+            "target_at_widefield_resolution": ndimage.gaussian_filter(target, protocol["blur"]),
+        }
 
         # The presets `fast` (posterior mean) and, cheaper than `quality`, 4 posterior samples of 19 steps and their mean.
-        mean = pipe(hazy, num_inference_steps=1, ensemble_size=4, generator=torch.Generator().manual_seed(0)).prediction
+        mean = pipe(
+            hazy, num_inference_steps=1, ensemble_size=4, generator=torch.Generator().manual_seed(0)
+        ).prediction
         candidates = {"input": [hazy], "rolling_ball": [], "posterior_mean": [mean]}
         for radius in RADII:
             candidates["rolling_ball"].append(hazy - rolling_ball(hazy, radius=radius))
@@ -71,14 +76,18 @@ def main():
     figure, axes = plt.subplots(len(panels), 3, figsize=(9, 9.3), constrained_layout=True)
     for row, (name, hazy, mean, target, pixel_size) in zip(axes, panels, strict=True):
         side = 256
-        for axis, image, title in zip(row, (hazy, mean, target), ("widefield", "dehazed", "target, blurred"), strict=True):
+        for axis, image, title in zip(
+            row, (hazy, mean, target), ("widefield", "dehazed", "target, blurred"), strict=True
+        ):
             part = image[:side, :side]
             low, high = np.percentile(part, (0.5, 99.8))
             axis.imshow(part, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             axis.set_title(f"{name.replace('_', ' ')}: {title}\nblack {low:.3g}, white {high:.3g}", fontsize=8)
             axis.set_axis_off()
         length = 2 / pixel_size  # 2 µm
-        row[0].plot([side - 10 - length, side - 10], [side - 12] * 2, color="white", linewidth=3, solid_capstyle="butt")
+        row[0].plot(
+            [side - 10 - length, side - 10], [side - 12] * 2, color="white", linewidth=3, solid_capstyle="butt"
+        )
         row[0].text(side - 10 - length / 2, side - 18, "2 µm", color="white", fontsize=8, ha="center")
     figure.savefig(HERE / "real_pairs.png", dpi=110)
 

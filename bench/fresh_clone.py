@@ -1,0 +1,38 @@
+"""
+Time the README's two commands in a fresh clone: `make demo` and `make test`, each twice.
+
+    python bench/fresh_clone.py
+
+Writes `bench/fresh_clone.json`. What is committed is measured, not the working tree.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+
+HERE = Path(__file__).parent
+
+
+def main():
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder, "main")
+        subprocess.run(["git", "clone", "--quiet", HERE.parent, clone], check=True)
+        environment = {**os.environ, "HAZE_TEST_DATA": str(HERE.parent.parent / "shared" / "data")}
+        for command in ("make demo", "make test"):
+            seconds[command] = {}
+            for which in ("first", "second"):
+                started = time.perf_counter()
+                subprocess.run(command.split(), cwd=clone, check=True, env=environment)
+                seconds[command][which] = round(time.perf_counter() - started, 1)
+    machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}, no GPU"
+    (HERE / "fresh_clone.json").write_text(json.dumps({"machine": machine, "seconds": seconds}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

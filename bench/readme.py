@@ -1,0 +1,80 @@
+"""
+Render the tables of README.md from what the scripts in this folder measured.
+
+    python bench/readme.py
+
+Every table stands between `<!-- NAME -->` and `<!-- /NAME -->`; `python bench/readme.py --check` fails if one is stale.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+
+
+def real_pairs():
+    results = json.loads((HERE / "real_pairs.json").read_text())
+    lines = [
+        "| pair | input | rolling ball, best radius | haze-pipeline `fast` |",
+        "|---|---|---|---|",
+    ]
+    for name, values in results.items():
+        cells = [
+            f"{values['target'][method]:.1f} / {values['target_at_widefield_resolution'][method]:.1f}"
+            for method in ("input", "rolling_ball", "posterior_mean")
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def simulated_pairs():
+    results = json.loads((HERE / "simulated_pairs.json").read_text())
+    lines = [
+        "| simulated, held out | n | input | rolling ball, best radius | haze-pipeline `fast` |",
+        "|---|---|---|---|---|",
+    ]
+    methods = ("input", "rolling_ball", "posterior_mean")
+    for kind, values in results["mean_by_specimen"].items():
+        cells = " | ".join(f"{values[method]:.1f}" for method in methods)
+        lines.append(f"| only {kind} | {values['num_images']} | {cells} |")
+    cells = [f"{results['mean'][m]:.1f} ± {results['standard_deviation'][m]:.1f}" for m in methods]
+    lines.append(f"| all, mixtures included | {results['num_images']} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{results['images_below_input']} of the {results['num_images']} images end below their input, the worst by "
+        f"{-results['smallest_gain']:.1f} dB.",
+    ]
+    return lines
+
+
+def fresh_clone():
+    results = json.loads((HERE / "fresh_clone.json").read_text())
+    lines = ["| command | first run | second run |", "|---|---|---|"]
+    for command, seconds in results["seconds"].items():
+        lines.append(f"| `{command}` | {seconds['first']:.0f} s | {seconds['second']:.0f} s |")
+    return [*lines, "", f"Measured on {results['machine']}."]
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Render the tables of README.md.")
+    parser.add_argument("--check", action="store_true", help="Change nothing; fail if a table is stale.")
+    args = parser.parse_args()
+    text = rendered = README.read_text()
+    for table in (real_pairs, simulated_pairs, fresh_clone):
+        block = "\n".join(table())
+        pattern = rf"(<!-- {table.__name__} -->\n).*?(\n<!-- /{table.__name__} -->)"
+        rendered, count = re.subn(pattern, lambda m, block=block: m[1] + block + m[2], rendered, flags=re.DOTALL)
+        if count != 1:
+            sys.exit(f"README.md must have one table {table.__name__}, found {count}.")
+    if args.check and rendered != text:
+        sys.exit("README.md has stale tables; run `python bench/readme.py`.")
+    README.write_text(rendered)
+
+
+if __name__ == "__main__":
+    main()
