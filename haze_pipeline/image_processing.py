@@ -181,7 +181,7 @@ class HazeImageProcessor:
             right, bottom = width - 12, caption + height - 12
             left = right - round(length / pixel_size * zoom)
             draw.rectangle((left, bottom - 4, right, bottom), fill="white", outline="black")
-            label = f"{length:g} {unit}"
+            label = f"{length:g} {unit.replace('µ', 'u')}"  # Pillow's font has no µ
             text_left = (left + right) / 2 - draw.textlength(label, font=font) / 2
             text_left = min(text_left, right - draw.textlength(label, font=font))
             draw.text((text_left, bottom - 26), label, fill="white", font=font, stroke_width=1, stroke_fill="black")

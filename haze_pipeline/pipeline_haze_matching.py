@@ -87,6 +87,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
     @classmethod
     def from_default(cls, **kwargs) -> "HazeMatchingPipeline":
         """Load the checkpoint that ships inside the package; needs no network. `kwargs` as in `from_pretrained`."""
+        # `low_cpu_mem_usage` matters to large models only, and asks for accelerate.
+        kwargs = {"low_cpu_mem_usage": False, **kwargs}
         return cls.from_pretrained(str(DEFAULT_CHECKPOINT), variant="fp16", use_safetensors=True, **kwargs)
 
     @property
