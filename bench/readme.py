@@ -67,13 +67,16 @@ def main():
     text = rendered = README.read_text()
     for table in (real_pairs, simulated_pairs, fresh_clone):
         block = "\n".join(table())
-        pattern = rf"(<!-- {table.__name__} -->\n).*?(\n<!-- /{table.__name__} -->)"
-        rendered, count = re.subn(pattern, lambda m, block=block: m[1] + block + m[2], rendered, flags=re.DOTALL)
+        pattern = rf"(<!-- {table.__name__} -->\n).*?(<!-- /{table.__name__} -->)"
+        rendered, count = re.subn(
+            pattern, lambda m, block=block: m[1] + block + "\n" + m[2], rendered, flags=re.DOTALL
+        )
         if count != 1:
             sys.exit(f"README.md must have one table {table.__name__}, found {count}.")
     if args.check and rendered != text:
         sys.exit("README.md has stale tables; run `python bench/readme.py`.")
-    README.write_text(rendered)
+    if not args.check:
+        README.write_text(rendered)
 
 
 if __name__ == "__main__":

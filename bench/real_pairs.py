@@ -4,8 +4,8 @@ Measure the default checkpoint on three real pairs: the table and the figure of 
     python bench/real_pairs.py [--data ../shared/data]
 
 Range-invariant PSNR against the structured-illumination target, and against that target blurred to widefield resolution,
-which no widefield image can be asked to exceed. Beside the checkpoint stands the rolling ball, the strongest
-classical method on the one pair that is really hazy, with the radius that scores best **on that very image**. Writes
+which no widefield image can be asked to exceed. Beside the checkpoint stands the rolling ball, what people use most, with
+the radius that scores best **on that very image**. Writes
 `bench/real_pairs.json` and `bench/real_pairs.png`.
 """
 
@@ -38,7 +38,7 @@ RADII = (3, 5, 8, 12, 20, 30, 50)
 def main():
     parser = argparse.ArgumentParser(description="Measure the default checkpoint on three real pairs.")
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
-    parser.add_argument("--model", help="Pipeline folder or Hub repository; the default checkpoint if omitted.")
+    parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
     pipe = HazeMatchingPipeline.from_pretrained(args.model) if args.model else HazeMatchingPipeline.from_default()
     pipe.set_progress_bar_config(disable=True)
@@ -54,7 +54,7 @@ def main():
             "target_at_widefield_resolution": ndimage.gaussian_filter(target, protocol["blur"]),
         }
 
-        # The presets `fast` (posterior mean) and, cheaper than `quality`, 4 posterior samples of 19 steps and their mean.
+        # The preset `fast`.
         mean = pipe(
             hazy, num_inference_steps=1, ensemble_size=4, generator=torch.Generator().manual_seed(0)
         ).prediction

@@ -28,7 +28,7 @@ RADII = (3, 5, 8, 12, 20, 30, 50)
 def main():
     parser = argparse.ArgumentParser(description="Measure the default checkpoint on held-out simulated pairs.")
     parser.add_argument("--num_images", type=int, default=60)
-    parser.add_argument("--model", help="Pipeline folder or Hub repository; the default checkpoint if omitted.")
+    parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
     pipe = HazeMatchingPipeline.from_pretrained(args.model) if args.model else HazeMatchingPipeline.from_default()
     pipe.set_progress_bar_config(disable=True)

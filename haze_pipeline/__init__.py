@@ -1,4 +1,4 @@
-"""Dehazing of fluorescence micrographs by guided conditional flow matching, with calibrated uncertainty."""
+"""Dehazing of fluorescence micrographs by guided conditional flow matching, with uncertainty."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,10 +1,11 @@
 """The `haze-pipeline` command. Heavy imports are local to the commands, so that `--help` answers at once."""
 
+import dataclasses
 import json
 import sys
 import time
 from contextlib import ExitStack
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ app = typer.Typer(
 )
 
 
-class Preset(str, Enum):
+class Preset(StrEnum):
     """Trade of time for what can be said about the result."""
 
     fast = "fast"
@@ -39,7 +40,7 @@ PRESETS = {
 }
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     """Where the network runs; `auto` takes the first of cuda, mps and cpu that there is."""
 
     auto = "auto"
@@ -48,7 +49,7 @@ class Device(str, Enum):
     mps = "mps"
 
 
-class DType(str, Enum):
+class DType(StrEnum):
     """Arithmetic of the network; everything else is float32 anyway."""
 
     float32 = "float32"
@@ -56,7 +57,7 @@ class DType(str, Enum):
     float16 = "float16"
 
 
-class Subset(str, Enum):
+class Subset(StrEnum):
     """Datasets of the HazeMatching paper."""
 
     zebrafish = "zebrafish"
@@ -84,21 +85,23 @@ def _load_pipeline(model: str | None):
     from .pipeline_haze_matching import HazeMatchingPipeline
 
     diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # what fails is said below, in one sentence
     if model is None:
         return HazeMatchingPipeline.from_default()
-    if Path(model).exists() and not Path(model, "model_index.json").exists():
-        raise ValueError(f"{model} is not a pipeline folder: it holds no model_index.json.")
+    if not Path(model, "model_index.json").is_file():
+        raise ValueError(f"{model} is not a pipeline folder: there is no model_index.json in it.")
+    only_fp16 = not [path for path in Path(model, "unet").glob("*.safetensors") if ".fp16." not in path.name]
     try:
-        return HazeMatchingPipeline.from_pretrained(model)
-    except OSError as error:
-        if Path(model).exists():
-            raise ValueError(f"{model} is an incomplete pipeline folder: {error}") from error
+        name = json.loads(Path(model, "model_index.json").read_text())["_class_name"]
+        if name != "HazeMatchingPipeline":
+            raise ValueError(f"it is a {name}, not a HazeMatchingPipeline")
+        return HazeMatchingPipeline.from_pretrained(
+            model, variant="fp16" if only_fp16 else None, use_safetensors=True, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # a damaged folder shows as anything from KeyError to SafetensorError
         raise ValueError(
-            f"{model} is neither a folder here nor could it be loaded from the Hub: check the name and the network."
+            f"{model} could not be loaded as a pipeline; make it anew or check the copy: {error}"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{model} could not be loaded as a pipeline: {error}") from error
 
 
 @app.command()
@@ -110,7 +113,7 @@ def dehaze(
         Path, typer.Option("--output", "-o", help="OME-TIFF to write: float32, in the counts of the input.")
     ],
     model: Annotated[
-        str | None, typer.Option(help="Pipeline folder or Hub repository; by default the checkpoint in the package.")
+        str | None, typer.Option(help="Pipeline folder; by default the checkpoint in the package.")
     ] = None,
     preset: Annotated[
         Preset,
@@ -129,7 +132,7 @@ def dehaze(
     preview: Annotated[
         Path | None, typer.Option(help="Also write a PNG: a plane of input and result side by side.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise; it alone decides the result.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
     tile_size: Annotated[
         int | None, typer.Option(min=1, help="Side of the tiles; by default 1024 where needed.")
     ] = None,
@@ -151,25 +154,35 @@ def dehaze(
     members = ensemble_size or PRESETS[preset]["ensemble_size"]
     if uncertainty and (steps == 1 or members == 1):
         raise ValueError(
-            "--uncertainty needs two or more steps and members, which `fast` does not have: "
-            "choose --preset balanced or quality."
+            f"--uncertainty needs two or more steps and members, got {steps} and {members}: choose --preset balanced or "
+            "quality without --num-inference-steps 1 or --ensemble-size 1."
         )
     suffix = next((s for s in (".ome.tiff", ".ome.tif", ".tiff", ".tif") if output.name.lower().endswith(s)), None)
     if suffix is None:
         raise ValueError(f"{output} must end in .ome.tif, .ome.tiff, .tif or .tiff.")
     if preview is not None and preview.suffix.lower() != ".png":
         raise ValueError(f"{preview} must end in .png.")
-    for path in (output, preview):
-        if path is not None and not path.parent.is_dir():
+    stem = output.name[: -len(suffix)]
+    uncertainty_output = output.with_name(f"{stem}_uncertainty{suffix}")
+    sample_outputs = [output.with_name(f"{stem}_sample{member:03d}{suffix}") for member in range(members)]
+    outputs = [output]
+    outputs += [uncertainty_output] if uncertainty else []
+    outputs += sample_outputs if samples else []
+    outputs += [preview] if preview is not None else []
+    for path in outputs:
+        if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent} is not a folder; create it first.")
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"{output} is the input itself; choose another name.")
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; choose another name.")
+        if path.exists() and source.exists() and path.samefile(source):
+            raise ValueError(f"{path} is the input itself; choose another name.")
     micrograph = read_micrograph(source)
 
     import numpy as np
     import torch
 
     pipe = _load_pipeline(model)
+    revision = _weights_digest(pipe)
     pipe = pipe.to(_resolve_device(device), getattr(torch, dtype.value))
     pipe.set_progress_bar_config(disable=True)
 
@@ -206,26 +219,26 @@ def dehaze(
     provenance = {
         "package": f"haze-pipeline {__version__}",
         "model": model or "default checkpoint",
-        "revision": getattr(pipe.config, "_commit_hash", None) or _weights_digest(pipe),
+        "revision": revision,
         "seed": seed,
         "num_inference_steps": steps,
         "ensemble_size": members,
+        "tile_size": tile_size,
+        "device": pipe.device.type,
+        "dtype": dtype.value,
         "source": source.name,
     }
-    stem = output.name[: -len(suffix)]
-    written = [output]
 
     def write(path: Path, planes: np.ndarray, content: str):
-        result = type(micrograph)(**{**vars(micrograph), "data": planes.reshape(micrograph.data.shape)})
+        result = dataclasses.replace(micrograph, data=planes.reshape(micrograph.data.shape))
         write_ome_tiff(path, result, provenance={**provenance, "content": content})
 
     write(output, prediction, "prediction")
     if uncertainty:
-        written.append(output.with_name(f"{stem}_uncertainty{suffix}"))
-        write(written[-1], deviation, "standard deviation")
-    for member in range(members if samples else 0):
-        written.append(output.with_name(f"{stem}_sample{member:03d}{suffix}"))
-        write(written[-1], sample_stack[member], f"posterior sample {member}")
+        write(uncertainty_output, deviation, "standard deviation")
+    if samples:
+        for member, path in enumerate(sample_outputs):
+            write(path, sample_stack[member], f"posterior sample {member}")
     if preview is not None:
         middle = len(planes) // 2
         picture = pipe.image_processor.visualize_side_by_side(
@@ -237,12 +250,11 @@ def dehaze(
         )
         with replace_when_complete(preview) as temporary:
             picture.save(temporary)
-        written.append(preview)
 
     if json_output:
-        print(json.dumps({**provenance, "written": [str(path) for path in written], "seconds": round(seconds, 3)}))
+        print(json.dumps({**provenance, "written": [str(path) for path in outputs], "seconds": round(seconds, 3)}))
     else:
-        for path in written:
+        for path in outputs:
             print(path)
 
 
@@ -251,7 +263,7 @@ def simulate(
     output: Annotated[Path, typer.Argument(help="Folder to make, with hazy/, clear/ and parameters.jsonl.")],
     num_images: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 10,
     size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Seed; other seeds give other specimens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds give other specimens.")] = 0,
 ):
     """
     Simulate pairs of hazy and clear micrographs of random specimens.
@@ -265,7 +277,7 @@ def simulate(
 
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another name.")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    _make_parents(output)
     with replace_when_complete(output) as folder, ExitStack() as stack:
         (folder / "hazy").mkdir(parents=True)
         (folder / "clear").mkdir()
@@ -308,7 +320,7 @@ def convert(
         unet, config = convert_hazematching_checkpoint(checkpoint, subset.value, channel)
     for warning in caught:
         Console(stderr=True).print(f"Warning: {warning.message}", style="yellow", highlight=False, markup=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    _make_parents(output)
     with replace_when_complete(output) as folder:
         HazeMatchingPipeline(unet, FlowMatchODEScheduler(), normalization="fixed", **config).save_pretrained(folder)
     print(output)
@@ -316,16 +328,14 @@ def convert(
 
 @app.command()
 def info(
-    model: Annotated[
-        str | None, typer.Argument(help="Pipeline folder or Hub repository; the default if omitted.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help="Pipeline folder; the default if omitted.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ):
     """Print what a checkpoint says about itself."""
     pipe = _load_pipeline(model)
     facts = {
         "model": model or "default checkpoint",
-        "revision": getattr(pipe.config, "_commit_hash", None) or _weights_digest(pipe),
+        "revision": _weights_digest(pipe),
         "parameters": pipe.unet.num_parameters(),
         "block_out_channels": list(pipe.unet.config.block_out_channels),
         "scheduler": type(pipe.scheduler).__name__,
@@ -337,6 +347,13 @@ def info(
         width = max(map(len, facts))
         for key, value in facts.items():
             print(f"{key:<{width}}  {value}")
+
+
+def _make_parents(path: Path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"{path.parent} is not a folder; choose another place.") from error
 
 
 def _resolve_device(device: Device) -> str:
@@ -351,7 +368,7 @@ def _resolve_device(device: Device) -> str:
 
 
 def _weights_digest(pipe) -> str:
-    """First 12 hex digits of the SHA-256 over the weights: the revision of a checkpoint that has no commit."""
+    """First 12 hex digits of the SHA-256 over the weights, which tell one checkpoint from another."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -383,7 +400,7 @@ def main():
     """
     try:
         app()
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError, MemoryError, RuntimeError) as error:  # RuntimeError: torch, out of memory
         print(f"Error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         sys.exit(1)
 

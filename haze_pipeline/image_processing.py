@@ -80,9 +80,16 @@ class HazeImageProcessor:
             raise ValueError(f"`image` must have at least two dimensions [..., H, W], got shape {image.shape}.")
         if image.size == 0:
             raise ValueError(f"`image` must not be empty, got shape {image.shape}.")
-        planes = torch.from_numpy(image.astype(np.float32)).reshape(-1, 1, *image.shape[-2:])  # [N,1,H,W]
+        with np.errstate(over="ignore"):  # what overflows is reported below
+            planes = torch.from_numpy(image.astype(np.float32)).reshape(-1, 1, *image.shape[-2:])  # [N,1,H,W]
         if not torch.isfinite(planes).all():
             raise ValueError("`image` must be finite in float32, got NaN or infinite values.")
+        # float32 has 24 bits: a signal on an offset millions of times larger would be rounded away.
+        rounding = planes.abs().max().item() * 2.0**-23
+        if image.dtype.itemsize >= 4 and 0 < image.std(dtype=np.float64) < 10 * rounding:
+            raise ValueError(
+                "`image` must fit float32, but its contrast is lost beside its offset; subtract the offset."
+            )
         return planes
 
     def compute_normalization(self, planes: torch.Tensor) -> Normalization:

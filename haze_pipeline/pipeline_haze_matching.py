@@ -98,7 +98,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a step callback to stop early; the call then raises `KeyboardInterrupt`."""
+        """Set `pipe._interrupt = True` in a step callback to stop early; the call then raises a `RuntimeError`."""
         return self._interrupt
 
     def check_inputs(
@@ -108,7 +108,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         num_inference_steps: int,
         ensemble_size: int,
         batch_size: int | None,
-        reduction: str,
+        ensembling_kwargs: dict,
         tile_size: int | None,
         tile_overlap: int | None,
         latents: np.ndarray | torch.Tensor | None,
@@ -124,8 +124,10 @@ class HazeMatchingPipeline(DiffusionPipeline):
             raise ValueError(f"`ensemble_size` must be positive, got {ensemble_size}.")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"`batch_size` must be positive, got {batch_size}.")
-        if reduction not in ("mean", "median"):
-            raise ValueError(f'`ensembling_kwargs["reduction"]` must be "mean" or "median", got {reduction!r}.')
+        if ensembling_kwargs not in ({}, {"reduction": "mean"}, {"reduction": "median"}):
+            raise ValueError(
+                f'`ensembling_kwargs` must be {{"reduction": "mean" or "median"}}, got {ensembling_kwargs}.'
+            )
         if tile_size is not None and (tile_size < 1 or tile_size % self.unet_scale_factor):
             raise ValueError(
                 f"`tile_size` must be a positive multiple of {self.unet_scale_factor} for this network, got {tile_size}."
@@ -146,12 +148,16 @@ class HazeMatchingPipeline(DiffusionPipeline):
         if isinstance(generator, list) and len(generator) != len(planes):
             raise ValueError(f"`generator` must have one entry per plane, {len(planes)}, got {len(generator)}.")
         if latents is not None:
+            if not isinstance(latents, (np.ndarray, torch.Tensor)):
+                raise ValueError(f"`latents` must be an array or a tensor, got {type(latents).__name__}.")
             if generator is not None:
                 raise ValueError("`latents` and `generator` exclude each other: latents are the noise.")
             shape = (*leading_shape, *planes.shape[-2:])
             allowed = [(ensemble_size, *shape), shape] if ensemble_size == 1 else [(ensemble_size, *shape)]
             if tuple(latents.shape) not in allowed:
                 raise ValueError(f"`latents` must have the shape {allowed[0]}, got {tuple(latents.shape)}.")
+            if not torch.isfinite(torch.as_tensor(latents)).all():
+                raise ValueError("`latents` must be finite, got NaN or infinite values.")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -163,7 +169,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         latents: torch.Tensor,
         hazy: torch.Tensor,
         t: torch.Tensor,
-        batch_size: int,
+        tiles_per_call: int,
         tile_size: int,
         tile_overlap: int,
     ) -> torch.Tensor:
@@ -175,7 +181,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
             latents (`torch.Tensor` of shape `[B, 1, h, w]`): States x_t, float32.
             hazy (`torch.Tensor` of shape `[B, 1, h, w]`): Normalised hazy images.
             t (`torch.Tensor`): Time between 0 (noise) and 1 (clear). A Python float would be cast to 0 by the network.
-            batch_size (`int`): Tiles per network call.
+            tiles_per_call (`int`): Tiles per network call.
+            tile_size (`int`): Side of the tiles.
+            tile_overlap (`int`): Pixels shared by neighbouring tiles.
 
         Returns:
             `torch.Tensor` of shape `[B, 1, h, w]`, float32.
@@ -190,8 +198,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
         for rows, columns in tiles:
             weight[rows, columns] += window
         jobs = [(index, tile) for tile in tiles for index in range(len(latents))]
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
+        for start in range(0, len(jobs), tiles_per_call):
+            batch = jobs[start : start + tiles_per_call]
             states = torch.stack(
                 [torch.stack([latents[i, 0, r, c], hazy[i, 0, r, c]]) for i, (r, c) in batch]
             )  # [b,2,h,w]
@@ -238,8 +246,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
             latents (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, or `image.shape` if E is 1, *optional*):
                 The standard normal noise to start from.
             generator (`torch.Generator` or a list with one per plane, *optional*):
-                CPU generator of the noise. It is drawn per plane and member for the whole field, so that neither tile
-                size nor batch size nor device changes the result.
+                CPU generator of the noise, which is drawn per plane and member for the whole field: neither tile size nor
+                batch size nor device changes it. (Tiles still change what the network sees around a pixel.)
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
             output_uncertainty (`bool`, defaults to `False`): Return the calibrated standard deviation.
             output_samples (`bool`, defaults to `False`): Return all members.
@@ -276,21 +284,23 @@ class HazeMatchingPipeline(DiffusionPipeline):
                 uncertainty=uncertainty if output_uncertainty else None,
                 samples=samples if output_samples else None,
             )
-            return output if return_dict else output.to_tuple()
+            return output if return_dict else (output.prediction, output.uncertainty, output.samples)
 
         # Shapes: N planes, E members, B members in a batch, (H,W) the image, (h,w) the padded field.
         # 1. Resolve the defaults that the checkpoint stores and check everything.
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
-        reduction = (ensembling_kwargs or {}).get("reduction", "mean")
+        ensembling_kwargs = ensembling_kwargs or {}
         planes = self.image_processor.preprocess(image)  # [N,1,H,W]
         leading_shape, (height, width) = image.shape[:-2], image.shape[-2:]
         self.check_inputs(
-            planes, leading_shape, num_inference_steps, ensemble_size, batch_size, reduction, tile_size, tile_overlap,
+            planes, leading_shape, num_inference_steps, ensemble_size, batch_size, ensembling_kwargs, tile_size, tile_overlap,
             latents, generator, output_type, output_uncertainty, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
         if latents is not None:
-            latents = torch.as_tensor(latents, dtype=torch.float32).reshape(ensemble_size, -1, 1, height, width)
+            latents = torch.as_tensor(latents, dtype=torch.float32, device="cpu").reshape(
+                ensemble_size, -1, 1, height, width
+            )
         device = self._execution_device
         self._interrupt = False
 
@@ -300,9 +310,11 @@ class HazeMatchingPipeline(DiffusionPipeline):
             tile_size = MAX_UNTILED_SIDE // self.unet_scale_factor * self.unet_scale_factor
         if tile_overlap is None:
             tile_overlap = tile_size // 4
+        tiles_per_call = fields_per_batch = batch_size
         if batch_size is None:
-            tile_pixels = min(tile_size, height + padding[0]) * min(tile_size, width + padding[1])
-            batch_size = max(1, 2**20 // tile_pixels)
+            field_height, field_width = height + padding[0], width + padding[1]
+            tiles_per_call = max(1, 2**20 // (min(tile_size, field_height) * min(tile_size, field_width)))
+            fields_per_batch = max(1, 2**20 // (field_height * field_width))
 
         # 3. Normalise every plane.
         statistics = self.image_processor.compute_normalization(planes)
@@ -310,7 +322,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
 
         # 4. Planes × members in batches: noise, then the ODE dx/dt = v from t = 0 to t = 1.
         members = [(plane, member) for plane in range(len(planes)) for member in range(ensemble_size)]
-        batches = [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
+        batches = [members[start : start + fields_per_batch] for start in range(0, len(members), fields_per_batch)]
         samples = torch.empty(ensemble_size, *planes.shape)  # [E,N,1,H,W]
         step = 0
         with self.progress_bar(total=len(batches) * num_inference_steps) as progress_bar:
@@ -329,7 +341,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
                 for timestep in self.scheduler.timesteps:
                     # diffusers' σ runs from noise to data downwards, and its velocity is noise − data: both are reversed.
                     t = 1 - timestep / self.scheduler.config.num_train_timesteps
-                    velocity = self.predict_velocity(state, condition, t, batch_size, tile_size, tile_overlap)
+                    velocity = self.predict_velocity(state, condition, t, tiles_per_call, tile_size, tile_overlap)
                     state = self.scheduler.step(-velocity, timestep, state, return_dict=False)[0]
 
                     if callback_on_step_end is not None:
@@ -341,13 +353,18 @@ class HazeMatchingPipeline(DiffusionPipeline):
                     step += 1
                     progress_bar.update()
                     if self.interrupt:
-                        raise KeyboardInterrupt
+                        self.maybe_free_model_hooks()
+                        raise RuntimeError(f"Interrupted after {step} solver steps; there is no image yet.")
                 for (plane, member), result in zip(batch, state[..., :height, :width].cpu(), strict=True):
                     samples[member, plane] = result
         self.maybe_free_model_hooks()
 
         # 5. Reduce the ensemble and return to image units.
-        prediction = samples.mean(dim=0) if reduction == "mean" else samples.median(dim=0).values  # [N,1,H,W]
+        if ensembling_kwargs.get("reduction") == "median":
+            # torch's median of an even number is the lower of the middle two, and so biased.
+            prediction = torch.from_numpy(np.median(samples.numpy(), axis=0))  # [N,1,H,W]
+        else:
+            prediction = samples.mean(dim=0)  # [N,1,H,W]
         prediction = prediction * statistics.target_std + statistics.target_mean
         uncertainty = None
         if output_uncertainty:
@@ -390,5 +407,5 @@ def _pad(planes: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
     """Mirror `[B, 1, H, W]` past its lower and right edges; NumPy's mirror, unlike torch's, may be wider than the image."""
     if padding == (0, 0):
         return planes
-    mode = "symmetric"
-    return torch.from_numpy(np.pad(planes.numpy(), ((0, 0), (0, 0), (0, padding[0]), (0, padding[1])), mode=mode))
+    widths = ((0, 0), (0, 0), (0, padding[0]), (0, padding[1]))
+    return torch.from_numpy(np.pad(planes.numpy(), widths, mode="symmetric"))

@@ -17,7 +17,8 @@ class HazeMatchingOutput(BaseOutput):
         prediction (`np.ndarray` or `torch.Tensor` of the shape of the image, float32):
             Mean (or median) of the ensemble, the estimate of E[clear | hazy].
         uncertainty (`np.ndarray` or `torch.Tensor` of the shape of the image, float32, *optional*):
-            Calibrated standard deviation of a pixel.
+            Standard deviation of a pixel: the spread of the ensemble, times the `uncertainty_scale` and plus the
+            `uncertainty_offset` of the checkpoint, which are 1 and 0 until it has been calibrated.
         samples (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, float32, *optional*):
             The members of the ensemble.
     """

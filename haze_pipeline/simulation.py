@@ -128,7 +128,7 @@ def simulate_pair(size: int, generator: torch.Generator, optics: Optics | None =
 
 
 def pair_generator(seed: int, index: int) -> torch.Generator:
-    """Generator of pair `index` of the series `seed`: no two (seed, index) share a stream, so that series don't overlap."""
+    """Generator of pair `index` of the series `seed`. Seeds are hashed, so that series of different seeds don't overlap."""
     state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 

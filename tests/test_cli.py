@@ -1,6 +1,7 @@
 """The command line as users meet it: real processes for exit codes and interrupts, the same entry point in-process else."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,15 @@ def test_the_input_is_never_overwritten(run, stack, model):
     assert code == 1 and "input itself" in err and stack.read_bytes() == before
 
 
+@pytest.mark.parametrize(("flag", "name"), [("--uncertainty", "x_uncertainty.tif"), ("--samples", "x_sample000.tif")])
+def test_neither_is_an_input_named_like_an_extra_output(run, stack, model, tmp_path, flag, name):
+    source = tmp_path / name
+    source.write_bytes(stack.read_bytes())
+    code, _, err = run("dehaze", source, "-o", tmp_path / "x.tif", "--model", model, flag, "--preset", "balanced")
+    assert code == 1 and "input itself" in err and source.read_bytes() == stack.read_bytes()
+    assert not (tmp_path / "x.tif").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_absent_device_is_named(run, stack, model, tmp_path):
     code, _, err = run("dehaze", stack, "-o", tmp_path / "out.tif", "--model", model, "--device", "cuda")
@@ -189,6 +199,29 @@ def test_info_says_what_the_checkpoint_stores(run, model):
 def test_info_refuses_a_folder_without_a_pipeline(run, tmp_path):
     code, _, err = run("info", tmp_path)
     assert code == 1 and "model_index.json" in err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
+        lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"short"),
+        lambda folder: (folder / "model_index.json").write_text("[]"),
+        lambda folder: (folder / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}'),
+        lambda folder: (folder / "unet" / "config.json").unlink(),
+    ],
+)
+def test_damaged_pipeline_folders_end_in_one_sentence(run, model, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(model, folder)
+    damage(folder)
+    code, out, err = run("info", folder)
+    assert code == 1 and out == "" and err.count("\n") == 1 and str(folder) in err
+
+
+def test_half_precision_folders_load(run, model, tmp_path):
+    HazeMatchingPipeline.from_pretrained(model).to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    assert run("info", tmp_path)[0] == 0
 
 
 def test_simulate_writes_pairs_that_a_seed_repeats(run, tmp_path):

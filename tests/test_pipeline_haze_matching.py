@@ -198,6 +198,8 @@ def test_a_list_of_images_of_different_sizes(pipe):
     out = pipe(images, num_inference_steps=2, ensemble_size=2, generator=generator, output_uncertainty=True)
     assert [p.shape for p in out.prediction] == [p.shape for p in out.uncertainty] == [i.shape for i in images]
     assert out.samples is None
+    as_tuple = pipe(images, num_inference_steps=1, return_dict=False)
+    assert len(as_tuple) == 3 and len(as_tuple[0]) == 2 and as_tuple[1:] == (None, None)
     alone = pipe(images[0], num_inference_steps=2, ensemble_size=2, generator=seeded()).prediction
     np.testing.assert_array_equal(out.prediction[0], alone)
 
@@ -230,7 +232,7 @@ def test_tensors_come_back_as_tensors(pipe, image):
 
 def test_prediction_and_uncertainty_summarise_the_samples(pipe, image):
     pipe.register_to_config(uncertainty_scale=1.5, uncertainty_offset=0.1)
-    arguments = {"num_inference_steps": 2, "ensemble_size": 5, "output_uncertainty": True, "output_samples": True}
+    arguments = {"num_inference_steps": 2, "ensemble_size": 4, "output_uncertainty": True, "output_samples": True}
     out = pipe(image, generator=seeded(), **arguments)
     np.testing.assert_allclose(out.prediction, out.samples.mean(axis=0), rtol=1e-4, atol=1e-2)
     statistics = pipe.image_processor.compute_normalization(pipe.image_processor.preprocess(image))
@@ -312,7 +314,7 @@ def test_an_interrupted_call_returns_no_half_finished_image(pipe, image):
         pipeline._interrupt = True
         return {}
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="Interrupted after 1 solver steps"):
         pipe(image, num_inference_steps=3, callback_on_step_end=stop)
     assert pipe(image, num_inference_steps=1).prediction.shape == image.shape  # the next call starts afresh
 
@@ -332,6 +334,9 @@ def test_an_interrupted_call_returns_no_half_finished_image(pipe, image):
         ({"tile_size": 32, "tile_overlap": 32}, "tile_overlap"),
         ({"output_type": "pil"}, "output_type"),
         ({"ensembling_kwargs": {"reduction": "max"}}, "reduction"),
+        ({"ensembling_kwargs": {"reductoin": "median"}}, "reductoin"),
+        ({"latents": np.full((3, 40, 32), np.nan)}, "finite"),
+        ({"latents": [[0.0]]}, "list"),
         ({"output_uncertainty": True}, "ensemble_size"),
         ({"output_uncertainty": True, "ensemble_size": 4, "num_inference_steps": 1}, "posterior mean"),
         ({"latents": np.zeros((2, 40, 32))}, "shape"),

@@ -249,6 +249,9 @@ def main():
     if args.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(args.model_config_name_or_path)
     unet = UNet2DModel.from_config({**config, "sample_size": args.resolution})
+    factor = 2 ** (len(unet.config.block_out_channels) - 1)
+    if args.resolution % factor:
+        raise ValueError(f"--resolution must be a multiple of {factor} for this network, got {args.resolution}.")
     logger.info(
         "%d parameters, %d process(es), %d patches per step",
         unet.num_parameters(),
