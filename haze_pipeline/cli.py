@@ -68,14 +68,17 @@ class Subset(StrEnum):
 
 
 def _progress(description: str, total: int, stack: ExitStack):
-    """A progress bar on standard error that vanishes when done and shows only on a terminal; returns its advance()."""
+    """
+    A progress bar on standard error that vanishes when done and shows only on a terminal. Returns its `advance(by)`; parts
+    of the whole may be fractions.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = stack.enter_context(
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     )
     task = progress.add_task(description, total=total)
-    return lambda: progress.advance(task)
+    return lambda by: progress.advance(task, by)
 
 
 def _load_pipeline(model: str | None):
@@ -194,7 +197,7 @@ def dehaze(
     sample_stack = np.empty((members, *planes.shape), np.float32) if samples else None
     started = time.perf_counter()
     with ExitStack() as stack:
-        advance = _progress(f"Dehazing {source.name}", len(planes) * steps, stack)
+        advance = _progress(f"Dehazing {source.name}", len(planes), stack)
         for index, plane in enumerate(planes):
             try:
                 out = pipe(
@@ -205,7 +208,7 @@ def dehaze(
                     generator=generator,
                     output_uncertainty=uncertainty,
                     output_samples=samples,
-                    callback_on_step_end=lambda *_: advance() or {},
+                    callback_on_step_end=lambda pipe, *_: advance(1 / pipe.num_timesteps),
                 )
             except ValueError as error:
                 raise ValueError(f"{source}, plane {index}: {error}") from error
@@ -290,7 +293,7 @@ def simulate(
                 path = folder / name / f"{index:06d}.ome.tif"
                 write_ome_tiff(path, Micrograph(image, "YX", pixel_size=(pixel_size, pixel_size)))
             parameters.write(json.dumps({"image": f"{index:06d}", "seed": seed, **pair.parameters}) + "\n")
-            advance()
+            advance(1)
     print(output)
 
 

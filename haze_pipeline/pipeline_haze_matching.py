@@ -93,7 +93,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
 
     @property
     def num_timesteps(self) -> int:
-        """Number of solver steps of the current or last call."""
+        """Number of step callbacks of the current or last call: solver steps times batches of members."""
         return self._num_timesteps
 
     @property
@@ -325,10 +325,10 @@ class HazeMatchingPipeline(DiffusionPipeline):
         batches = [members[start : start + fields_per_batch] for start in range(0, len(members), fields_per_batch)]
         samples = torch.empty(ensemble_size, *planes.shape)  # [E,N,1,H,W]
         step = 0
-        with self.progress_bar(total=len(batches) * num_inference_steps) as progress_bar:
+        self._num_timesteps = len(batches) * num_inference_steps
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for batch in batches:
                 self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps + 1)[:-1], device=device)
-                self._num_timesteps = len(self.scheduler.timesteps)
                 plane_indices = [plane for plane, _ in batch]
                 state = torch.stack(
                     [

@@ -298,7 +298,7 @@ def test_the_callback_sees_every_step_and_may_replace_the_state(pipe, image):
     pipe(image, num_inference_steps=3, ensemble_size=2, batch_size=4, callback_on_step_end=record)
     assert [step for step, _, _ in seen] == list(range(6))  # 3 steps for 4 and for the remaining 2 of 6 members
     assert seen[0][1] == 1000 and seen[0][2] == (4, 1, 40, 32) and seen[-1][2] == (2, 1, 40, 32)
-    assert pipe.num_timesteps == 3
+    assert pipe.num_timesteps == 6
 
     zeros = pipe(
         image,
