@@ -52,6 +52,19 @@ def simulated_pairs():
     return lines
 
 
+def solvers():
+    results = json.loads((HERE / "solvers.json").read_text())
+    lines = ["| solver | network calls | shift of the grid | RMS error |", "|---|---|---|---|"]
+    for row in sorted(results["rows"], key=lambda row: row["rms_error"]):
+        lines.append(f"| {row['solver']} | {row['calls']} | {row['shift']} | {row['rms_error']:.3f} |")
+    return [
+        *lines,
+        "",
+        f"{results['num_images']} held-out simulated images of {results['size']} × {results['size']} pixels; the samples "
+        f"themselves have a deviation of {results['spread']:.2f}.",
+    ]
+
+
 def fresh_clone():
     results = json.loads((HERE / "fresh_clone.json").read_text())
     lines = ["| command | first run | second run |", "|---|---|---|"]
@@ -65,7 +78,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="Change nothing; fail if a table is stale.")
     args = parser.parse_args()
     text = rendered = README.read_text()
-    for table in (real_pairs, simulated_pairs, fresh_clone):
+    for table in (real_pairs, simulated_pairs, solvers, fresh_clone):
         block = "\n".join(table())
         pattern = rf"(<!-- {table.__name__} -->\n).*?(<!-- /{table.__name__} -->)"
         rendered, count = re.subn(

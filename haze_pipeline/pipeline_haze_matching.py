@@ -93,7 +93,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
 
     @property
     def num_timesteps(self) -> int:
-        """Number of step callbacks of the current or last call: solver steps times batches of members."""
+        """Number of step callbacks of the current or last call: network evaluations of a field times batches of fields."""
         return self._num_timesteps
 
     @property
@@ -252,8 +252,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
             output_uncertainty (`bool`, defaults to `False`): Return the calibrated standard deviation.
             output_samples (`bool`, defaults to `False`): Return all members.
             callback_on_step_end (`Callable`, *optional*):
-                Called as `callback(pipe, step, timestep, {"latents": …})` after every solver step of every batch of
-                members; `step` counts on over the batches. `latents` returned in a dictionary replace the state.
+                Called as `callback(pipe, step, timestep, {"latents": …})` after every element of
+                `scheduler.timesteps` of every batch of members; `step` counts on over the batches. `latents` returned in a dictionary replace the state.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): What the callback is given.
             return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
 
@@ -325,10 +325,12 @@ class HazeMatchingPipeline(DiffusionPipeline):
         batches = [members[start : start + fields_per_batch] for start in range(0, len(members), fields_per_batch)]
         samples = torch.empty(ensemble_size, *planes.shape)  # [E,N,1,H,W]
         step = 0
-        self._num_timesteps = len(batches) * num_inference_steps
+        sigmas = np.linspace(1, 0, num_inference_steps + 1)[:-1]
+        self.scheduler.set_timesteps(sigmas=sigmas, device=device)
+        self._num_timesteps = len(batches) * len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for batch in batches:
-                self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps + 1)[:-1], device=device)
+                self.scheduler.set_timesteps(sigmas=sigmas, device=device)  # rewinds
                 plane_indices = [plane for plane, _ in batch]
                 state = torch.stack(
                     [

@@ -10,6 +10,18 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 
+# Explicit Runge–Kutta methods in which every stage starts from the slope before it: (where the stages are evaluated, as
+# parts of the step; with what weights their slopes are added up). Hairer, Nørsett & Wanner, Solving Ordinary Differential
+# Equations I, ch. II.1. Adams–Bashforth's second slope is the one of the step before, ch. III.1.
+RUNGE_KUTTA = {
+    "euler": ((0.0,), (1.0,)),
+    "midpoint": ((0.0, 0.5), (0.0, 1.0)),
+    "heun": ((0.0, 1.0), (1 / 2, 1 / 2)),
+    "rk4": ((0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+    "ab2": ((0.0,), (1.0,)),
+}
+
+
 @dataclass
 class FlowMatchODESchedulerOutput(BaseOutput):
     """
@@ -23,8 +35,7 @@ class FlowMatchODESchedulerOutput(BaseOutput):
 
 class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
     """
-    Integrates dx/dσ = u(x, σ) from noise at σ = 1 to data at σ = 0 with Euler's method (Lipman et al. 2023,
-    arXiv 2210.02747).
+    Integrates dx/dσ = u(x, σ) from noise at σ = 1 to data at σ = 0 (Lipman et al. 2023, arXiv 2210.02747).
 
     The convention is that of diffusers' own flow-matching schedulers, so that either kind serves the same pipeline:
     x_σ = σ·noise + (1 − σ)·data, `timesteps` are 1000·σ in descending order, and `model_output` is u = noise − data.
@@ -32,15 +43,27 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
 
     `set_timesteps(19)` gives the 19 equal steps of the HazeMatching reference, whose `linspace(0, 1, 20)` counts points.
 
+    `timesteps` has one element per network call: a step of a method with several stages takes several calls of [`step`],
+    of which all but the last return where the network is to be evaluated next.
+
     Args:
         num_train_timesteps (`int`, defaults to `1000`): Factor between σ and the `timesteps` shown to the pipeline.
+        solver (`str`, defaults to `"euler"`):
+            `"euler"` (first order, one network call a step), `"midpoint"` and `"heun"` (second, two), `"ab2"`
+            (Adams–Bashforth: second, one) or `"rk4"` (fourth, four).
+        shift (`float`, defaults to `1.0`):
+            Warps every grid, also a given one, by σ → shift·σ / (1 + (shift − 1)·σ) as diffusers' schedulers do (Esser et
+            al. 2024, arXiv 2403.03206): above 1 for shorter steps near the noise, below 1 for shorter ones near the data.
     """
 
     _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler"]
-    order = 1
 
     @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000):
+    def __init__(self, num_train_timesteps: int = 1000, solver: str = "euler", shift: float = 1.0):
+        if solver not in RUNGE_KUTTA:
+            raise ValueError(f"`solver` must be one of {', '.join(RUNGE_KUTTA)}, got {solver!r}.")
+        if not shift > 0:
+            raise ValueError(f"`shift` must be positive, got {shift}.")
         self.timesteps: torch.Tensor | None = None
         self.sigmas: torch.Tensor | None = None
         self.num_inference_steps: int | None = None
@@ -48,17 +71,24 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index: int | None = None
 
     @property
+    def order(self) -> int:
+        """Network calls a step, which is what diffusers means by the order of a scheduler."""
+        return len(RUNGE_KUTTA[self.config.solver][0])
+
+    @property
     def step_index(self) -> int | None:
-        """Index of the current step; `None` before the first call of [`step`]."""
+        """Index in `timesteps` of the current network call; `None` before the first call of [`step`]."""
         return self._step_index
 
     @property
     def begin_index(self) -> int | None:
-        """Index of the first step, as set by [`set_begin_index`]."""
+        """Index in `timesteps` of the first network call, as set by [`set_begin_index`]."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0):
-        """Start from step `begin_index` instead of looking the first timestep up."""
+        """Start from `timesteps[begin_index]`, the first call of a step, instead of looking the first timestep up."""
+        if begin_index % self.order:
+            raise ValueError(f"`begin_index` must be a multiple of {self.order}, the calls a step, got {begin_index}.")
         self._begin_index = begin_index
 
     def set_timesteps(
@@ -71,7 +101,7 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         Set the grid and rewind.
 
         Args:
-            num_inference_steps (`int`, *optional*): Number of equal steps from σ = 1 to σ = 0.
+            num_inference_steps (`int`, *optional*): Number of steps from σ = 1 to σ = 0, equal before `shift`.
             device (`str` or `torch.device`, *optional*): Where `timesteps` and `sigmas` live.
             sigmas (`list[float]` or `np.ndarray`, *optional*):
                 A grid of one's own instead: strictly descending, within (0, 1], without the final 0.
@@ -85,14 +115,20 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         sigmas = np.asarray(sigmas, dtype=np.float64)
         if sigmas.ndim != 1 or sigmas.size == 0 or sigmas[0] > 1 or sigmas[-1] <= 0 or (np.diff(sigmas) >= 0).any():
             raise ValueError(f"`sigmas` must descend strictly within (0, 1], got {sigmas.tolist()}.")
-        self.num_inference_steps = len(sigmas)
-        self.sigmas = torch.tensor([*sigmas, 0.0], dtype=torch.float32, device=device)
-        self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
+        sigmas = self.config.shift * sigmas / (1 + (self.config.shift - 1) * sigmas)
+        sigmas = np.append(sigmas, 0.0)
+        nodes = np.array(RUNGE_KUTTA[self.config.solver][0])
+        calls = (sigmas[:-1, None] + nodes * np.diff(sigmas)[:, None]).ravel()
+        self.num_inference_steps = len(sigmas) - 1
+        self.sigmas = torch.tensor(sigmas, dtype=torch.float32, device=device)
+        self.timesteps = torch.tensor(calls, dtype=torch.float32, device=device) * self.config.num_train_timesteps
         self._step_index = None
         self._begin_index = None
+        self._start = None  # state at the beginning of the step
+        self._slopes = []  # slopes of its stages so far; of ab2, the slope of the step before
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
-        """Index of `timestep` in `timesteps`."""
+        """Index of `timestep` in `timesteps`; of the first, should several calls share it."""
         matches = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()
         if len(matches) == 0:
             raise ValueError(f"`timestep` {float(timestep)} is not one of `scheduler.timesteps`.")
@@ -107,7 +143,7 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> FlowMatchODESchedulerOutput | tuple[torch.Tensor]:
         """
-        Advance the sample by one step.
+        Advance the sample by one network call.
 
         Args:
             model_output (`torch.Tensor`): u = noise − data as predicted at `timestep`, in the shape of `sample`.
@@ -117,7 +153,8 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
             return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
 
         Returns:
-            [`FlowMatchODESchedulerOutput`] or a one-element tuple, in the dtype of `sample`.
+            [`FlowMatchODESchedulerOutput`] or a one-element tuple, in the dtype of `sample`: the state at the end of the
+            step or, before the last stage, the state to evaluate the network at next.
         """
         if self.sigmas is None:
             raise ValueError("Call `set_timesteps` before `step`.")
@@ -125,9 +162,27 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
             self._step_index = (
                 self._begin_index if self._begin_index is not None else self.index_for_timestep(timestep)
             )
-        # float32: in half precision the sum of many small steps would lose digits.
-        difference = self.sigmas[self._step_index + 1] - self.sigmas[self._step_index]
-        prev_sample = (sample.float() + difference * model_output.float()).to(sample.dtype)
+        index, stage = divmod(self._step_index, self.order)
+        step_size = self.sigmas[index + 1] - self.sigmas[index]
+        nodes, weights = RUNGE_KUTTA[self.config.solver]
+        # At least float32: in half precision the sum of many small steps would lose digits.
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        slope = model_output.to(dtype)
+        if stage == 0:
+            self._start = sample.to(dtype)
+        if self.config.solver == "ab2":
+            increment = slope
+            if self._slopes:  # the first step is Euler's; one of local order 2 leaves the global order at 2
+                ratio = step_size / (self.sigmas[index] - self.sigmas[index - 1])
+                increment = (1 + ratio / 2) * slope - ratio / 2 * self._slopes[0]
+            self._slopes = [slope]
+        elif stage + 1 < self.order:
+            self._slopes.append(slope)
+            increment = nodes[stage + 1] * slope
+        else:
+            increment = sum(weight * each for weight, each in zip(weights, [*self._slopes, slope], strict=True))
+            self._slopes = []
+        prev_sample = (self._start + step_size * increment).to(sample.dtype)
         self._step_index += 1
         if not return_dict:
             return (prev_sample,)

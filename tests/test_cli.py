@@ -110,6 +110,17 @@ def test_a_seed_repeats_a_result_and_another_changes_it(run, stack, model, tmp_p
     assert np.abs(images[0] - images[2]).max() > 0
 
 
+def test_presets_differ_in_steps_members_and_solver(run, stack, model, tmp_path):
+    chosen = {}
+    for preset in ("fast", "balanced"):
+        output = tmp_path / f"{preset}.tif"
+        assert run("dehaze", stack, "-o", output, "--model", model, "--preset", preset)[0] == 0
+        chosen[preset] = read_micrograph(output).provenance
+    keys = ("num_inference_steps", "ensemble_size", "solver", "shift")
+    assert [chosen["fast"][key] for key in keys] == [1, 4, "euler", 1.0]
+    assert [chosen["balanced"][key] for key in keys] == [8, 8, "ab2", 2.0]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("missing.tif", None), ("empty.tif", b""), ("text.tif", b"these are no pixels"), ("picture.png", b"\x89PNG\r\n\x1a\n"),

@@ -15,23 +15,51 @@ def integrate(scheduler, velocity, sample):
     return sample
 
 
-def closed_form_error(num_inference_steps):
-    """Error at σ = 0 of dx/dσ = −x, x(1) = 1, whose solution is e^(1 − σ)."""
-    scheduler = FlowMatchODEScheduler()
+def closed_form_error(num_inference_steps, **config):
+    """Error at σ = 0 of dx/dσ = −2σx, x(1) = 1, whose solution is exp(1 − σ²): it depends on state and time."""
+    scheduler = FlowMatchODEScheduler(**config)
     scheduler.set_timesteps(num_inference_steps)
-    return abs(integrate(scheduler, lambda x, sigma: -x, torch.ones(1)).item() - math.e)
+    return abs(integrate(scheduler, lambda x, sigma: -2 * sigma * x, torch.ones(1).double()).item() - math.e)
 
 
-def test_euler_converges_with_first_order():
-    assert closed_form_error(64) / closed_form_error(128) == pytest.approx(2, rel=0.05)
+@pytest.mark.parametrize("shift", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("solver", "num_inference_steps", "quotient"),
+    [("euler", 64, 2), ("midpoint", 16, 4), ("heun", 16, 4), ("ab2", 16, 4), ("rk4", 8, 16)],
+)
+def test_halving_the_step_divides_the_error_by_the_order(solver, num_inference_steps, quotient, shift):
+    coarse = closed_form_error(num_inference_steps, solver=solver, shift=shift)
+    fine = closed_form_error(2 * num_inference_steps, solver=solver, shift=shift)
+    assert coarse / fine == pytest.approx(quotient, rel=0.15)
 
 
+@pytest.mark.parametrize(("solver", "calls"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("ab2", 1), ("rk4", 4)])
+def test_one_timestep_per_network_call(solver, calls):
+    scheduler = FlowMatchODEScheduler(solver=solver)
+    scheduler.set_timesteps(5)
+    assert scheduler.order == calls and len(scheduler.timesteps) == 5 * calls
+
+
+def test_shift_warps_the_grid_as_the_stock_scheduler_does():
+    sigmas = np.linspace(1, 0.1, 10)
+    ours, stock = FlowMatchODEScheduler(shift=3.0), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ours.set_timesteps(sigmas=sigmas)
+    stock.set_timesteps(sigmas=sigmas)
+    torch.testing.assert_close(ours.sigmas, stock.sigmas)
+
+
+@pytest.mark.parametrize("config", [{"solver": "leapfrog"}, {"shift": 0.0}])
+def test_unknown_solvers_and_shifts_are_refused(config):
+    with pytest.raises(ValueError, match=next(iter(config))):
+        FlowMatchODEScheduler(**config)
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "ab2", "rk4"])
 @pytest.mark.parametrize("num_inference_steps", [1, 3, 19])
-def test_constant_velocity_leads_exactly_from_noise_to_data(num_inference_steps):
+def test_constant_velocity_leads_exactly_from_noise_to_data(num_inference_steps, solver):
     noise, data = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
-    scheduler = FlowMatchODEScheduler()
+    scheduler = FlowMatchODEScheduler(solver=solver)
     scheduler.set_timesteps(num_inference_steps)
-    assert len(scheduler.timesteps) == num_inference_steps
     torch.testing.assert_close(integrate(scheduler, lambda x, sigma: noise - data, noise), data)
 
 
