@@ -5,8 +5,7 @@ Measure the default checkpoint on three real pairs: the table and the figure of 
 
 Range-invariant PSNR against the structured-illumination target, and against that target blurred to widefield resolution,
 which no widefield image can be asked to exceed. Beside the checkpoint stands the rolling ball, what people use most, with
-the radius that scores best **on that very image**. Writes
-`bench/real_pairs.json` and `bench/real_pairs.png`.
+the radius that scores best **on that very image**. Writes `bench/real_pairs.json` and `bench/real_pairs.png`.
 """
 
 import argparse

@@ -121,7 +121,9 @@ def dehaze(
     ] = None,
     preset: Annotated[
         Preset,
-        typer.Option(help="fast: posterior mean in seconds; balanced: with uncertainty; quality: as the paper."),
+        typer.Option(
+            help="Steps, members and solver. fast: posterior mean; balanced: with uncertainty; quality: as the paper."
+        ),
     ] = Preset.fast,
     num_inference_steps: Annotated[
         int | None, typer.Option(min=1, help="Solver steps, in place of the preset's.")

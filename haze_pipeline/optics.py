@@ -46,8 +46,8 @@ class Optics:
 def widefield_psf(optics: Optics, size: int, defocus: torch.Tensor) -> torch.Tensor:
     """
     Widefield PSF, integrated over the camera's pixels where these are too coarse to sample it (finer ones are taken as
-    points, which leaves up to 3 % too much contrast at mid frequencies). The grid is periodic: it should be wider than the
-    cone of light at the largest defocus.
+    points, which leaves somewhat too much contrast). The grid is periodic: it should be wider than the cone of light at the
+    largest defocus.
 
     Args:
         optics (`Optics`): The microscope.

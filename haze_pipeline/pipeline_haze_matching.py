@@ -24,8 +24,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
     r"""
     Dehazing by HazeMatching (arXiv 2506.22397): the network `unet` is the velocity v(x_t, hazy, t) of a flow from noise
     at t = 0 to the clear image at t = 1, *guided* by the hazy image as a second input channel (there is no
-    `guidance_scale`). Every noise leads to one posterior sample; their mean estimates E[clear | hazy] and their
-    standard deviation, calibrated, the uncertainty.
+    `guidance_scale`). Every noise leads to one posterior sample; their mean estimates E[clear | hazy], and their standard
+    deviation, scaled as the checkpoint's calibration says, the uncertainty.
 
     Args:
         unet ([`UNet2DModel`]): Velocity field, channels (state, hazy) in and one out; t in [0, 1] is fed unscaled.
@@ -249,11 +249,12 @@ class HazeMatchingPipeline(DiffusionPipeline):
                 CPU generator of the noise, which is drawn per plane and member for the whole field: neither tile size nor
                 batch size nor device changes it. (Tiles still change what the network sees around a pixel.)
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
-            output_uncertainty (`bool`, defaults to `False`): Return the calibrated standard deviation.
+            output_uncertainty (`bool`, defaults to `False`): Return the standard deviation, calibrated if the checkpoint is.
             output_samples (`bool`, defaults to `False`): Return all members.
             callback_on_step_end (`Callable`, *optional*):
-                Called as `callback(pipe, step, timestep, {"latents": …})` after every element of
-                `scheduler.timesteps` of every batch of members; `step` counts on over the batches. `latents` returned in a dictionary replace the state.
+                Called as `callback(pipe, step, timestep, {"latents": …})` after every element of `scheduler.timesteps` of
+                every batch of members; `step` counts on over the batches. `latents` returned in a dictionary replace the
+                state.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): What the callback is given.
             return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
 

@@ -10,10 +10,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 
-# Explicit Runge–Kutta methods in which every stage starts from the slope before it: (where the stages are evaluated, as
-# parts of the step; with what weights their slopes are added up). Hairer, Nørsett & Wanner, Solving Ordinary Differential
-# Equations I, ch. II.1. Adams–Bashforth's second slope is the one of the step before, ch. III.1.
-RUNGE_KUTTA = {
+# Of every solver: where its stages are evaluated, as parts of the step, and with what weights their slopes are added up.
+# All but "ab2" are explicit Runge–Kutta methods in which a stage starts from the slope before it (Hairer, Nørsett & Wanner,
+# Solving Ordinary Differential Equations I, ch. II.1). Adams–Bashforth (ch. III.1) has one stage and adds the slope of the
+# step before, with weights that depend on the grid: see `step`.
+SOLVERS = {
     "euler": ((0.0,), (1.0,)),
     "midpoint": ((0.0, 0.5), (0.0, 1.0)),
     "heun": ((0.0, 1.0), (1 / 2, 1 / 2)),
@@ -60,8 +61,8 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, solver: str = "euler", shift: float = 1.0):
-        if solver not in RUNGE_KUTTA:
-            raise ValueError(f"`solver` must be one of {', '.join(RUNGE_KUTTA)}, got {solver!r}.")
+        if solver not in SOLVERS:
+            raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {solver!r}.")
         if not shift > 0:
             raise ValueError(f"`shift` must be positive, got {shift}.")
         self.timesteps: torch.Tensor | None = None
@@ -69,11 +70,13 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self._step_index: int | None = None
         self._begin_index: int | None = None
+        self._start: torch.Tensor | None = None  # state at the beginning of the step
+        self._slopes: list[torch.Tensor] = []  # of the stages so far; of ab2, the slope of the step before
 
     @property
     def order(self) -> int:
         """Network calls a step, which is what diffusers means by the order of a scheduler."""
-        return len(RUNGE_KUTTA[self.config.solver][0])
+        return len(SOLVERS[self.config.solver][0])
 
     @property
     def step_index(self) -> int | None:
@@ -117,15 +120,15 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`sigmas` must descend strictly within (0, 1], got {sigmas.tolist()}.")
         sigmas = self.config.shift * sigmas / (1 + (self.config.shift - 1) * sigmas)
         sigmas = np.append(sigmas, 0.0)
-        nodes = np.array(RUNGE_KUTTA[self.config.solver][0])
+        nodes = np.array(SOLVERS[self.config.solver][0])
         calls = (sigmas[:-1, None] + nodes * np.diff(sigmas)[:, None]).ravel()
         self.num_inference_steps = len(sigmas) - 1
         self.sigmas = torch.tensor(sigmas, dtype=torch.float32, device=device)
         self.timesteps = torch.tensor(calls, dtype=torch.float32, device=device) * self.config.num_train_timesteps
         self._step_index = None
         self._begin_index = None
-        self._start = None  # state at the beginning of the step
-        self._slopes = []  # slopes of its stages so far; of ab2, the slope of the step before
+        self._start = None
+        self._slopes = []
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
         """Index of `timestep` in `timesteps`; of the first, should several calls share it."""
@@ -164,7 +167,7 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
             )
         index, stage = divmod(self._step_index, self.order)
         step_size = self.sigmas[index + 1] - self.sigmas[index]
-        nodes, weights = RUNGE_KUTTA[self.config.solver]
+        nodes, weights = SOLVERS[self.config.solver]
         # At least float32: in half precision the sum of many small steps would lose digits.
         dtype = torch.promote_types(sample.dtype, torch.float32)
         slope = model_output.to(dtype)

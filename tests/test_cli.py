@@ -263,55 +263,34 @@ def test_convert_makes_a_pipeline_of_a_published_network(run, tmp_path):
     assert code == 1 and "64-pixel" in err and not (tmp_path / "neuron").exists()
 
 
-def interrupt_when(condition, command):
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    """A real process, interrupted while it has written part of its result."""
+    arguments = ["simulate", str(tmp_path / "pairs"), "--num-images", "1000", "--size", "64"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "haze_pipeline.cli", *arguments], stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
+    while not any(tmp_path.rglob("000002.ome.tif")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    return process.returncode, err
-
-
-def test_ctrl_c_leaves_nothing_behind(tmp_path):
-    """A real process, interrupted while it has written part of its result."""
-    command = [
-        sys.executable,
-        "-m",
-        "haze_pipeline.cli",
-        "simulate",
-        tmp_path / "pairs",
-        "--num-images",
-        "1000",
-        "--size",
-        "64",
-    ]
-    code, err = interrupt_when(lambda: any(tmp_path.rglob("000002.ome.tif")), [str(part) for part in command])
-    assert code == 130 and "Traceback" not in err
+    assert process.returncode == 130 and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_importing_the_package_is_cheap():
-    """None of the extras, and not the pipeline either, until a name is used."""
-    code = (
-        "import sys, haze_pipeline, haze_pipeline.cli;"
-        "heavy = {'torch', 'diffusers', 'accelerate', 'datasets', 'gradio', 'wandb', 'torchvision', 'matplotlib', 'zarr'};"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
-
-
-def test_the_pipeline_needs_no_extras():
-    code = (
-        "import sys; from haze_pipeline import HazeMatchingPipeline;"
-        "extras = {'datasets', 'gradio', 'wandb', 'torchvision', 'matplotlib', 'zarr'};"
-        "print(sorted(extras & set(sys.modules)))"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        # Not even the pipeline, until a name is used.
+        ("import haze_pipeline, haze_pipeline.cli", {"torch", "diffusers", "accelerate"}),
+        ("from haze_pipeline import HazeMatchingPipeline", set()),
+    ],
+)
+def test_importing_is_cheap_and_needs_no_extras(statement, unwanted):
+    unwanted = unwanted | {"datasets", "gradio", "wandb", "torchvision", "matplotlib", "zarr"}
+    code = f"import sys; {statement}; print(sorted({unwanted} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_every_real_micrograph_keeps_its_shape(run, model, tmp_path, shared_data):
