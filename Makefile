@@ -27,6 +27,7 @@ bench: .venv/.installed-test
 	$(BIN)/python bench/real_pairs.py
 	$(BIN)/python bench/simulated_pairs.py
 	$(BIN)/python bench/solvers.py
+	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/readme.py
 
 .venv/.installed: pyproject.toml constraints.txt

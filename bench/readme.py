@@ -52,6 +52,34 @@ def simulated_pairs():
     return lines
 
 
+def sampling():
+    results = json.loads((HERE / "sampling.json").read_text())
+    rows = results["cost"]["rows"]
+    lines = ["| | network calls | seconds per megapixel | times cheaper |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        against = "one sample" if name.endswith("one sample") else "mean of 50 samples"
+        ratio = rows[f"reference, {against}"]["seconds"] / row["seconds"]
+        lines.append(f"| {name} | {row['calls']} | {row['seconds']:,.1f} | {ratio:,.0f} |")
+    means, seams, memory = results["means"], results["seams"], results["memory"]
+    return [
+        *lines,
+        "",
+        f"One 1024 × 1024 field, {results['cost']['threads']} threads; `quality` from the time of one of its members. Network "
+        "calls are sweeps over all tiles, of which the reference's are four deep.",
+        "",
+        "| | reference | haze-pipeline |",
+        "|---|---|---|",
+        f"| posterior mean, range-invariant PSNR in dB of {means['num_fields']} parts of {means['side']} × {means['side']} px "
+        f"(input {means['input']:.1f}) | {means['reference']:.2f} | {means['fast']:.2f} (`fast`) |",
+        f"| seams of a sample: jump across tile borders / elsewhere | {seams['reference']['mean']:.2f} | "
+        f"{seams['ours']['mean']:.2f} |",
+        "",
+        "Peak memory of the process: "
+        + ", ".join(f"{gigabytes:.2f} GB for {name}" for name, gigabytes in memory.items())
+        + ".",
+    ]
+
+
 def solvers():
     results = json.loads((HERE / "solvers.json").read_text())
     lines = ["| solver | network calls | shift of the grid | RMS error |", "|---|---|---|---|"]
@@ -78,7 +106,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="Change nothing; fail if a table is stale.")
     args = parser.parse_args()
     text = rendered = README.read_text()
-    for table in (real_pairs, simulated_pairs, solvers, fresh_clone):
+    for table in (real_pairs, simulated_pairs, sampling, solvers, fresh_clone):
         block = "\n".join(table())
         pattern = rf"(<!-- {table.__name__} -->\n).*?(<!-- /{table.__name__} -->)"
         rendered, count = re.subn(

@@ -36,19 +36,19 @@ def main():
     noise = torch.randn(hazy.shape, generator=torch.Generator().manual_seed(0))
 
     def sample(num_inference_steps, solver, shift=1.0):
-        pipe.scheduler = FlowMatchODEScheduler(solver=solver, shift=shift)
+        pipe.scheduler = FlowMatchODEScheduler.from_config(pipe.scheduler.config, solver=solver, shift=shift)
         out = pipe(hazy, num_inference_steps=num_inference_steps, latents=noise)
         return out.prediction / deviation.numpy()
 
     converged = sample(120, "midpoint")
     rows = []
-    settings = [("euler", 19, 1.0), ("euler", 8, 1.0), ("heun", 4, 1.0), ("rk4", 2, 1.0)]
+    settings = [("bespoke", 4, 1.0), ("euler", 19, 1.0), ("euler", 8, 1.0), ("heun", 4, 1.0), ("rk4", 2, 1.0)]
     settings += [
         (solver, steps, shift) for solver, steps in (("ab2", 8), ("midpoint", 4), ("ab2", 6)) for shift in SHIFTS
     ]
     for solver, steps, shift in settings:
         error = float(np.sqrt(((sample(steps, solver, shift) - converged) ** 2).mean()))
-        calls = steps * FlowMatchODEScheduler(solver=solver).order
+        calls = steps * pipe.scheduler.order
         rows.append({"solver": solver, "steps": steps, "calls": calls, "shift": shift, "rms_error": error})
         print(rows[-1], flush=True)
     results = {"num_images": args.num_images, "size": args.size, "spread": float(converged.std()), "rows": rows}

@@ -7,6 +7,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from .hardware import allocate
+
+
+# Rows that are worked on at once, so that temporary arrays of large planes stay small.
+BAND_ROWS = 1024
+
 
 @dataclass
 class Normalization:
@@ -80,12 +86,14 @@ class HazeImageProcessor:
             raise ValueError(f"`image` must have at least two dimensions [..., H, W], got shape {image.shape}.")
         if image.size == 0:
             raise ValueError(f"`image` must not be empty, got shape {image.shape}.")
+        planes = allocate(*image.shape).reshape(-1, 1, *image.shape[-2:])  # [N,1,H,W]
         with np.errstate(over="ignore"):  # what overflows is reported below
-            planes = torch.from_numpy(image.astype(np.float32)).reshape(-1, 1, *image.shape[-2:])  # [N,1,H,W]
-        if not torch.isfinite(planes).all():
+            planes.numpy()[:] = image.reshape(planes.shape)
+        low, high = (float(value) for value in planes.aminmax())  # NaN where there is one
+        if not np.isfinite([low, high]).all():
             raise ValueError("`image` must be finite in float32, got NaN or infinite values.")
         # float32 has 24 bits: a signal on an offset millions of times larger would be rounded away.
-        rounding = planes.abs().max().item() * 2.0**-23
+        rounding = max(-low, high) * 2.0**-23
         if image.dtype.itemsize >= 4 and 0 < image.std(dtype=np.float64) < 10 * rounding:
             raise ValueError(
                 "`image` must fit float32, but its contrast is lost beside its offset; subtract the offset."
@@ -102,9 +110,9 @@ class HazeImageProcessor:
         if self.normalization == "fixed":
             values = (self.input_mean, self.input_std, self.target_mean, self.target_std)
             return Normalization(*(torch.full((len(planes), 1, 1, 1), float(value)) for value in values))
-        input_mean = planes.double().mean(dim=(1, 2, 3), keepdim=True).float()
-        input_std = planes.double().std(dim=(1, 2, 3), keepdim=True, correction=0).float()
-        band_pass = [_band_pass_std(plane.squeeze(0).numpy()) for plane in planes]
+        moments = torch.tensor([_mean_and_std(plane) for plane in planes[:, 0]])  # [N,2]
+        input_mean, input_std = moments.reshape(-1, 2, 1, 1, 1).unbind(dim=1)
+        band_pass = [_band_pass_std(plane.numpy()) for plane in planes[:, 0]]
         band_pass = torch.tensor(band_pass).reshape(-1, 1, 1, 1)
         return Normalization(
             input_mean=input_mean,
@@ -195,13 +203,29 @@ class HazeImageProcessor:
         return canvas
 
 
+def _mean_and_std(plane: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of a plane in double precision."""
+    mean = sum(float(band.double().sum()) for band in plane.split(BAND_ROWS)) / plane.numel()
+    variance = sum(float((band.double() - mean).square().sum()) for band in plane.split(BAND_ROWS)) / plane.numel()
+    return mean, variance**0.5
+
+
 def _band_pass_std(plane: np.ndarray) -> float:
     """
     Standard deviation of a plane between Gaussians of 1 px and 10 px: fine structure, without most of the noise and of
     the haze.
     """
-    fine = ndimage.gaussian_filter(plane, 1.0, mode="reflect")
-    coarse = ndimage.gaussian_filter(plane, 10.0, mode="reflect")
-    deviation = float((fine - coarse).std(dtype=np.float64))
+    total = squares = 0.0
+    margin = 40  # what SciPy's Gaussian of 10 px sees on either side
+    for start in range(0, len(plane), BAND_ROWS):
+        stop = min(start + BAND_ROWS, len(plane))
+        first = max(0, start - margin)
+        band = plane[first : stop + margin]
+        fine = ndimage.gaussian_filter(band, 1.0, mode="reflect")
+        coarse = ndimage.gaussian_filter(band, 10.0, mode="reflect")
+        difference = (fine - coarse)[start - first : stop - first].astype(np.float64)
+        total += difference.sum()
+        squares += np.square(difference).sum()
+    deviation = float(np.sqrt(max(0.0, squares / plane.size - (total / plane.size) ** 2)))
     # What rounding leaves of a constant plane is not structure.
-    return deviation if deviation > 1e-6 * float(np.abs(plane).max()) else 0.0
+    return deviation if deviation > 1e-6 * float(max(-plane.min(), plane.max())) else 0.0

@@ -6,18 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
-from diffusers.utils.torch_utils import randn_tensor
 
+from .field_sampling import DEFAULT_PATCH_SIZE, FieldSampler
+from .hardware import allocate
 from .image_processing import HazeImageProcessor
 from .pipeline_output import HazeMatchingOutput
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
-from .tiling import blend_window, tile_slices
 
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "default_checkpoint"
-
-# Largest field that is shown to the network at once when no `tile_size` is given: about 2 GB in float32.
-MAX_UNTILED_SIDE = 1024
 
 
 class HazeMatchingPipeline(DiffusionPipeline):
@@ -164,50 +161,6 @@ class HazeMatchingPipeline(DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` may hold {list(self._callback_tensor_inputs)}, got {sorted(unknown)}."
             )
 
-    def predict_velocity(
-        self,
-        latents: torch.Tensor,
-        hazy: torch.Tensor,
-        t: torch.Tensor,
-        tiles_per_call: int,
-        tile_size: int,
-        tile_overlap: int,
-    ) -> torch.Tensor:
-        """
-        v(x_t, hazy, t) of whole fields, from overlapping tiles if they are larger than `tile_size`. Because the
-        *velocities* of the tiles are blended, and at every step, all of them integrate one trajectory of one noise field.
-
-        Args:
-            latents (`torch.Tensor` of shape `[B, 1, h, w]`): States x_t, float32.
-            hazy (`torch.Tensor` of shape `[B, 1, h, w]`): Normalised hazy images.
-            t (`torch.Tensor`): Time between 0 (noise) and 1 (clear). A Python float would be cast to 0 by the network.
-            tiles_per_call (`int`): Tiles per network call.
-            tile_size (`int`): Side of the tiles.
-            tile_overlap (`int`): Pixels shared by neighbouring tiles.
-
-        Returns:
-            `torch.Tensor` of shape `[B, 1, h, w]`, float32.
-        """
-        tiles = tile_slices(*latents.shape[-2:], tile_size, tile_overlap)
-        window = torch.ones_like(latents[0, 0])
-        if len(tiles) > 1:
-            rows, columns = tiles[0]
-            window = blend_window(rows.stop, columns.stop, tile_overlap).to(latents.device)
-        velocity = torch.zeros_like(latents)
-        weight = torch.zeros_like(latents[0, 0])
-        for rows, columns in tiles:
-            weight[rows, columns] += window
-        jobs = [(index, tile) for tile in tiles for index in range(len(latents))]
-        for start in range(0, len(jobs), tiles_per_call):
-            batch = jobs[start : start + tiles_per_call]
-            states = torch.stack(
-                [torch.stack([latents[i, 0, r, c], hazy[i, 0, r, c]]) for i, (r, c) in batch]
-            )  # [b,2,h,w]
-            velocities = self.unet(states.to(self.unet.dtype), t, return_dict=False)[0]  # [b,1,h,w]
-            for (index, (rows, columns)), tile_velocity in zip(batch, velocities.float(), strict=True):
-                velocity[index, 0, rows, columns] += window * tile_velocity[0]
-        return velocity / weight
-
     @torch.no_grad()
     def __call__(
         self,
@@ -236,25 +189,31 @@ class HazeMatchingPipeline(DiffusionPipeline):
             num_inference_steps (`int`, *optional*):
                 Solver steps of every sample; the checkpoint's default when omitted. **One step yields the posterior mean**:
                 noise + v(0, noise, hazy) = E[clear | hazy] (Liu et al. 2022; Albergo & Vanden-Eijnden 2022).
-            ensemble_size (`int`, defaults to `1`): Number of noises, and so of posterior samples, for every plane.
-            batch_size (`int`, *optional*): Fields or tiles per network call; about one megapixel when omitted.
+            ensemble_size (`int`, defaults to `1`):
+                Number of noises, and so of posterior samples, for every plane. With one step, every second noise is the
+                negative of the one before, which cancels the greater part of what a noise leaves in the posterior mean.
+            batch_size (`int`, *optional*):
+                Fields or tiles per network call; when omitted, what memory and cores allow. If memory runs out all the
+                same, less is computed at once, and a warning says so.
             ensembling_kwargs (`dict`, *optional*): `{"reduction": "mean" | "median"}`, `"mean"` by default.
             tile_size (`int`, *optional*):
-                Side of the tiles, a multiple of the network's scale factor. By default a field of up to 1024 × 1024
-                pixels is shown to the network as a whole and a larger one in tiles of 1024.
-            tile_overlap (`int`, *optional*): Pixels shared by neighbouring tiles; a quarter of the tile when omitted.
+                Largest side of the tiles, a multiple of the network's scale factor; 272 when omitted. A field of up to
+                this size is shown to the network as a whole. The tiles of a larger one share their GroupNorm statistics
+                and the solver's state, so that their size hardly changes the result.
+            tile_overlap (`int`, *optional*):
+                Pixels shared by neighbouring tiles; 16, or a quarter of the tile if that is less, when omitted.
             latents (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, or `image.shape` if E is 1, *optional*):
                 The standard normal noise to start from.
             generator (`torch.Generator` or a list with one per plane, *optional*):
                 CPU generator of the noise, which is drawn per plane and member for the whole field: neither tile size nor
-                batch size nor device changes it. (Tiles still change what the network sees around a pixel.)
+                batch size nor device changes it.
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
             output_uncertainty (`bool`, defaults to `False`): Return the standard deviation, calibrated if the checkpoint is.
             output_samples (`bool`, defaults to `False`): Return all members.
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, {"latents": …})` after every element of `scheduler.timesteps` of
-                every batch of members; `step` counts on over the batches. `latents` returned in a dictionary replace the
-                state.
+                every batch of members, and of every block of a field of more than 2048 pixels a side; `step` counts on.
+                `latents` returned in a dictionary replace the state.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): What the callback is given.
             return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
 
@@ -307,73 +266,83 @@ class HazeMatchingPipeline(DiffusionPipeline):
 
         # 2. Pad to what the network can halve; decide on tiles.
         padding = (-height % self.unet_scale_factor, -width % self.unet_scale_factor)
-        if tile_size is None:
-            tile_size = MAX_UNTILED_SIDE // self.unet_scale_factor * self.unet_scale_factor
-        if tile_overlap is None:
-            tile_overlap = tile_size // 4
-        tiles_per_call = fields_per_batch = batch_size
-        if batch_size is None:
-            field_height, field_width = height + padding[0], width + padding[1]
-            tiles_per_call = max(1, 2**20 // (min(tile_size, field_height) * min(tile_size, field_width)))
-            fields_per_batch = max(1, 2**20 // (field_height * field_width))
+        padded = (height + padding[0], width + padding[1])
+        sampler = FieldSampler(
+            self.unet, self.scheduler, num_inference_steps, padded, self.unet_scale_factor,
+            self.config.training_patch_size or DEFAULT_PATCH_SIZE, tile_size, tile_overlap, batch_size, device,
+        )  # fmt: skip
+        fields_per_batch = 1  # the members of a tiled field follow one another
+        if not sampler.is_tiled:
+            fields_per_batch = batch_size or max(1, 2**20 // (padded[0] * padded[1]))
 
         # 3. Normalise every plane.
-        statistics = self.image_processor.compute_normalization(planes)
-        hazy = (planes - statistics.input_mean) / statistics.input_std  # [N,1,H,W]
+        normalization = self.image_processor.compute_normalization(planes)
+        hazy = planes.sub_(normalization.input_mean).div_(normalization.input_std)  # [N,1,H,W]
 
-        # 4. Planes × members in batches: noise, then the ODE dx/dt = v from t = 0 to t = 1.
+        # 4. Planes × members in batches: noise, then the ODE dx/dt = v from t = 0 to t = 1. Mean and squared deviations are
+        # accumulated as the members come (Welford 1962, Technometrics 4), so that memory does not grow with the ensemble.
         members = [(plane, member) for plane in range(len(planes)) for member in range(ensemble_size)]
         batches = [members[start : start + fields_per_batch] for start in range(0, len(members), fields_per_batch)]
-        samples = torch.empty(ensemble_size, *planes.shape)  # [E,N,1,H,W]
+        median = ensembling_kwargs.get("reduction") == "median"
+        samples = allocate(ensemble_size, *planes.shape) if output_samples or median else None  # [E,N,1,H,W]
+        mean = allocate(*planes.shape)  # [N,1,H,W]
+        squares = allocate(*planes.shape) if output_uncertainty else None  # [N,1,H,W]
+        self._num_timesteps = len(batches) * sampler.num_steps
         step = 0
-        sigmas = np.linspace(1, 0, num_inference_steps + 1)[:-1]
-        self.scheduler.set_timesteps(sigmas=sigmas, device=device)
-        self._num_timesteps = len(batches) * len(self.scheduler.timesteps)
+        noise = None
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for batch in batches:
-                self.scheduler.set_timesteps(sigmas=sigmas, device=device)  # rewinds
-                plane_indices = [plane for plane, _ in batch]
-                state = torch.stack(
-                    [
-                        self.prepare_latents(latents, generator, plane, member, (height, width))
-                        for plane, member in batch
-                    ]
-                )  # [B,1,H,W]
-                state = _pad(state, padding).to(device)  # [B,1,h,w]
-                condition = _pad(hazy[plane_indices], padding).to(device)  # [B,1,h,w]
-                for timestep in self.scheduler.timesteps:
-                    # diffusers' σ runs from noise to data downwards, and its velocity is noise − data: both are reversed.
-                    t = 1 - timestep / self.scheduler.config.num_train_timesteps
-                    velocity = self.predict_velocity(state, condition, t, tiles_per_call, tile_size, tile_overlap)
-                    state = self.scheduler.step(-velocity, timestep, state, return_dict=False)[0]
 
-                    if callback_on_step_end is not None:
-                        tensors = {}
-                        for name in callback_on_step_end_tensor_inputs:
-                            tensors[name] = {"latents": state}[name]
-                        replaced = callback_on_step_end(self, step, timestep, tensors) or {}
-                        state = replaced.get("latents", state)
-                    step += 1
-                    progress_bar.update()
-                    if self.interrupt:
-                        self.maybe_free_model_hooks()
-                        raise RuntimeError(f"Interrupted after {step} solver steps; there is no image yet.")
-                for (plane, member), result in zip(batch, state[..., :height, :width].cpu(), strict=True):
-                    samples[member, plane] = result
+            def on_step(timestep: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+                nonlocal step
+                if callback_on_step_end is not None:
+                    tensors = {}
+                    for name in callback_on_step_end_tensor_inputs:
+                        tensors[name] = {"latents": state}[name]
+                    replaced = callback_on_step_end(self, step, timestep, tensors) or {}
+                    state = replaced.get("latents", state)
+                step += 1
+                progress_bar.update()
+                if self.interrupt:
+                    self.maybe_free_model_hooks()
+                    raise RuntimeError(f"Interrupted after {step} solver steps; there is no image yet.")
+                return state
+
+            for batch in batches:
+                start = allocate(len(batch), 1, height, width)  # [B,1,H,W]
+                for index, (plane, member) in enumerate(batch):
+                    if num_inference_steps == 1 and latents is None and member % 2:
+                        noise.neg_()
+                    else:
+                        noise = self.prepare_latents(latents, generator, plane, member, (height, width))
+                    start[index] = noise
+                start = _pad(start, padding)  # [B,1,h,w]
+                condition = hazy[plane : plane + 1] if len(batch) == 1 else hazy[[plane for plane, _ in batch]]
+                condition = _pad(condition, padding)  # [B,1,h,w]
+                results = sampler.sample(start, condition, on_step)  # [B,1,h,w]
+                for (plane, member), result in zip(batch, results[..., :height, :width], strict=True):
+                    if samples is not None:
+                        samples[member, plane] = result
+                    difference = result.sub_(mean[plane])
+                    mean[plane].add_(difference, alpha=1 / (member + 1))
+                    if squares is not None:
+                        squares[plane].addcmul_(difference, difference, value=member / (member + 1))
         self.maybe_free_model_hooks()
 
         # 5. Reduce the ensemble and return to image units.
-        if ensembling_kwargs.get("reduction") == "median":
+        prediction = mean
+        if median:
             # torch's median of an even number is the lower of the middle two, and so biased.
             prediction = torch.from_numpy(np.median(samples.numpy(), axis=0))  # [N,1,H,W]
-        else:
-            prediction = samples.mean(dim=0)  # [N,1,H,W]
-        prediction = prediction * statistics.target_std + statistics.target_mean
+        prediction.mul_(normalization.target_std).add_(normalization.target_mean)
         uncertainty = None
         if output_uncertainty:
-            spread = samples.std(dim=0) * self.config.uncertainty_scale + self.config.uncertainty_offset
-            uncertainty = spread.clamp(min=0) * statistics.target_std  # [N,1,H,W]
-        samples = samples * statistics.target_std + statistics.target_mean if output_samples else None
+            spread = squares.div_(ensemble_size - 1).sqrt_()
+            spread.mul_(self.config.uncertainty_scale).add_(self.config.uncertainty_offset)
+            uncertainty = spread.clamp_(min=0).mul_(normalization.target_std)  # [N,1,H,W]
+        if output_samples:
+            samples.mul_(normalization.target_std).add_(normalization.target_mean)
+        else:
+            samples = None
 
         # 6. Give every result the shape of the image.
         def finish(result: torch.Tensor | None, *leading: int) -> np.ndarray | torch.Tensor | None:
@@ -403,12 +372,18 @@ class HazeMatchingPipeline(DiffusionPipeline):
             return latents[member, plane]
         if isinstance(generator, list):
             generator = generator[plane]
-        return randn_tensor((1, *size), generator=generator, device=torch.device("cpu"), dtype=torch.float32)
+        return allocate(1, *size).normal_(generator=generator)
 
 
 def _pad(planes: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
     """Mirror `[B, 1, H, W]` past its lower and right edges; NumPy's mirror, unlike torch's, may be wider than the image."""
     if padding == (0, 0):
         return planes
-    widths = ((0, 0), (0, 0), (0, padding[0]), (0, padding[1]))
-    return torch.from_numpy(np.pad(planes.numpy(), widths, mode="symmetric"))
+    *leading, height, width = planes.shape
+    rows = np.pad(np.arange(height), (0, padding[0]), mode="symmetric")
+    columns = np.pad(np.arange(width), (0, padding[1]), mode="symmetric")
+    padded = allocate(*leading, len(rows), len(columns))
+    padded[..., :height, :width] = planes
+    padded[..., height:, :width] = planes[..., rows[height:], :]
+    padded[..., width:] = padded[..., columns[width:]]
+    return padded

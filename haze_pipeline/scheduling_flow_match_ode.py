@@ -13,13 +13,14 @@ from diffusers.utils import BaseOutput
 # Of every solver: where its stages are evaluated, as parts of the step, and with what weights their slopes are added up.
 # All but "ab2" are explicit Runge–Kutta methods in which a stage starts from the slope before it (Hairer, Nørsett & Wanner,
 # Solving Ordinary Differential Equations I, ch. II.1). Adams–Bashforth (ch. III.1) has one stage and adds the slope of the
-# step before, with weights that depend on the grid: see `step`.
+# step before, with weights that depend on the grid; a bespoke solver uses all slopes so far: see `step`.
 SOLVERS = {
     "euler": ((0.0,), (1.0,)),
     "midpoint": ((0.0, 0.5), (0.0, 1.0)),
     "heun": ((0.0, 1.0), (1 / 2, 1 / 2)),
     "rk4": ((0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
     "ab2": ((0.0,), (1.0,)),
+    "bespoke": ((0.0,), (1.0,)),
 }
 
 
@@ -51,27 +52,40 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps (`int`, defaults to `1000`): Factor between σ and the `timesteps` shown to the pipeline.
         solver (`str`, defaults to `"euler"`):
             `"euler"` (first order, one network call a step), `"midpoint"` and `"heun"` (second, two), `"ab2"`
-            (Adams–Bashforth: second, one) or `"rk4"` (fourth, four).
+            (Adams–Bashforth: second, one), `"rk4"` (fourth, four) or `"bespoke"` (fitted to a network, one).
         shift (`float`, defaults to `1.0`):
             Warps every grid, also a given one, by σ → shift·σ / (1 + (shift − 1)·σ) as diffusers' schedulers do (Esser et
             al. 2024, arXiv 2403.03206): above 1 for shorter steps near the noise, below 1 for shorter ones near the data.
+        bespoke (`dict`, *optional*):
+            Non-stationary solvers fitted to the network of a checkpoint (Shaul et al. 2024, arXiv 2403.01329) by
+            `training/fit_bespoke_solver.py`, for `solver="bespoke"`: by number of steps, as a string,
+            `{"sigmas": [1, σ_1, …], "weights": [[w_00], [w_10, w_11], …]}`. Step i adds Σ_j w_ij u_j over the slopes so
+            far; its weights sum to σ_(i+1) − σ_i, so that a constant velocity is integrated exactly.
     """
 
     _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler"]
 
     @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000, solver: str = "euler", shift: float = 1.0):
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        solver: str = "euler",
+        shift: float = 1.0,
+        bespoke: dict[str, dict] | None = None,
+    ):
         if solver not in SOLVERS:
             raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {solver!r}.")
         if not shift > 0:
             raise ValueError(f"`shift` must be positive, got {shift}.")
+        if solver == "bespoke" and not bespoke:
+            raise ValueError('`solver="bespoke"` needs the fitted weights in `bespoke`.')
         self.timesteps: torch.Tensor | None = None
         self.sigmas: torch.Tensor | None = None
         self.num_inference_steps: int | None = None
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._start: torch.Tensor | None = None  # state at the beginning of the step
-        self._slopes: list[torch.Tensor] = []  # of the stages so far; of ab2, the slope of the step before
+        self._slopes: list[torch.Tensor] = []  # of the stages so far; of ab2, of the step before; of bespoke, of all
 
     @property
     def order(self) -> int:
@@ -92,6 +106,10 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         """Start from `timesteps[begin_index]`, the first call of a step, instead of looking the first timestep up."""
         if begin_index % self.order:
             raise ValueError(f"`begin_index` must be a multiple of {self.order}, the calls a step, got {begin_index}.")
+        if begin_index and self.config.solver == "bespoke":
+            raise ValueError(
+                f"`begin_index` must be 0 for a bespoke solver, which needs all slopes, got {begin_index}."
+            )
         self._begin_index = begin_index
 
     def set_timesteps(
@@ -108,17 +126,27 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
             device (`str` or `torch.device`, *optional*): Where `timesteps` and `sigmas` live.
             sigmas (`list[float]` or `np.ndarray`, *optional*):
                 A grid of one's own instead: strictly descending, within (0, 1], without the final 0.
+
+        A bespoke solver has the grids that it was fitted on, and for one step Euler's.
         """
         if (num_inference_steps is None) == (sigmas is None):
             raise ValueError("Pass exactly one of `num_inference_steps` and `sigmas`.")
-        if sigmas is None:
+        if self.config.solver == "bespoke" and num_inference_steps != 1:
+            if str(num_inference_steps) not in self.config.bespoke:
+                raise ValueError(
+                    f"`num_inference_steps` must be one of {', '.join(self.config.bespoke)} or 1 with this checkpoint's "
+                    f"bespoke solver, got {num_inference_steps}."
+                )
+            sigmas = self.config.bespoke[str(num_inference_steps)]["sigmas"]
+        elif sigmas is None:
             if num_inference_steps < 1:
                 raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
             sigmas = np.linspace(1, 0, num_inference_steps + 1)[:-1]
         sigmas = np.asarray(sigmas, dtype=np.float64)
         if sigmas.ndim != 1 or sigmas.size == 0 or sigmas[0] > 1 or sigmas[-1] <= 0 or (np.diff(sigmas) >= 0).any():
             raise ValueError(f"`sigmas` must descend strictly within (0, 1], got {sigmas.tolist()}.")
-        sigmas = self.config.shift * sigmas / (1 + (self.config.shift - 1) * sigmas)
+        if self.config.solver != "bespoke":
+            sigmas = self.config.shift * sigmas / (1 + (self.config.shift - 1) * sigmas)
         sigmas = np.append(sigmas, 0.0)
         nodes = np.array(SOLVERS[self.config.solver][0])
         calls = (sigmas[:-1, None] + nodes * np.diff(sigmas)[:, None]).ravel()
@@ -173,7 +201,12 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         slope = model_output.to(dtype)
         if stage == 0:
             self._start = sample.to(dtype)
-        if self.config.solver == "ab2":
+        if self.config.solver == "bespoke" and self.num_inference_steps > 1:
+            self._slopes.append(slope)
+            weights = self.config.bespoke[str(self.num_inference_steps)]["weights"][index]
+            step_size = 1.0  # is part of the weights
+            increment = sum(weight * each for weight, each in zip(weights, self._slopes, strict=True))
+        elif self.config.solver == "ab2":
             increment = slope
             if self._slopes:  # the first step is Euler's; one of local order 2 leaves the global order at 2
                 ratio = step_size / (self.sigmas[index] - self.sigmas[index - 1])

@@ -1,14 +1,19 @@
+import gc
 import itertools
 import json
+import os
+import subprocess
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_unet
+from conftest import ROOT, tiny_unet
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torchcfm_unet import reference_unet
 
-from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, field_sampling, hardware
 from haze_pipeline.conversion import unet_from_torchcfm
 
 
@@ -57,7 +62,7 @@ def test_19_steps_equal_a_plain_loop_of_the_reference(shape):
         target_std=30,
     )
     pipeline.set_progress_bar_config(disable=True)
-    out = pipeline(hazy, num_inference_steps=19, latents=noise[0, 0])
+    out = pipeline(hazy, num_inference_steps=19, latents=noise[0, 0], tile_size=320)  # in one tile
     # 1e-4 in network units, in which the solution has a deviation of about 1.
     assert np.abs(out.prediction - expected).max() / 30 < 1e-4
     assert expected.std() / 30 > 0.3
@@ -125,6 +130,15 @@ def test_seeded_noise_equals_the_same_noise_given_as_latents(pipe, image):
     np.testing.assert_allclose(given, drawn, rtol=1e-5)
 
 
+def test_one_step_takes_pairs_of_opposite_noises(pipe, image):
+    noise = torch.randn(3, 40, 32, generator=seeded())
+    pair = pipe(image, num_inference_steps=1, ensemble_size=2, latents=torch.stack([noise, -noise])).prediction
+    drawn = pipe(image, num_inference_steps=1, ensemble_size=2, generator=[seeded()] * 3).prediction
+    np.testing.assert_allclose(drawn, pair, rtol=1e-4, atol=1e-2)
+    two_steps = pipe(image, num_inference_steps=2, ensemble_size=2, generator=seeded(), output_samples=True).samples
+    assert np.corrcoef(two_steps[0].ravel(), two_steps[1].ravel())[0, 1] > -0.5
+
+
 def test_one_generator_per_plane_makes_planes_independent_of_their_stack(pipe, image):
     stack = pipe(image, num_inference_steps=2, generator=[seeded(i) for i in range(3)]).prediction
     alone = pipe(image[2], num_inference_steps=2, generator=seeded(2)).prediction
@@ -156,17 +170,98 @@ def test_tiles_share_one_noise_field_and_leave_no_seam():
         assert np.abs(tiled - whole).mean() < 0.001 * spread
 
 
-def test_two_tile_sizes_give_nearly_the_same_posterior_sample():
-    """Statistics of the tile enter a real network, but independent noise per tile would leave no correlation at all."""
+def test_tiles_share_their_statistics_so_that_their_size_hardly_matters():
     pipe = HazeMatchingPipeline.from_default()
     pipe.set_progress_bar_config(disable=True)
-    y, x = np.mgrid[:160, :160]
-    hazy = np.random.default_rng(0).poisson(100 + 200 * (np.sin(x / 4) * np.sin(y / 5)) ** 8).astype(np.uint16)
+    y, x = np.mgrid[:256, :256]
+    # One half bright, one half nearly empty: by themselves, tiles would be scaled very differently.
+    hazy = 100 + 2000 * (x > 128) * (np.sin(x / 4) * np.sin(y / 5)) ** 8
+    hazy = np.random.default_rng(0).poisson(hazy).astype(np.uint16)
     results = [
-        pipe(hazy, num_inference_steps=6, generator=seeded(), tile_size=tile_size).prediction
-        for tile_size in (96, 128)
+        pipe(hazy, num_inference_steps=4, generator=seeded(), tile_size=tile_size).prediction
+        for tile_size in (112, 192)
     ]
-    assert np.corrcoef(results[0].ravel(), results[1].ravel())[0, 1] > 0.9
+    assert (results[0] - results[1]).std() < 0.03 * results[0].std()
+
+
+def test_blocks_of_a_large_field_agree_with_the_whole(monkeypatch, pipe):
+    hazy = np.random.default_rng(0).gamma(2, 100, (200, 150)).astype(np.float32)
+    arguments = {"num_inference_steps": 3, "tile_size": 64, "tile_overlap": 32}
+    whole = pipe(hazy, generator=seeded(), **arguments).prediction
+    seen = []
+    monkeypatch.setattr(field_sampling, "BLOCK_SIZE", 128)
+    blocks = pipe(
+        hazy, generator=seeded(), callback_on_step_end=lambda p, step, t, k: seen.append(step), **arguments
+    ).prediction
+    assert seen == list(range(pipe.num_timesteps)) and pipe.num_timesteps == 3 * 4
+    assert (blocks - whole).std() < 0.05 * whole.std()
+
+
+def test_arrays_in_files_give_the_same_result(monkeypatch, pipe, image, tmp_path):
+    arguments = {"num_inference_steps": 2, "ensemble_size": 3, "output_uncertainty": True, "output_samples": True}
+    expected = pipe(image, generator=seeded(), batch_size=1, **arguments)
+    monkeypatch.setattr(hardware.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=0))
+    monkeypatch.setattr(hardware.tempfile, "tempdir", str(tmp_path))
+    result = pipe(image, generator=seeded(), batch_size=1, **arguments)
+    assert sum(str(tmp_path) in line for line in open("/proc/self/maps")) == 3  # one of each output
+    np.testing.assert_allclose(result.prediction, expected.prediction, rtol=1e-5)
+    np.testing.assert_allclose(result.uncertainty, expected.uncertainty, rtol=1e-4)
+    np.testing.assert_allclose(result.samples, expected.samples, rtol=1e-4, atol=1e-3)
+
+
+def run_alone(script):
+    """Standard output and error of a script in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    prelude = """
+import resource
+import numpy as np, torch
+from conftest import tiny_unet
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+pipe = HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler())
+pipe.set_progress_bar_config(disable=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + script], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout, done.stderr
+
+
+def test_memory_does_not_grow_with_the_ensemble(pipe):
+    """By the tensors alive at every step; `bench/sampling.py` measures the memory of the process."""
+    image = np.random.default_rng(0).poisson(100, (64, 64)).astype(np.uint16)
+
+    def most_bytes(members: int, **kwargs) -> int:
+        most = 0
+
+        def count(pipe, step, timestep, tensors):
+            nonlocal most
+            alive = [each.untyped_storage() for each in gc.get_objects() if type(each) is torch.Tensor]
+            most = max(most, sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values()))
+            return {}
+
+        arguments = {"num_inference_steps": 2, "batch_size": 1, "output_uncertainty": True, **kwargs}
+        pipe(image, ensemble_size=members, callback_on_step_end=count, **arguments)
+        return most
+
+    assert most_bytes(32) == most_bytes(4)
+    assert most_bytes(32, output_samples=True) - most_bytes(4, output_samples=True) == 28 * 64 * 64 * 4
+
+
+def test_less_is_computed_at_once_when_memory_runs_out():
+    """Under a real limit of the system, which the whole field at once exceeds."""
+    script = """
+hazy = np.random.default_rng(0).poisson(100, (1024, 1024)).astype(np.uint16)
+def run(tile_size):
+    return pipe(hazy, num_inference_steps=1, generator=torch.Generator().manual_seed(0), tile_size=tile_size).prediction
+expected = run(256)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 80 * 2**20, resource.RLIM_INFINITY))
+result = run(1024)
+print((result - expected).std() / expected.std())
+"""
+    output, errors = run_alone(script)
+    assert "Out of memory: going on with 1 tile(s) of at most" in errors
+    assert float(output) < 0.1
 
 
 # Shapes and types.

@@ -151,3 +151,48 @@ def test_misuse_is_explained():
     scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="not one of"):
         scheduler.step(torch.ones(1), 999.0, torch.ones(1))
+
+
+# Solvers fitted to a network.
+
+FITTED = {"3": {"sigmas": [1.0, 0.8, 0.3], "weights": [[-0.2], [0.3, -0.8], [0.1, -0.1, -0.3]]}}
+
+
+def test_a_bespoke_solver_adds_its_weighted_slopes():
+    scheduler = FlowMatchODEScheduler(solver="bespoke", bespoke=FITTED, shift=3.0)
+    scheduler.set_timesteps(3)
+    torch.testing.assert_close(scheduler.timesteps, torch.tensor([1000.0, 800.0, 300.0]))  # fitted as they are
+    slopes = [torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([5.0])]
+    state = torch.tensor([1.0])
+    expected = [1 - 0.4, 0.6 + 0.6 - 2.4, -1.2 + 0.2 - 0.3 - 1.5]
+    for timestep, slope, value in zip(scheduler.timesteps, slopes, expected, strict=True):
+        state = scheduler.step(slope, timestep, state).prev_sample
+        assert state.item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("num_inference_steps", [1, 3])
+def test_a_bespoke_solver_integrates_a_constant_velocity_exactly_each_time(num_inference_steps):
+    noise, data = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    scheduler = FlowMatchODEScheduler(solver="bespoke", bespoke=FITTED)
+    for _ in range(2):
+        scheduler.set_timesteps(num_inference_steps)
+        torch.testing.assert_close(integrate(scheduler, lambda x, sigma: noise - data, noise), data)
+
+
+def test_a_bespoke_solver_survives_its_config(tmp_path):
+    FlowMatchODEScheduler(solver="bespoke", bespoke=FITTED).save_pretrained(tmp_path)
+    loaded = FlowMatchODEScheduler.from_pretrained(tmp_path)
+    assert loaded.config.solver == "bespoke" and dict(loaded.config.bespoke) == FITTED
+
+
+def test_what_a_bespoke_solver_was_not_fitted_for_is_refused():
+    with pytest.raises(ValueError, match="needs the fitted weights"):
+        FlowMatchODEScheduler(solver="bespoke")
+    scheduler = FlowMatchODEScheduler(solver="bespoke", bespoke=FITTED)
+    with pytest.raises(ValueError, match="one of 3 or 1"):
+        scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match="one of 3 or 1"):
+        scheduler.set_timesteps(sigmas=[1.0, 0.5])
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="begin_index"):
+        scheduler.set_begin_index(1)

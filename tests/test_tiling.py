@@ -3,44 +3,53 @@ import itertools
 import pytest
 import torch
 
-from haze_pipeline.tiling import blend_window, tile_slices, tile_starts
+from haze_pipeline.tiling import spread_patches, tile_intervals, tile_slices, tile_weights
 
 
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 40, 64, 100, 257])
-@pytest.mark.parametrize(("tile_size", "tile_overlap"), [(32, 0), (32, 8), (32, 31)])
-def test_tiles_cover_every_pixel_and_overlap_enough(length, tile_size, tile_overlap):
-    starts = tile_starts(length, tile_size, tile_overlap)
-    assert starts[0] == 0
-    assert starts[-1] + min(tile_size, length) == length
-    assert all(0 < b - a <= tile_size - tile_overlap for a, b in itertools.pairwise(starts))
+@pytest.mark.parametrize("length", [8, 24, 32, 40, 64, 104, 256])
+@pytest.mark.parametrize(("tile_size", "tile_overlap"), [(32, 0), (32, 8), (32, 24)])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_intervals_cover_every_pixel(length, tile_size, tile_overlap, multiple):
+    intervals = tile_intervals(length, tile_size, tile_overlap, multiple)
+    assert intervals[0][0] == 0 and intervals[-1][1] == length
+    assert len({stop - start for start, stop in intervals}) == 1 and intervals[0][1] <= tile_size
+    assert all(side % multiple == 0 for interval in intervals for side in interval)
+    for (start, stop), (following, _) in itertools.pairwise(intervals):
+        assert start < following <= stop
+        assert stop - following > tile_overlap - multiple
 
 
-def test_no_more_tiles_than_needed():
-    assert tile_starts(100, 32, 8) == [0, 23, 45, 68]  # three tiles with 8 px of overlap would cover only 80
-    assert len(tile_starts(64, 32, 0)) == 2
+def test_tiles_are_no_more_and_no_larger_than_needed():
+    assert tile_intervals(1024, 288, 32, 16) == [(0, 288), (240, 528), (496, 784), (736, 1024)]
+    assert tile_intervals(64, 32, 0) == [(0, 32), (32, 64)]
+    assert tile_intervals(80, 64, 8, 8) == [(0, 48), (32, 80)]  # two tiles of 64 would share 48 pixels
 
 
 @pytest.mark.parametrize("tile_overlap", [-1, 32, 40])
 def test_overlap_must_be_smaller_than_the_tile(tile_overlap):
     with pytest.raises(ValueError, match="tile_overlap"):
-        tile_starts(100, 32, tile_overlap)
+        tile_intervals(100, 32, tile_overlap)
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 20), (64, 20), (50, 131)])
 @pytest.mark.parametrize("tile_overlap", [0, 8, 24])
-def test_weighted_tiles_add_up_to_the_image(height, width, tile_overlap):
-    image = torch.randn(height, width)
-    total, weight = torch.zeros_like(image), torch.zeros_like(image)
-    for rows, columns in tile_slices(height, width, 32, tile_overlap):
-        window = blend_window(rows.stop - rows.start, columns.stop - columns.start, tile_overlap)
-        assert (window > 0).all()
-        total[rows, columns] += window * image[rows, columns]
-        weight[rows, columns] += window
-    torch.testing.assert_close(total / weight, image)
+def test_weights_of_tiles_add_up_to_one(height, width, tile_overlap):
+    tiles = tile_slices(height, width, 32, tile_overlap)
+    total = torch.zeros(height, width)
+    for tile, weight in zip(tiles, tile_weights(tiles), strict=True):
+        assert (weight > 0).all()
+        total[tile] += weight
+    torch.testing.assert_close(total, torch.ones(height, width))
 
 
-def test_window_fades_smoothly_to_the_edge():
-    window = blend_window(32, 32, 8)
-    assert window[16, 16] == 1
-    assert window[16, 0] < 0.02
-    assert (window[16, :9].diff() >= 0).all()
+def test_weights_fade_smoothly_to_the_edges_inside_the_field():
+    left, right = tile_weights([(slice(0, 32), slice(0, 32)), (slice(0, 32), slice(24, 56))])
+    assert (left[:, :24] == 1).all() and (right[:, 8:] == 1).all()
+    assert left[0, -1] < 0.02 and (left[0].diff() <= 0).all()
+
+
+def test_patches_are_spread_from_edge_to_edge():
+    patches = spread_patches(200, 40, 32, number=4, multiple=8)
+    assert sorted({rows.start for rows, _ in patches}) == [0, 56, 112, 168]
+    assert sorted({columns.start for _, columns in patches}) == [0, 8]  # there is room for two
+    assert spread_patches(24, 16, 32, number=4, multiple=8) == [(slice(0, 24), slice(0, 16))]

@@ -1,0 +1,62 @@
+"""The script that fits a solver, run as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from conftest import ROOT, tiny_unet
+
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
+
+
+def fit(model, pairs, *arguments):
+    command = [
+        sys.executable,
+        ROOT / "training" / "fit_bespoke_solver.py",
+        "--model",
+        model,
+        "--train_data_dir",
+        pairs,
+    ]
+    command += ["--num_images", 4, "--resolution", 32, "--max_evaluations", 5, *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+def test_the_fitted_solver_is_stored_and_beats_euler_on_other_images(tmp_path):
+    HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(tmp_path / "model")
+    (tmp_path / "hazy").mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(4):
+        image = generator.gamma(2, 100, (40, 40)).astype(np.uint16)
+        write_ome_tiff(tmp_path / "hazy" / f"{index}.ome.tif", Micrograph(image, "YX"))
+    for steps in (3, 2):
+        done = fit(tmp_path / "model", tmp_path, "--num_inference_steps", steps)
+        assert done.returncode == 0, done.stderr
+    fitted = json.loads(done.stdout)
+    for row, sigma, following in zip(fitted["weights"], fitted["sigmas"], fitted["sigmas"][1:], strict=False):
+        assert sum(row) + sigma == np.float64(following) or abs(sum(row) + sigma - following) < 1e-9
+
+    pipe = HazeMatchingPipeline.from_pretrained(tmp_path / "model", low_cpu_mem_usage=False)
+    pipe.set_progress_bar_config(disable=True)
+    assert set(pipe.scheduler.config.bespoke) == {"2", "3"} and pipe.scheduler.config.solver == "euler"
+    image = generator.gamma(2, 100, (32, 32)).astype(np.float32)
+    noise = torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
+
+    def sample(solver, steps):
+        pipe.scheduler = FlowMatchODEScheduler.from_config(pipe.scheduler.config, solver=solver)
+        return pipe(image, num_inference_steps=steps, latents=noise).prediction
+
+    converged = sample("midpoint", 100)
+    errors = {solver: np.abs(sample(solver, 3) - converged).mean() for solver in ("bespoke", "euler")}
+    assert errors["bespoke"] < 0.8 * errors["euler"]
+
+
+def test_one_step_and_missing_images_are_refused(tmp_path):
+    HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(tmp_path / "model")
+    done = fit(tmp_path / "model", tmp_path, "--num_inference_steps", 1)
+    assert done.returncode == 2 and "must be 2 or more" in done.stderr
+    done = fit(tmp_path / "model", tmp_path)
+    assert done.returncode == 1 and "no TIFF files" in done.stderr

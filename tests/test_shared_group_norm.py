@@ -1,0 +1,43 @@
+import pytest
+import torch
+from conftest import tiny_unet
+
+from haze_pipeline.shared_group_norm import fix_group_norms, measure_group_norms
+
+
+@pytest.fixture
+def unet():
+    return tiny_unet().eval()
+
+
+def predict(unet, sample):
+    with torch.no_grad():
+        return unet(sample, torch.tensor(0.3)).sample
+
+
+def test_the_statistics_of_one_image_are_those_of_group_norm(unet):
+    image = 3 + 2 * torch.randn(1, 2, 32, 24)
+    expected = predict(unet, image)
+    with measure_group_norms(unet) as statistics:
+        torch.testing.assert_close(predict(unet, image), expected, rtol=1e-4, atol=1e-4)
+    with fix_group_norms(unet, statistics):
+        torch.testing.assert_close(predict(unet, image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_is_normalised_together(unet):
+    dark, bright = torch.randn(1, 2, 32, 32), 10 + 5 * torch.randn(1, 2, 32, 32)
+    with measure_group_norms(unet) as statistics:
+        together = predict(unet, torch.cat([dark, bright]))
+    with fix_group_norms(unet, statistics):
+        torch.testing.assert_close(predict(unet, dark), together[:1], rtol=1e-4, atol=1e-4)
+    assert (predict(unet, dark) - together[:1]).abs().max() > 0.1 * together.std()
+
+
+def test_the_network_is_itself_again_afterwards_even_after_an_error(unet):
+    image = torch.randn(1, 2, 16, 16)
+    expected = predict(unet, image)
+    with pytest.raises(ValueError, match="stop"), measure_group_norms(unet):
+        predict(unet, image + 1)
+        raise ValueError("stop")
+    torch.testing.assert_close(predict(unet, image), expected, rtol=0, atol=0)
+    assert not any("forward" in vars(module) for module in unet.modules())

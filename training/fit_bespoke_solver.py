@@ -1,0 +1,119 @@
+"""
+Fit a solver of few steps to the network of a checkpoint (Shaul et al. 2024, arXiv 2403.01329).
+
+    python training/fit_bespoke_solver.py --model runs/first --train_data_dir runs/pairs
+
+Every step of the solver adds a weighted sum of all slopes so far. For given times, the weights of a step are the least
+squares fit of the converged trajectories at its end; the times minimise the distance of the last state to the converged
+sample. The result is written to the scheduler of the checkpoint, next to solvers of other numbers of steps.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.microscopy_io import read_micrograph
+
+
+logger = logging.getLogger("fit_bespoke_solver")
+
+CONVERGED_STEPS = 120  # of the midpoint rule
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Fit a solver of few steps to the network of a checkpoint.")
+    parser.add_argument("--model", type=Path, required=True, help="Pipeline folder, whose scheduler is rewritten.")
+    parser.add_argument("--train_data_dir", type=Path, required=True, help="Folder with hazy/*.tif; never test data.")
+    parser.add_argument("--num_inference_steps", type=int, default=4, help="Steps of the solver, two or more.")
+    parser.add_argument("--num_images", type=int, default=12, help="Images to fit.")
+    parser.add_argument("--resolution", type=int, default=96, help="Side of the patches, one from each image.")
+    parser.add_argument("--max_evaluations", type=int, default=60, help="Grids to try.")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.num_inference_steps < 2:
+        parser.error(f"--num_inference_steps must be 2 or more, got {args.num_inference_steps}.")
+    return args
+
+
+def main():
+    args = parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    variant = "fp16" if list(args.model.glob("unet/*.fp16.safetensors")) else None
+    pipe = HazeMatchingPipeline.from_pretrained(args.model, variant=variant, low_cpu_mem_usage=False)
+    pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    # Data: patches, their noise, and the converged trajectories from it.
+    paths = sorted((args.train_data_dir / "hazy").glob("*.tif"))[: args.num_images]
+    if not paths:
+        raise FileNotFoundError(f"There are no TIFF files in {args.train_data_dir / 'hazy'}.")
+    images = [read_micrograph(path).data[: args.resolution, : args.resolution] for path in paths]
+    planes = pipe.image_processor.preprocess(np.stack(images))
+    statistics = pipe.image_processor.compute_normalization(planes)
+    hazy = ((planes - statistics.input_mean) / statistics.input_std).to(pipe.device)  # [N,1,h,w]
+    noise = torch.randn(hazy.shape, generator=torch.Generator().manual_seed(args.seed)).to(pipe.device)
+
+    @torch.no_grad()
+    def slope(state, sigma):
+        """dx/dσ = −v."""
+        t = torch.tensor(1 - sigma, dtype=torch.float32, device=pipe.device)
+        return -pipe.unet(torch.cat([state, hazy], dim=1), t).sample
+
+    step = -1 / CONVERGED_STEPS
+    trajectory = [noise]
+    for sigma in np.linspace(1, 0, CONVERGED_STEPS + 1)[:-1]:
+        middle = trajectory[-1] + step / 2 * slope(trajectory[-1], sigma)
+        trajectory.append(trajectory[-1] + step * slope(middle, sigma + step / 2))
+
+    def converged(sigma):
+        position = (1 - sigma) * CONVERGED_STEPS
+        index = min(int(position), CONVERGED_STEPS - 1)
+        return torch.lerp(trajectory[index], trajectory[index + 1], position - index)
+
+    def fit(sigmas):
+        """Weights on the grid `sigmas`, which ends with 0, and the RMS distance of the samples to the converged ones."""
+        state, slopes, weights = noise, [], []
+        for sigma, following in itertools.pairwise(sigmas):
+            slopes.append(slope(state, sigma))
+            # Weights that sum to the length of the step: what is fitted is how slopes other than the last one correct it.
+            length = following - sigma
+            residual = (converged(following) - state - length * slopes[-1]).flatten().double()
+            corrections = [(each - slopes[-1]).flatten().double() for each in slopes[:-1]]
+            row = [float(length)]
+            if corrections:
+                solution = torch.linalg.lstsq(torch.stack(corrections, dim=1), residual[:, None]).solution[:, 0]
+                row = [*solution.tolist(), float(length - solution.sum())]
+            weights.append(row)
+            state = state + sum(weight * each for weight, each in zip(row, slopes, strict=True))
+        return weights, float((state - trajectory[-1]).square().mean().sqrt())
+
+    # Times: the logarithms of the lengths of the steps, up to their sum.
+    def grid(parameters):
+        lengths = np.exp(np.append(parameters, 0.0))
+        return np.append(1 - np.cumsum(np.insert(lengths / lengths.sum(), 0, 0.0))[:-1], 0.0)
+
+    start = np.linspace(-1, 0, args.num_inference_steps)[:-1]  # short steps near the noise
+    best = minimize(
+        lambda parameters: fit(grid(parameters))[1],
+        start,
+        method="Nelder-Mead",
+        options={"maxfev": args.max_evaluations},
+    )
+    sigmas = grid(best.x)
+    weights, error = fit(sigmas)
+    logger.info("sigmas %s, RMS distance %.4f on the patches fitted", np.round(sigmas, 4), error)
+
+    bespoke = dict(pipe.scheduler.config.get("bespoke") or {})
+    bespoke[str(args.num_inference_steps)] = {"sigmas": sigmas[:-1].tolist(), "weights": weights}
+    FlowMatchODEScheduler.from_config(pipe.scheduler.config, bespoke=bespoke).save_pretrained(args.model / "scheduler")
+    print(json.dumps({"sigmas": sigmas.tolist(), "weights": weights, "rms_distance": error}))
+
+
+if __name__ == "__main__":
+    main()
