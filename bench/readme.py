@@ -60,7 +60,8 @@ def sampling():
         against = "one sample" if name.endswith("one sample") else "mean of 50 samples"
         ratio = rows[f"reference, {against}"]["seconds"] / row["seconds"]
         lines.append(f"| {name} | {row['calls']} | {row['seconds']:,.1f} | {ratio:,.0f} |")
-    means, seams, memory = results["means"], results["seams"], results["memory"]
+    means, seams, tiling, distance = (results[name] for name in ("means", "seams", "tiling", "distance"))
+    differences = [field["fast"] - field["reference"] for field in means["fields"]]
     return [
         *lines,
         "",
@@ -69,13 +70,20 @@ def sampling():
         "",
         "| | reference | haze-pipeline |",
         "|---|---|---|",
-        f"| posterior mean, range-invariant PSNR in dB of {means['num_fields']} parts of {means['side']} × {means['side']} px "
-        f"(input {means['input']:.1f}) | {means['reference']:.2f} | {means['fast']:.2f} (`fast`) |",
-        f"| seams of a sample: jump across tile borders / elsewhere | {seams['reference']['mean']:.2f} | "
-        f"{seams['ours']['mean']:.2f} |",
+        f"| posterior mean, range-invariant PSNR in dB ({means['num_fields']} fields, input {means['input']:.1f}) | "
+        f"{means['reference']:.2f} | {means['fast']:.2f} (`fast`) |",
+        f"| sample, RMS distance to the converged one of the same noise | {distance['reference']:.3f} | "
+        f"{distance['ours']:.3f} (`balanced`) |",
+        f"| sample, jump across tile borders / elsewhere | {seams['reference']['mean']:.2f} | {seams['ours']['mean']:.2f} |",
+        "",
+        f"Means are scored on {means['parts_per_field']} parts of every 1024 × 1024 field, together; by field, `fast` differs "
+        f"from the reference by {min(differences):+.2f} to {max(differences):+.2f} dB. Without tiles, a sample jumps "
+        f"{seams['untiled']['mean']:.2f} times as much at the lines of our tile borders as elsewhere, and the PSNR of `fast` is "
+        f"{tiling['psnr']['untiled'] - tiling['psnr']['tiled']:+.2f} dB higher on average, {tiling['largest_loss']:+.2f} dB at "
+        "most.",
         "",
         "Peak memory of the process: "
-        + ", ".join(f"{gigabytes:.2f} GB for {name}" for name, gigabytes in memory.items())
+        + ", ".join(f"{gigabytes:.2f} GB for {name}" for name, gigabytes in results["memory"].items())
         + ".",
     ]
 

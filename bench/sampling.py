@@ -23,6 +23,7 @@ import torch
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.cli import PRESETS
 from haze_pipeline.field_sampling import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE
+from haze_pipeline.hardware import map_on_cores
 from haze_pipeline.metrics import range_invariant_psnr
 from haze_pipeline.simulation import pair_generator, simulate_pair
 from haze_pipeline.tiling import tile_intervals
@@ -127,7 +128,10 @@ def compare_cost(pipe, pairs):
 
 
 def compare_seams(pipe, pairs):
-    """Mean absolute jump across tile borders over that elsewhere, of samples."""
+    """
+    Mean absolute jump across tile borders over that elsewhere, of samples; and that of the same field shown to the
+    network as a whole at the same lines, which tells what they would show without tiles.
+    """
 
     def ratio(sample, borders):
         ratios = []
@@ -141,11 +145,12 @@ def compare_seams(pipe, pairs):
     solver(pipe, "bespoke")
     intervals = tile_intervals(SIDE, DEFAULT_TILE_SIZE, DEFAULT_TILE_OVERLAP, pipe.unet_scale_factor)
     ours = sorted({side for interval in intervals for side in interval} - {0, SIDE})
-    ratios = {"reference": [], "ours": []}
+    ratios = {"reference": [], "ours": [], "untiled": []}
     for hazy, _ in pairs:
-        generator = torch.Generator().manual_seed(0)
-        sample = pipe(hazy, num_inference_steps=4, generator=generator).prediction
-        ratios["ours"].append(ratio(sample, ours))
+        for name, tile_size in (("ours", None), ("untiled", SIDE)):
+            generator = torch.Generator().manual_seed(0)
+            sample = pipe(hazy, num_inference_steps=4, tile_size=tile_size, generator=generator).prediction
+            ratios[name].append(ratio(sample, ours))
         values, _, _ = normalised(pipe, hazy)
         corners = block_of_corners(4 * INNER, 256)
         noise = torch.randn(len(corners), 1, TILE, TILE, generator=generator)
@@ -175,47 +180,67 @@ def compare_tiling(pipe, pairs):
 
 
 def compare_distance(pipe, pairs, side=320):
-    """RMS distance of samples to the converged ones of the same noise, in network units."""
+    """RMS distance of samples to the converged ones of the same noise, in network units, on the same pixels of a part."""
     errors = {"reference": [], "ours": []}
     fine = torch.linspace(0, 1, 2 * CONVERGED_STEPS + 1)
+    scored = slice((side - 2 * INNER) // 2, (side + 2 * INNER) // 2)
     for hazy, _ in pairs:
-        values, _, _ = normalised(pipe, hazy)
-        corners = block_of_corners(INNER, 256)
+        part = np.ascontiguousarray(hazy[256 : 256 + side, 256 : 256 + side])
+        values, _, deviation = normalised(pipe, part)
+        corners = block_of_corners(2 * INNER, scored.start)
         noise = torch.randn(len(corners), 1, TILE, TILE, generator=torch.Generator().manual_seed(0))
         sample = reference_tiles(pipe, values, corners, noise, torch.linspace(0, 1, 20))
         # By Euler steps too fine to matter: as many network calls as the midpoint rule below.
         converged = reference_tiles(pipe, values, corners, noise, fine)
-        errors["reference"].append(float((join_inner(sample - converged, INNER) ** 2).mean()))
+        errors["reference"].append(float((join_inner(sample - converged, 2 * INNER) ** 2).mean()))
 
-        part = np.ascontiguousarray(hazy[256 : 256 + side, 256 : 256 + side])
-        _, _, deviation = normalised(pipe, part)
         noise = torch.randn(side, side, generator=torch.Generator().manual_seed(0))
         results = []
         for name, steps in (("bespoke", 4), ("midpoint", CONVERGED_STEPS)):
             solver(pipe, name)
-            results.append(pipe(part, num_inference_steps=steps, latents=noise).prediction / deviation)
+            results.append(pipe(part, num_inference_steps=steps, latents=noise).prediction[scored, scored] / deviation)
         errors["ours"].append(float(((results[0] - results[1]) ** 2).mean()))
-    return {"num_fields": len(pairs), **{name: float(np.sqrt(np.mean(each))) for name, each in errors.items()}}
+        print({name: np.sqrt(each[-1]) for name, each in errors.items()}, flush=True)
+    return {
+        "num_fields": len(pairs),
+        **{name: float(np.sqrt(np.mean(each))) for name, each in errors.items()},
+        "fields": [{name: float(np.sqrt(errors[name][i])) for name in errors} for i in range(len(pairs))],
+    }
 
 
-def compare_means(pipe, pairs, side=INNER, origin=448):
-    """Range-invariant PSNR of the reference's mean of 50 samples and of `fast`, on the same part of every field."""
+def compare_means(pipe, pairs, parts_per_side=2):
+    """
+    Range-invariant PSNR of the reference's mean of 50 samples and of `fast` on the same parts of every field: what the
+    inner pixels of 2 × 2 reference tiles, spread evenly over the field, show. The parts of a field are scored together.
+    """
     solver(pipe, "euler")
-    scores = {"input": [], "reference": [], "fast": []}
+    margin = (TILE - INNER) // 2
+    starts = [(2 * i + 1) * SIDE // (2 * parts_per_side) - INNER // 2 for i in range(parts_per_side)]
+
+    def parts(image):
+        return np.block([[image[y : y + INNER, x : x + INNER] for x in starts] for y in starts])
+
+    fields = []
     for hazy, clear in pairs:
-        part = slice(origin, origin + side), slice(origin, origin + side)
         values, mean, deviation = normalised(pipe, hazy)
-        corners = block_of_corners(side, origin)
-        total, generator = torch.zeros(side, side), torch.Generator().manual_seed(0)
-        for _ in range(50):
-            noise = torch.randn(len(corners), 1, TILE, TILE, generator=generator)
-            tiles = reference_tiles(pipe, values, corners, noise, torch.linspace(0, 1, 20))
-            total += join_inner(tiles, side) / 50
+        corners = [(y - margin, x - margin) for y in starts for x in starts]
+        noise = torch.randn(50, len(corners), 1, TILE, TILE, generator=torch.Generator().manual_seed(0))
+
+        def sample(member, values=values, corners=corners, noise=noise):
+            return reference_tiles(pipe, values, corners, noise[member], torch.linspace(0, 1, 20))
+
+        total = sum(map_on_cores(sample, range(50), torch.get_num_threads()))
+        reference = join_inner(total / 50, parts_per_side * INNER) * deviation + mean
         fast = pipe(hazy, num_inference_steps=1, ensemble_size=2, generator=torch.Generator().manual_seed(0))
-        scores["input"].append(range_invariant_psnr(clear[part], hazy[part]))
-        scores["reference"].append(range_invariant_psnr(clear[part], (total * deviation + mean).numpy()))
-        scores["fast"].append(range_invariant_psnr(clear[part], fast.prediction[part]))
-    return {"num_fields": len(pairs), "side": side, **{name: float(np.mean(each)) for name, each in scores.items()}}
+        estimates = {"input": parts(hazy), "reference": reference.numpy(), "fast": parts(fast.prediction)}
+        fields.append({name: range_invariant_psnr(parts(clear), each) for name, each in estimates.items()})
+        print(fields[-1], flush=True)
+    return {
+        "num_fields": len(fields),
+        "parts_per_field": len(corners),
+        **{name: float(np.mean([field[name] for field in fields])) for name in fields[0]},
+        "fields": fields,
+    }
 
 
 def measure_memory():
@@ -269,8 +294,8 @@ MEASUREMENTS = {
     "memory": lambda pipe, pairs: measure_memory(),
     "tiling": lambda pipe, pairs: compare_tiling(pipe, pairs),
     "seams": lambda pipe, pairs: compare_seams(pipe, pairs[:2]),
-    "distance": lambda pipe, pairs: compare_distance(pipe, pairs[:1]),
-    "means": lambda pipe, pairs: compare_means(pipe, pairs[:4]),
+    "distance": lambda pipe, pairs: compare_distance(pipe, pairs[:3]),
+    "means": lambda pipe, pairs: compare_means(pipe, pairs),
 }
 
 

@@ -1,5 +1,6 @@
 """Solving the ODE of whole fields with a network that is shown tiles."""
 
+import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -20,8 +21,8 @@ logger = logging.get_logger(__name__)
 DEFAULT_TILE_SIZE = 272
 DEFAULT_TILE_OVERLAP = 16
 
-# GroupNorm statistics are measured on 4 × 4 patches of the training size; the reference trains on 128 px.
-PATCHES_PER_SIDE = 4
+# GroupNorm statistics are measured on 3 × 3 patches of the training size; the reference trains on 128 px.
+PATCHES_PER_SIDE = 3
 DEFAULT_PATCH_SIZE = 128
 
 # Larger fields are integrated in blocks of this size, so that states and slopes of a whole field need not fit in memory.
@@ -171,7 +172,7 @@ class FieldSampler:
 
     def measure_statistics(self, noise: torch.Tensor, hazy: torch.Tensor) -> list[GroupNormStatistics]:
         """
-        GroupNorm statistics of a field for every network call of a trajectory, measured on 16 patches of the size of the
+        GroupNorm statistics of a field for every network call of a trajectory, measured on 9 patches of the size of the
         training patches from all over the field, which follow trajectories of their own from the field's noise.
 
         Args:
@@ -249,7 +250,12 @@ class FieldSampler:
         jobs = [
             (index, tile, weight) for tile, weight in zip(tiles, weights, strict=True) for index in range(len(latents))
         ]
-        batches = [jobs[start : start + self.tiles_per_call] for start in range(0, len(jobs), self.tiles_per_call)]
+        # Tiles of one shape share a call; the largest come first, so that the cores finish together.
+        jobs.sort(key=lambda job: job[2].shape, reverse=True)
+        batches = []
+        for _, group in itertools.groupby(jobs, key=lambda job: job[2].shape):
+            same = list(group)
+            batches += [same[i : i + self.tiles_per_call] for i in range(0, len(same), self.tiles_per_call)]
 
         def run(batch) -> torch.Tensor:
             states = torch.stack(

@@ -29,10 +29,12 @@ def measure_group_norms(network: nn.Module) -> Iterator[GroupNormStatistics]:
     statistics: GroupNormStatistics = {}
 
     def forward(norm: nn.GroupNorm, hidden_states: torch.Tensor) -> torch.Tensor:  # [B,C,...]
-        # Of channels, which works in any memory layout without a copy; then of groups.
+        # Of channels, which works in any memory layout without a copy; then of groups. Two passes are
+        # several times as fast as torch.var_mean on a CPU.
         dims = [0, *range(2, hidden_states.ndim)]
-        variances, means = torch.var_mean(hidden_states.float(), dim=dims, correction=0)  # [C]
-        variances, means = variances.reshape(norm.num_groups, -1), means.reshape(norm.num_groups, -1)
+        means = hidden_states.float().mean(dim=dims, keepdim=True)
+        variances = (hidden_states.float() - means).square_().mean(dim=dims).reshape(norm.num_groups, -1)
+        means = means.reshape(norm.num_groups, -1)
         mean = means.mean(dim=1)  # [G]
         variance = variances.mean(dim=1) + means.var(dim=1, correction=0)  # [G]
         channels = norm.num_channels // norm.num_groups

@@ -13,15 +13,12 @@ import torch
 def tile_intervals(length: int, tile_size: int, tile_overlap: int, multiple: int = 1) -> list[tuple[int, int]]:
     """
     The fewest intervals `(start, stop)` of at most `tile_size` pixels that cover `length` pixels and share `tile_overlap`
-    pixels with their neighbours.
-
-    They are of one size, no larger than their number asks for, and spread evenly; the last one ends with the field, so
-    that no pixel is left out.
+    pixels with their neighbours. Their sizes differ by no more than `multiple`.
 
     Args:
         length (`int`): Pixels to cover, a multiple of `multiple`.
         tile_size (`int`): Largest size, a multiple of `multiple`.
-        tile_overlap (`int`): Pixels shared by neighbours, up to rounding to `multiple`.
+        tile_overlap (`int`): Pixels shared by neighbours; rounded up to a multiple of `multiple` where the tile allows.
         multiple (`int`, defaults to `1`):
             Starts and sizes are multiples of it. A network that halves the field n times commutes with shifts by 2ⁿ
             pixels only: tiles that start elsewhere would see another network.
@@ -33,10 +30,10 @@ def tile_intervals(length: int, tile_size: int, tile_overlap: int, multiple: int
         raise ValueError(f"`tile_overlap` must lie between 0 and `tile_size` - 1, got {tile_overlap} and {tile_size}.")
     if length <= tile_size:
         return [(0, length)]
-    number = -(-(length - tile_overlap) // (tile_size - tile_overlap))
-    size = -(-(length + (number - 1) * tile_overlap) // (number * multiple)) * multiple
-    starts = [round(i * (length - size) / (number - 1) / multiple) * multiple for i in range(number)]
-    return [(start, start + size) for start in starts]
+    overlap = min(-(-tile_overlap // multiple) * multiple, tile_size - multiple)
+    number = -(-(length - overlap) // (tile_size - overlap))
+    starts = [round(i * (length - overlap) / (number * multiple)) * multiple for i in range(number + 1)]
+    return [(start, following + overlap) for start, following in itertools.pairwise(starts)]
 
 
 def tile_slices(
@@ -55,18 +52,18 @@ def tile_weights(tiles: list[tuple[slice, slice]]) -> list[torch.Tensor]:
     """
 
     def ramps(intervals: list[tuple[int, int]]) -> dict[tuple[int, int], torch.Tensor]:
-        overlaps = [a[1] - b[0] for a, b in itertools.pairwise(intervals)]
-        overlap = min(overlaps, default=0)
-        first, stop = intervals[0]
-        distance = torch.arange(stop - first) + 0.5
-        distance = torch.minimum(distance, (stop - first) - distance)
-        ramp = torch.ones(stop - first)
-        if overlap > 0:
-            ramp = torch.sin(0.5 * torch.pi * (distance / overlap).clamp(max=1)).square()
+        overlap = intervals[0][1] - intervals[1][0] if len(intervals) > 1 else 0
+        weights = {}
         total = torch.zeros(intervals[-1][1])
         for start, stop in intervals:
+            ramp = torch.ones(stop - start)
+            if overlap > 0:
+                distance = torch.arange(stop - start) + 0.5
+                distance = torch.minimum(distance, (stop - start) - distance)
+                ramp = torch.sin(0.5 * torch.pi * (distance / overlap).clamp(max=1)).square()
+            weights[start, stop] = ramp
             total[start:stop] += ramp
-        return {(start, stop): ramp / total[start:stop] for start, stop in intervals}
+        return {(start, stop): ramp / total[start:stop] for (start, stop), ramp in weights.items()}
 
     rows = ramps(sorted({(r.start, r.stop) for r, _ in tiles}))
     columns = ramps(sorted({(c.start, c.stop) for _, c in tiles}))

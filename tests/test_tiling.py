@@ -12,17 +12,23 @@ from haze_pipeline.tiling import spread_patches, tile_intervals, tile_slices, ti
 def test_intervals_cover_every_pixel(length, tile_size, tile_overlap, multiple):
     intervals = tile_intervals(length, tile_size, tile_overlap, multiple)
     assert intervals[0][0] == 0 and intervals[-1][1] == length
-    assert len({stop - start for start, stop in intervals}) == 1 and intervals[0][1] <= tile_size
+    sizes = [stop - start for start, stop in intervals]
+    assert max(sizes) <= tile_size and max(sizes) - min(sizes) <= multiple
     assert all(side % multiple == 0 for interval in intervals for side in interval)
     for (start, stop), (following, _) in itertools.pairwise(intervals):
-        assert start < following <= stop
-        assert stop - following > tile_overlap - multiple
+        assert start < following
+        assert stop - following == tile_overlap
 
 
 def test_tiles_are_no_more_and_no_larger_than_needed():
-    assert tile_intervals(1024, 288, 32, 16) == [(0, 288), (240, 528), (496, 784), (736, 1024)]
+    assert tile_intervals(1024, 288, 32, 16) == [(0, 288), (256, 528), (496, 768), (736, 1024)]
     assert tile_intervals(64, 32, 0) == [(0, 32), (32, 64)]
-    assert tile_intervals(80, 64, 8, 8) == [(0, 48), (32, 80)]  # two tiles of 64 would share 48 pixels
+    assert tile_intervals(80, 64, 8, 8) == [(0, 40), (32, 80)]  # two tiles of 64 would share 48 pixels
+
+
+def test_overlaps_are_rounded_up_where_the_tile_allows():
+    assert tile_intervals(64, 32, 5, 8) == [(0, 24), (16, 48), (40, 64)]
+    assert tile_intervals(64, 32, 31, 16) == [(0, 32), (16, 48), (32, 64)]
 
 
 @pytest.mark.parametrize("tile_overlap", [-1, 32, 40])
