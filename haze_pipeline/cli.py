@@ -32,8 +32,9 @@ class Preset(StrEnum):
 
 
 # Steps, members and solver. `fast`: posterior means by one step from a pair of opposite noises (Liu et al. 2022).
-# `balanced`: the solver fitted to the checkpoint, whose 4 network calls come closer to the converged samples than 19 Euler
-# steps (bench/solvers.py). `quality`: the paper's 19 Euler steps and 50 posterior samples.
+# `balanced`: the solver fitted to the checkpoint; its 4 network calls come as close to the converged samples as 19 Euler
+# steps on patches (bench/solvers.py), not on all fields (bench/sampling.py). `quality`: the paper's 19 Euler steps and 50
+# posterior samples.
 PRESETS = {
     Preset.fast: {"num_inference_steps": 1, "ensemble_size": 2, "solver": "euler"},
     Preset.balanced: {"num_inference_steps": 4, "ensemble_size": 8, "solver": "bespoke"},

@@ -29,11 +29,11 @@ def measure_group_norms(network: nn.Module) -> Iterator[GroupNormStatistics]:
     statistics: GroupNormStatistics = {}
 
     def forward(norm: nn.GroupNorm, hidden_states: torch.Tensor) -> torch.Tensor:  # [B,C,...]
-        # Of channels, which works in any memory layout without a copy; then of groups. Two passes are
-        # several times as fast as torch.var_mean on a CPU.
-        dims = [0, *range(2, hidden_states.ndim)]
-        means = hidden_states.float().mean(dim=dims, keepdim=True)
-        variances = (hidden_states.float() - means).square_().mean(dim=dims).reshape(norm.num_groups, -1)
+        # Of channels, which works in any memory layout without a copy; then of groups. In two passes, since
+        # torch.var_mean is slow on a CPU.
+        values, dims = hidden_states.float(), [0, *range(2, hidden_states.ndim)]
+        means = values.mean(dim=dims, keepdim=True)
+        variances = (values - means).square_().mean(dim=dims).reshape(norm.num_groups, -1)
         means = means.reshape(norm.num_groups, -1)
         mean = means.mean(dim=1)  # [G]
         variance = variances.mean(dim=1) + means.var(dim=1, correction=0)  # [G]
