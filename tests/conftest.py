@@ -1,11 +1,14 @@
 """Small real components shared by the tests."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DModel
+
+from haze_pipeline import cli
 
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +21,24 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"real micrographs are not at {folder}; set HAZE_TEST_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run `haze-pipeline …` through its entry point: exit code, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["haze-pipeline", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
 
 
 def tiny_unet(seed: int = 0) -> UNet2DModel:

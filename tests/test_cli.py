@@ -15,26 +15,8 @@ from conftest import tiny_unet
 from PIL import Image
 from torchcfm_unet import reference_unet
 
-from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, __version__, cli
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, __version__
 from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `haze-pipeline …` through its entry point: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["haze-pipeline", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="session")
@@ -206,7 +188,7 @@ def test_wrong_usage_exits_with_2(run):
 def test_help_and_version(run):
     code, out, _ = run("--version")
     assert code == 0 and out.strip() == __version__
-    for command in ("dehaze", "simulate", "convert", "info"):
+    for command in ("dehaze", "simulate", "dataset", "convert", "info"):
         code, out, _ = run(command, "--help")
         assert code == 0 and "Usage" in out
 
