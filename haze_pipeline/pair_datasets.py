@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import datasets
     from huggingface_hub import DatasetCard
 
-# What Pillow calls the types of a plane. Before version 11 it opened 16-bit PNGs as "I", which we never store as such.
+# What Pillow calls the types of a plane. Pillow 10.1 opens 16-bit PNGs as "I"; we store nothing else that opens so.
 DTYPES = {"L": "uint8", "I;16": "uint16", "I": "uint16", "F": "float32"}
 
 
