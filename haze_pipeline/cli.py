@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .cli_dataset import dataset
+from .cli_simulate import simulate
+from .console import make_parents, progress_bar
 from .version import __version__
 
 
@@ -60,13 +62,6 @@ class DType(StrEnum):
     float16 = "float16"
 
 
-class Layout(StrEnum):
-    """How the files of a dataset lie in their folder."""
-
-    pairs = "pairs"
-    hazematching = "hazematching"
-
-
 class Subset(StrEnum):
     """Datasets of the HazeMatching paper."""
 
@@ -75,20 +70,6 @@ class Subset(StrEnum):
     organoids2 = "organoids2"
     microtubule = "microtubule"
     neuron = "neuron"
-
-
-def _progress(description: str, total: int | None, stack: ExitStack):
-    """
-    A progress bar on standard error that vanishes when done and shows only on a terminal. Returns its `advance(by)`; parts
-    of the whole may be fractions. `total` is `None` where it is not known.
-    """
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = stack.enter_context(
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    )
-    task = progress.add_task(description, total=total)
-    return lambda by: progress.advance(task, by)
 
 
 def _load_pipeline(model: str | None):
@@ -229,7 +210,7 @@ def dehaze(
     sample_stack = np.empty((members, *planes.shape), np.float32) if samples else None
     started = time.perf_counter()
     with ExitStack() as stack:
-        advance = _progress(f"Dehazing {source.name}", len(planes), stack)
+        advance = progress_bar(f"Dehazing {source.name}", len(planes), stack)
         for index, plane in enumerate(planes):
             try:
                 out = pipe(
@@ -295,164 +276,8 @@ def dehaze(
             print(path)
 
 
-@app.command()
-def simulate(
-    output: Annotated[Path, typer.Argument(help="Folder to make, with hazy/, clear/ and parameters.jsonl.")],
-    num_images: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 10,
-    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds give other specimens.")] = 0,
-):
-    """
-    Simulate pairs of hazy and clear micrographs of random specimens.
-
-    Example: haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
-    """
-    import numpy as np
-
-    from .microscopy_io import Micrograph, replace_when_complete, write_ome_tiff
-    from .simulation import pair_generator, simulate_pair
-
-    if output.exists():
-        raise FileExistsError(f"{output} exists; choose another name.")
-    _make_parents(output)
-    with replace_when_complete(output) as folder, ExitStack() as stack:
-        (folder / "hazy").mkdir(parents=True)
-        (folder / "clear").mkdir()
-        parameters = stack.enter_context((folder / "parameters.jsonl").open("w"))
-        advance = _progress(f"Simulating {output}", num_images, stack)
-        for index in range(num_images):
-            pair = simulate_pair(size, pair_generator(seed, index))
-            pixel_size = pair.parameters["pixel_size"]
-            for name, image in (("hazy", pair.hazy.numpy().astype(np.uint16)), ("clear", pair.clear.numpy())):
-                path = folder / name / f"{index:06d}.ome.tif"
-                write_ome_tiff(path, Micrograph(image, "YX", pixel_size=(pixel_size, pixel_size)))
-            parameters.write(json.dumps({"image": f"{index:06d}", "seed": seed, **pair.parameters}) + "\n")
-            advance(1)
-    print(output)
-
-
-@app.command()
-def dataset(
-    source: Annotated[
-        Path, typer.Argument(help="Folder with hazy/ and clear/, or of a published HazeMatching subset.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make, laid out as a Hub repository.")],
-    layout: Annotated[
-        Layout,
-        typer.Option(help="pairs: TIFFs of equal names in hazy/ and clear/; hazematching: two-channel TIFFs."),
-    ] = Layout.pairs,
-    level: Annotated[
-        float | None,
-        typer.Option(min=0, help="Pinhole of the hazy images of pairs in Airy units; omit it for widefield images."),
-    ] = None,
-    validation_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Expected share of the specimens kept for validation.")
-    ] = 0.0,
-    test_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Expected share of the specimens kept for tests.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds split differently.")] = 0,
-    license_id: Annotated[
-        str | None, typer.Option("--license", help="Licence of the images, such as cc-by-4.0; needed for --push-to.")
-    ] = None,
-    push_to: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="Also upload to this dataset repository of the Hub.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the new repository of --push-to private.")] = False,
-):
-    """
-    Make a dataset of pairs that `datasets.load_dataset` reads, from the folder or streamed from the Hub.
-
-    All planes of a specimen, which is a file or a sub-folder of files, go into the same split. Every value is kept exactly.
-
-    Example: haze-pipeline dataset pairs -o pairs_dataset --validation-share 0.1 --license cc-by-4.0 --push-to lab/pairs
-    """
-    import shlex
-    import tempfile
-
-    from huggingface_hub.utils import disable_progress_bars, validate_repo_id
-
-    from .dataset_card import make_dataset_card
-    from .microscopy_io import replace_when_complete
-    from .pair_datasets import build_dataset, import_datasets, push_dataset, save_dataset, split_by_specimen
-    from .pair_sources import hazematching_splits, pairs_from_folder, pairs_from_hazematching
-
-    # Whatever can be refused without reading the images is refused first.
-    if output.exists():
-        raise FileExistsError(f"{output} exists; choose another name.")
-    if not source.is_dir():
-        raise NotADirectoryError(f"{source} is not a folder; name the folder of the pairs.")
-    if push_to is not None and license_id is None:
-        raise ValueError("--push-to needs --license, so that others know what they may do with the images.")
-    if private and push_to is None:
-        raise ValueError("--private needs --push-to.")
-    if layout is Layout.hazematching and (validation_share or test_share or level is not None):
-        raise ValueError(
-            "--layout hazematching keeps the published splits of widefield images: leave out --validation-share, "
-            "--test-share and --level."
-        )
-    if push_to is not None:
-        validate_repo_id(push_to)
-    datasets = import_datasets()
-    datasets.logging.set_verbosity_error()
-    if not Console(stderr=True).is_terminal:
-        datasets.disable_progress_bars()
-        disable_progress_bars()
-
-    _make_parents(output)
-    with ExitStack() as stack:
-        arrow = stack.enter_context(tempfile.TemporaryDirectory(prefix=".haze-", dir=output.parent))
-        advance = _progress(f"Reading {source.name}", None, stack)
-
-        def build(rows, split: str):
-            def counted():
-                for row in rows:
-                    yield row
-                    advance(1)
-
-            return build_dataset(counted(), Path(arrow, f"{split}.arrow"))
-
-        # Neither the card nor the command in it say where the folders of the user are.
-        arguments = ["haze-pipeline", "dataset", source.resolve().name, "-o", output.name]
-        if layout is Layout.hazematching:
-            arguments += ["--layout", "hazematching"]
-            origin = f"Imported from the folder `{source.resolve().name}` of the published HazeMatching data."
-            split_rule = "As published. The files don't say which specimen they show, so that each counts as one."
-            splits = datasets.DatasetDict(
-                {split: build(pairs_from_hazematching(source, split), split) for split in hazematching_splits(source)}
-            )
-        else:
-            arguments += ["--level", str(level)] if level is not None else []
-            arguments += ["--validation-share", str(validation_share), "--test-share", str(test_share)]
-            arguments += ["--seed", str(seed)]
-            origin = f"Made from TIFF files of equal names in `{source.resolve().name}/hazy` and `…/clear`."
-            if Path(source, "parameters.jsonl").is_file():
-                origin += " The images were simulated with `haze-pipeline simulate`, not measured."
-            split_rule = (
-                "By specimen: all planes of a specimen are in one split, which follows from a hash of `specimen_id` and "
-                f"the seed {seed}. Expected shares: validation {validation_share:g}, test {test_share:g}."
-            )
-            if not validation_share and not test_share:
-                split_rule = "Everything is in `train`."
-            rows = build(pairs_from_folder(source, level), "all")
-            splits = split_by_specimen(rows, validation_share, test_share, seed)
-        card = make_dataset_card(splits, push_to or output.name, origin, split_rule, shlex.join(arguments), license_id)
-        with replace_when_complete(output) as folder:
-            save_dataset(splits, card, folder)
-        if push_to is not None:
-            try:
-                url = push_dataset(splits, card, push_to, private or None)
-            except ValueError as error:  # a licence that the Hub doesn't know, or a public repository for --private
-                raise ValueError(f"{output} is complete, but was not uploaded: {error}") from error
-            except Exception as error:  # a network fails in many ways, of which not all are an OSError
-                mend = f"hf upload {push_to} {output} --repo-type dataset{' --private' * private}"
-                raise OSError(
-                    f"{output} is complete, but could not be uploaded to {push_to}; log in with `hf auth login`, then run "
-                    f"`{mend}`: {error}"
-                ) from error
-    print(output)
-    if push_to is not None:
-        print(url)
+app.command()(simulate)
+app.command()(dataset)
 
 
 @app.command()
@@ -481,7 +306,7 @@ def convert(
         unet, config = convert_hazematching_checkpoint(checkpoint, subset.value, channel)
     for warning in caught:
         Console(stderr=True).print(f"Warning: {warning.message}", style="yellow", highlight=False, markup=False)
-    _make_parents(output)
+    make_parents(output)
     with replace_when_complete(output) as folder:
         HazeMatchingPipeline(unet, FlowMatchODEScheduler(), normalization="fixed", **config).save_pretrained(folder)
     print(output)
@@ -508,13 +333,6 @@ def info(
         width = max(map(len, facts))
         for key, value in facts.items():
             print(f"{key:<{width}}  {value}")
-
-
-def _make_parents(path: Path):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(f"{path.parent} is not a folder; choose another place.") from error
 
 
 def _resolve_device(device: Device) -> str:

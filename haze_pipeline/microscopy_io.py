@@ -21,7 +21,8 @@ from .version import __version__
 
 
 # Units in the spelling of OME-XML. Any other ("pixel", "reference frame") is not a physical one.
-LENGTH_UNITS = ("pm", "Å", "nm", "µm", "mm", "cm", "m")
+MICROMETRES = {"pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+LENGTH_UNITS = tuple(MICROMETRES)
 TIME_UNITS = ("ns", "µs", "ms", "s", "min", "h", "d")
 # Other spellings, once greek mu (U+03BC) has been replaced by the micro sign (U+00B5) that OME wants.
 UNIT_SPELLINGS = {
@@ -68,6 +69,18 @@ class Micrograph:
     time_interval_unit: str = "s"
     channel_names: list[str] | None = None
     provenance: dict | None = None
+
+    @property
+    def pixel_size_um(self) -> float | None:
+        """Side of a pixel in µm; `None` if it is unknown or pixels are not square."""
+        if self.pixel_size is None or not math.isclose(*self.pixel_size, rel_tol=1e-3):
+            return None
+        return self.pixel_size[1] * MICROMETRES[self.pixel_size_unit]
+
+    @property
+    def z_step_um(self) -> float | None:
+        """Distance between planes in µm, if known."""
+        return None if self.z_step is None else self.z_step * MICROMETRES[self.z_step_unit]
 
 
 def read_micrograph(path: str | os.PathLike) -> Micrograph:

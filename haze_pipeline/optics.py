@@ -1,4 +1,10 @@
-"""Point-spread functions of widefield and confocal fluorescence microscopes, from a scalar pupil function."""
+"""
+Optical transfer functions of widefield and confocal fluorescence microscopes, from a scalar pupil function.
+
+A microscope with a round pupil has a point-spread function (PSF) that depends only on the distance from its axis, so that
+pupil, PSF and transfer function are curves, and what turns one into the next is a Hankel transform. The curves are integrated
+to full precision; only at the end are they laid out on the grid of an image.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,15 +15,19 @@ import torch
 @dataclass(frozen=True)
 class Optics:
     """
-    What decides how a microscope images: objective, wavelengths, pixel and pinhole. Lengths are in µm.
+    What decides how a microscope images: objective, wavelengths, media, pixel and pinhole. Lengths are in µm.
 
     Args:
         numerical_aperture (`float`): NA of the objective, below `refractive_index`.
         emission_wavelength (`float`): Emission wavelength in vacuum, µm.
         excitation_wavelength (`float`): Excitation wavelength in vacuum, µm; only the confocal microscope uses it.
-        refractive_index (`float`): Index of the immersion medium, taken to match the specimen.
+        refractive_index (`float`): Index of the immersion medium.
         pixel_size (`float`): Pixel size in the specimen, µm.
-        pinhole (`float`, defaults to `1.0`): Diameter of the confocal pinhole in Airy units (1.22 emission / NA).
+        pinhole (`float`, defaults to `1.0`):
+            Diameter of the confocal pinhole in Airy units (1.22 emission / NA); `math.inf` for none.
+        sample_index (`float`, *optional*): Index of the specimen; that of the immersion medium if omitted.
+        depth (`float`, defaults to `0.0`):
+            Depth of the focal plane below the coverslip, µm. With a `sample_index` of its own it makes spherical aberration.
     """
 
     numerical_aperture: float
@@ -26,6 +36,8 @@ class Optics:
     refractive_index: float
     pixel_size: float
     pinhole: float = 1.0
+    sample_index: float | None = None
+    depth: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.numerical_aperture < self.refractive_index:
@@ -36,6 +48,10 @@ class Optics:
         for name in ("emission_wavelength", "excitation_wavelength", "pixel_size", "pinhole"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if self.sample_index is not None and not self.sample_index >= 1:
+            raise ValueError(f"`sample_index` must be at least 1, got {self.sample_index}.")
+        if not self.depth >= 0:
+            raise ValueError(f"`depth` must not be negative, got {self.depth}.")
 
     @property
     def depth_of_field(self) -> float:
@@ -43,92 +59,161 @@ class Optics:
         return self.emission_wavelength * self.refractive_index / self.numerical_aperture**2
 
 
-def widefield_psf(optics: Optics, size: int, defocus: torch.Tensor) -> torch.Tensor:
+def widefield_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float | None = None) -> torch.Tensor:
     """
-    Widefield PSF, integrated over the camera's pixels where these are too coarse to sample it (finer ones are taken as
-    points, which leaves somewhat too much contrast). The grid is periodic: it should be wider than the cone of light at the
-    largest defocus.
+    Widefield transfer functions, the integration over the camera's pixels included.
+
+    Light that a point sends farther than `reach` is spread evenly over the grid, as if it came from a specimen that goes on
+    beyond it. A widefield microscope so keeps the light of every plane, whatever its defocus (the missing cone), and
+    nothing wraps around the edges of an image with a margin of `reach`.
 
     Args:
         optics (`Optics`): The microscope.
         size (`int`): Side of the square grid in pixels.
-        defocus (`torch.Tensor` of shape `[Z]`): Distances of the planes from focus, µm.
+        defocus (`torch.Tensor` of shape `[Z]`): Distances of the planes from focus, µm, away from the objective.
+        reach (`float`, *optional*): Radius to which PSFs extend, µm; half the grid if omitted.
 
     Returns:
-        `torch.Tensor` of shape `[Z, size, size]` with its centre at index `[0, 0]` (FFT order). Every plane sums to 1:
-        defocus spreads light but does not lose it (the missing cone of widefield microscopy).
+        `torch.Tensor` of shape `[Z, size, size // 2 + 1]`, real, as `torch.fft.rfft2` orders frequencies: 1 at zero
+        frequency.
     """
-    oversampling = _oversampling(optics)
-    psf = _intensity_psf(optics, optics.emission_wavelength, size, oversampling, defocus)
-    return _integrate_pixels(psf, oversampling)
+    reach = reach or size * optics.pixel_size / 2
+    radius, area = _radial_grid(optics, reach, defocus.device)
+    psf = _radial_psf(optics, optics.emission_wavelength, radius, defocus) * _taper(radius, reach)
+    transfer = _on_image_grid(optics, psf * area, radius, size, reach)
+    transfer[:, 0, 0] = 1
+    return transfer
 
 
-def confocal_psf(optics: Optics, size: int, defocus: torch.Tensor) -> torch.Tensor:
+def confocal_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float | None = None) -> torch.Tensor:
     """
-    Confocal PSF: excitation × (emission ⊗ pinhole), the product of illumination and detection probabilities
-    (Wilson & Sheppard 1984). Arguments as in [`widefield_psf`].
+    Confocal transfer functions, pixels included: of the PSF excitation × (emission ⊗ pinhole), the product of illumination
+    and detection probabilities (Wilson & Sheppard 1984). Arguments as in [`widefield_otf`].
 
     Returns:
-        `torch.Tensor` of shape `[Z, size, size]` in FFT order, scaled such that an in-focus plane would sum to 1:
-        a thin in-focus specimen yields the same total intensity as in the widefield image, an out-of-focus one less.
+        `torch.Tensor` of shape `[Z, size, size // 2 + 1]`, real, scaled such that it is 1 at zero frequency in focus: a
+        thin in-focus specimen yields the same total intensity as in the widefield image, an out-of-focus one less.
     """
-    oversampling = _oversampling(optics)
-    with_focus = torch.cat([defocus, torch.zeros(1, dtype=defocus.dtype, device=defocus.device)])
-    excitation = _intensity_psf(optics, optics.excitation_wavelength, size, oversampling, with_focus)
-    emission = _intensity_psf(optics, optics.emission_wavelength, size, oversampling, with_focus)
-
-    # The pinhole, projected into the specimen, is a disc; its Fourier transform is a jinc, 2 J1(πdf) / (πdf).
+    reach = reach or size * optics.pixel_size / 2
     diameter = optics.pinhole * 1.22 * optics.emission_wavelength / optics.numerical_aperture
-    frequency = _radial_frequency(size * oversampling, optics.pixel_size / oversampling, defocus.device)
-    argument = (math.pi * diameter * frequency).clamp(min=1e-6)
-    pinhole = 2 * torch.special.bessel_j1(argument) / argument
-    detection = torch.fft.ifft2(torch.fft.fft2(emission) * pinhole).real
+    extent = (
+        max(reach, 2 * diameter) if math.isfinite(diameter) else reach
+    )  # the pinhole collects from all of its disc
+    radius, area = _radial_grid(optics, extent, defocus.device)
+    with_focus = torch.cat([defocus, torch.zeros_like(defocus[:1])])
+    detection = 1.0  # of an open pinhole
+    if math.isfinite(diameter):
+        # The pinhole, projected into the specimen, is a disc; its Fourier transform is a jinc, 2 J1(πdf) / (πdf).
+        emission = _radial_psf(optics, optics.emission_wavelength, radius, with_focus) * _taper(radius, extent)
+        cutoff = 2 * optics.numerical_aperture / optics.emission_wavelength
+        frequency, band = _panels(cutoff, 2 * extent * cutoff, radius.device)
+        argument = (math.pi * diameter * frequency).clamp(min=1e-9)
+        pinhole = 2 * torch.special.bessel_j1(argument) / argument
+        transfer = (emission * area) @ torch.special.bessel_j0(2 * math.pi * radius[:, None] * frequency)  # [Z+1,F]
+        weight = 2 * math.pi * frequency * band
+        detection = (transfer * pinhole * weight) @ torch.special.bessel_j0(2 * math.pi * frequency[:, None] * radius)
+    psf = _radial_psf(optics, optics.excitation_wavelength, radius, with_focus) * detection * _taper(radius, reach)
+    in_focus = (psf[-1] * area).sum()
+    return _on_image_grid(optics, psf[:-1] * area / in_focus, radius, size, reach)
 
-    psf = _integrate_pixels(excitation * detection, oversampling)
-    return psf[:-1] / psf[-1].sum()
+
+def otf_to_psf(otf: torch.Tensor) -> torch.Tensor:
+    """PSFs `[Z, size, size]` of transfer functions, with their centre at index `[0, 0]` as FFTs want it."""
+    size = otf.shape[-2]
+    return torch.fft.irfft2(otf, s=(size, size))
 
 
-def _oversampling(optics: Optics) -> int:
+def _panels(length: float, cycles: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nodes and weights on [0, length] of Gauss–Legendre quadrature, 8 nodes for each of `cycles` oscillations."""
+    number = math.ceil(cycles) + 1
+    # The rule of 8 nodes on [-1, 1] (Abramowitz & Stegun, table 25.4).
+    half = [0.1834346424956498, 0.5255324099163290, 0.7966664774136267, 0.9602898564975363]
+    weight = [0.3626837833783620, 0.3137066458778873, 0.2223810344533745, 0.1012285362903763]
+    nodes = torch.tensor([-x for x in reversed(half)] + half, dtype=torch.float64, device=device)
+    weights = torch.tensor([*reversed(weight), *weight], dtype=torch.float64, device=device)
+    starts = torch.arange(number, dtype=torch.float64, device=device)[:, None]
+    positions = (starts + (nodes + 1) / 2) * (length / number)
+    return positions.flatten(), (weights * length / (2 * number)).repeat(number)
+
+
+def _radial_grid(optics: Optics, reach: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Radii `[R]` in µm up to `reach` and the areas 2πr·dr that belong to them."""
+    shortest = min(optics.emission_wavelength, optics.excitation_wavelength)
+    # Of a product of two PSFs, each of which oscillates up to 2 NA/λ times a µm, with the kernel of a transform.
+    radius, weight = _panels(reach, reach * 4 * optics.numerical_aperture / shortest, device)
+    return radius, 2 * math.pi * radius * weight
+
+
+def _taper(radius: torch.Tensor, reach: float) -> torch.Tensor:
+    """1 up to half the reach, from where it falls to 0: a PSF that ended abruptly would draw edges."""
+    return torch.cos((2 * radius / reach - 1).clamp(0, 1) * math.pi / 2).square()
+
+
+def _radial_psf(optics: Optics, wavelength: float, radius: torch.Tensor, defocus: torch.Tensor) -> torch.Tensor:
     """
-    Smallest odd number of samples per pixel at which an intensity PSF, band-limited to 2 NA/λ, is not aliased. Odd, so
-    that a pixel has a sample in its centre.
+    Intensity `[Z, R]` at `radius` µm from the axis: |∫ J0(2π s r/λ) exp(iφ(s)) s ds|² over the pupil, with s = n sin θ up to
+    NA. A plane at distance z from the focus at depth d of a specimen of index m has the phase
+    φ = 2π/λ [(d + z) √(m² − s²) − d (n/m) √(n² − s²)] (Gibson & Lanni 1991, without errors of the coverslip; the objective
+    moves as far as focuses paraxial rays). Integrates to 1 over the plane.
     """
-    samples = (
-        optics.pixel_size
-        * 4
-        * optics.numerical_aperture
-        / min(optics.emission_wavelength, optics.excitation_wavelength)
+    sample_index = optics.sample_index or optics.refractive_index
+    # What exceeds the specimen's index is totally reflected.
+    largest = min(optics.numerical_aperture, 0.9999 * sample_index)
+    extent = defocus.abs().max().item() + (optics.depth if optics.sample_index else 0)
+    # Across the pupil the phase turns so often; three times as fast at its edge.
+    turns = extent * (sample_index - math.sqrt(sample_index**2 - largest**2)) / wavelength
+    cycles = largest * radius[-1].item() / wavelength + 3 * turns
+    s, weight = _panels(largest, cycles, radius.device)
+    phase = (defocus.double()[:, None] + optics.depth) * (sample_index**2 - s**2).sqrt() - optics.depth * (
+        optics.refractive_index / sample_index
+    ) * (optics.refractive_index**2 - s**2).sqrt()
+    phase = 2 * math.pi / wavelength * phase  # [Z,S]
+    kernel = torch.special.bessel_j0(2 * math.pi / wavelength * s[:, None] * radius)  # [S,R]
+    real, imaginary = ((wave * s * weight) @ kernel for wave in (phase.cos(), phase.sin()))
+    # Parseval: ∫ |A|² 2πr dr = 2π (λ/2π)² ∫ s ds = λ² NA² / (4π).
+    return (real**2 + imaginary**2) * (4 * math.pi / (wavelength * largest) ** 2)
+
+
+def _on_image_grid(optics: Optics, light: torch.Tensor, radius: torch.Tensor, size: int, reach: float) -> torch.Tensor:
+    """
+    Transfer functions `[Z, size, size // 2 + 1]` of rings that hold `light` `[Z, R]` and lie `radius` µm from the axis, seen by
+    square pixels that integrate over their area. What pixels are too coarse to resolve is folded back (aliasing).
+    """
+    pixel = optics.pixel_size
+    shortest = min(optics.emission_wavelength, optics.excitation_wavelength)
+    # A transfer function is as smooth as its PSF is short: 16 points for every oscillation, and cubic interpolation.
+    spacing = 1 / (16 * reach)
+    limit = 4 * optics.numerical_aperture / shortest  # of a product of two PSFs
+    table_frequency = spacing * torch.arange(-1, math.ceil(limit / spacing) + 3, device=radius.device)
+    kernel = torch.special.bessel_j0(2 * math.pi * radius[:, None] * table_frequency)  # [R,F]
+    table = (light @ kernel).float()  # [Z,F]
+    # Nothing is left beyond the last frequency of which a hundred-thousandth passes.
+    cutoff = min(limit, table_frequency[(table.abs() > 1e-5 * table.abs().max()).any(dim=0)].max().item())
+
+    vertical = torch.fft.fftfreq(size, d=pixel, device=radius.device)[:, None]
+    horizontal = torch.fft.rfftfreq(size, d=pixel, device=radius.device)[None, :]
+    transfer = torch.zeros(len(light), size, size // 2 + 1, device=radius.device)
+    orders = math.ceil((cutoff - 1 / (2 * pixel)) * pixel) if cutoff > 1 / (2 * pixel) else 0
+    for i in range(-orders, orders + 1):
+        for j in range(-orders, orders + 1):
+            y, x = vertical + i / pixel, horizontal + j / pixel
+            frequency = torch.hypot(y, x)
+            inside = frequency < cutoff  # [size,size//2+1]
+            if not inside.any():
+                continue
+            values = _interpolate(table, frequency[inside] / spacing + 1)
+            transfer[:, inside] += values * (torch.sinc(y * pixel) * torch.sinc(x * pixel))[inside]
+    return transfer
+
+
+def _interpolate(table: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """Values `[Z, P]` of rows `[Z, F]` between their points by cubic convolution (Keys 1981); positions in [1, F − 2)."""
+    index = position.long()
+    f = position - index
+    weights = (
+        ((-0.5 * f + 1) * f - 0.5) * f,
+        (1.5 * f - 2.5) * f * f + 1,
+        ((-1.5 * f + 2) * f + 0.5) * f,
+        (0.5 * f - 0.5) * f * f,
     )
-    return 2 * math.ceil((samples - 1) / 2) + 1 if samples > 1 else 1
-
-
-def _radial_frequency(size: int, spacing: float, device: torch.device) -> torch.Tensor:
-    frequency = torch.fft.fftfreq(size, d=spacing, device=device)  # cycles per µm
-    return torch.hypot(frequency[:, None], frequency[None, :])  # [size, size]
-
-
-def _intensity_psf(
-    optics: Optics, wavelength: float, size: int, oversampling: int, defocus: torch.Tensor
-) -> torch.Tensor:
-    """
-    |F⁻¹{P(f) exp(2πi z √((n/λ)² − f²))}|², with P = 1 inside the pupil radius NA/λ (Goodman, Introduction to Fourier
-    Optics, ch. 6). Returns `[Z, size * oversampling, size * oversampling]`, each plane summing to 1.
-    """
-    frequency = _radial_frequency(size * oversampling, optics.pixel_size / oversampling, defocus.device)
-    # A pupil edge that falls between two samples counts in part, or the NA would jump with the grid.
-    spacing = 1 / (size * optics.pixel_size)
-    pupil = ((optics.numerical_aperture / wavelength - frequency) / spacing + 0.5).clamp(0, 1)
-    axial_frequency = ((optics.refractive_index / wavelength) ** 2 - frequency**2).clamp(min=0).sqrt()
-    phase = 2 * math.pi * defocus[:, None, None] * axial_frequency
-    psf = torch.fft.ifft2(torch.polar(pupil.expand_as(phase), phase)).abs().square()
-    return psf / psf.sum(dim=(-2, -1), keepdim=True)
-
-
-def _integrate_pixels(psf: torch.Tensor, oversampling: int) -> torch.Tensor:
-    """Sum the samples of each pixel: `[Z, kN, kN]` to `[Z, N, N]`, both in FFT order."""
-    if oversampling == 1:
-        return psf
-    half = oversampling // 2
-    size = psf.shape[-1] // oversampling
-    psf = psf.roll((half, half), dims=(-2, -1))  # the centre of pixel 0 moves from its corner sample to its middle
-    return psf.reshape(-1, size, oversampling, size, oversampling).sum(dim=(2, 4))
+    return sum(weight * table[:, index + offset] for offset, weight in zip((-1, 0, 1, 2), weights, strict=True))

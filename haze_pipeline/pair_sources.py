@@ -1,26 +1,23 @@
-"""Where pairs come from: folders of TIFFs, the published HazeMatching data, simulation. All are read while they are used."""
+"""Where pairs come from: folders of TIFFs and the published HazeMatching data. Both are read while they are used."""
 
-import math
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from .microscopy_io import Micrograph, read_micrograph
+from .microscopy_io import read_micrograph
 from .pair_datasets import pair_row
 
 
 # Folders of the published HazeMatching data. `train_crops_fid` repeats training images for another purpose.
 HAZEMATCHING_FOLDERS = {"train": ("train_crop", "train"), "validation": ("val_crop", "val"), "test": ("test",)}
 
-MICROMETRES = {"pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
-
 
 def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterator[dict]:
     """
     Rows of a folder with TIFFs of equal names in `hazy/` and `clear/`, one for each plane.
 
-    A specimen is a file, or a sub-folder (`hazy/fish3/left.tif` belongs to `fish3`). All planes of a stack share it.
+    A specimen is a file, or a sub-folder (`hazy/fish3/left.tif` belongs to `fish3`). All planes of a stack share it. For
+    images that `haze-pipeline simulate` made, `parameters.jsonl` tells specimen and level.
 
     Args:
         folder (`str` or `Path`): The folder that holds `hazy/` and `clear/`.
@@ -38,6 +35,11 @@ def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterato
         for name in names[kind]:
             if name not in names[other]:
                 raise FileNotFoundError(f"{folder / kind / name} has no partner: {folder / other / name} is missing.")
+    notes = {}
+    if (folder / "parameters.jsonl").is_file():
+        notes = {
+            note["image"]: note for note in map(json.loads, (folder / "parameters.jsonl").read_text().splitlines())
+        }
     for name in names["hazy"]:
         hazy, clear = read_micrograph(folder / "hazy" / name), read_micrograph(folder / "clear" / name)
         for kind, micrograph in (("hazy", hazy), ("clear", clear)):
@@ -49,11 +51,14 @@ def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterato
                 f"{clear.data.shape}: crop or register them."
             )
         planes = [micrograph.data.reshape(-1, *micrograph.data.shape[-2:]) for micrograph in (hazy, clear)]
-        specimen = name.parts[0] if len(name.parts) > 1 else _stem(name)
-        pixel_size = _pixel_size_um(hazy) or _pixel_size_um(clear)
+        note = notes.get(_stem(name), {})
+        specimen = note.get("specimen_id") or (name.parts[0] if len(name.parts) > 1 else _stem(name))
+        pixel_size = hazy.pixel_size_um or clear.pixel_size_um
         for index, (hazy_plane, clear_plane) in enumerate(zip(*planes, strict=True)):
             source = name.as_posix() if len(planes[0]) == 1 else f"{name.as_posix()}, plane {index}"
-            yield pair_row(hazy_plane, clear_plane, specimen, source, level, pixel_size)
+            yield pair_row(
+                hazy_plane, clear_plane, specimen, source, note.get("level") if level is None else level, pixel_size
+            )
 
 
 def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[dict]:
@@ -79,7 +84,7 @@ def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[dict]:
                     "clear image as the first and the hazy one as the second channel."
                 )
             clear, hazy = micrograph.data
-            yield pair_row(hazy, clear, f"{name}/{_stem(path)}", source, None, _pixel_size_um(micrograph))
+            yield pair_row(hazy, clear, f"{name}/{_stem(path)}", source, None, micrograph.pixel_size_um)
 
 
 def hazematching_splits(folder: str | Path) -> list[str]:
@@ -95,17 +100,6 @@ def hazematching_splits(folder: str | Path) -> list[str]:
     return splits
 
 
-def pairs_from_simulation(num_images: int, size: int, seed: int) -> Iterator[dict]:
-    """Rows of simulated pairs of `size` × `size` pixels, each of a specimen of its own, as `haze-pipeline simulate` makes."""
-    from .simulation import pair_generator, simulate_pair
-
-    for index in range(num_images):
-        pair = simulate_pair(size, pair_generator(seed, index))
-        hazy, clear = pair.hazy.numpy().astype(np.uint16), pair.clear.numpy()
-        source = f"simulated, seed {seed}, index {index}"
-        yield pair_row(hazy, clear, f"{seed}-{index:06d}", source, None, pair.parameters["pixel_size"])
-
-
 def _tiffs(folder: Path) -> list[Path]:
     """The TIFFs in a folder and its sub-folders, relative to it. Hidden ones are leftovers of other programs."""
     paths = [path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff")]
@@ -114,9 +108,3 @@ def _tiffs(folder: Path) -> list[Path]:
 
 def _stem(name: Path) -> str:
     return name.with_suffix("").as_posix().removesuffix(".ome")
-
-
-def _pixel_size_um(micrograph: Micrograph) -> float | None:
-    if micrograph.pixel_size is None or not math.isclose(*micrograph.pixel_size, rel_tol=1e-3):
-        return None
-    return micrograph.pixel_size[1] * MICROMETRES[micrograph.pixel_size_unit]

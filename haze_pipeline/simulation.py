@@ -1,17 +1,20 @@
 """
 Simulated pairs of a hazy (widefield) micrograph and its clear (confocal-like) counterpart.
 
-One random specimen is imaged by both microscopes at one focus. The clear image holds **the in-focus light of the hazy image
-in the hazy image's own counts**, without offset and noise: `hazy - clear` is what haze, camera offset and noise added.
+One specimen, random or from a confocal z-stack, is imaged by both microscopes at one focus. The clear image holds **the
+in-focus light of the hazy image in the hazy image's own counts**, without offset and noise: `hazy - clear` is what haze,
+camera offset and noise added.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from .optics import Optics, confocal_psf, widefield_psf
+from .camera import Camera
+from .optics import Optics, confocal_otf, widefield_otf
 from .specimens import SPECIMENS, log_uniform, uniform
 
 
@@ -19,7 +22,7 @@ from .specimens import SPECIMENS, log_uniform, uniform
 class SimulatedPair:
     """
     Args:
-        hazy (`torch.Tensor` of shape `[H, W]`, float32): Widefield camera image, whole counts from 0 to 65535.
+        hazy (`torch.Tensor` of shape `[H, W]`, float32): Camera image, whole counts.
         clear (`torch.Tensor` of shape `[H, W]`, float32): In-focus light in the same counts, free of offset and noise.
         parameters (`dict`): Everything that was drawn: optics, specimen kinds, depth, haze, camera.
     """
@@ -29,25 +32,9 @@ class SimulatedPair:
     parameters: dict
 
 
-def draw_optics(generator: torch.Generator) -> Optics:
-    """A random microscope: dry 0.4 to oil 1.45 NA, sampled from four times finer to 2.7 times coarser than Nyquist."""
-    numerical_aperture = uniform(0.4, 1.45, generator)
-    refractive_index = next(n for n in (1.0, 1.33, 1.47, 1.515) if numerical_aperture < 0.96 * n)
-    emission = uniform(0.45, 0.70, generator)
-    nyquist = emission / (4 * numerical_aperture)  # largest pixel that samples the band limit 2 NA/λ
-    return Optics(
-        numerical_aperture=numerical_aperture,
-        emission_wavelength=emission,
-        excitation_wavelength=emission - uniform(0.02, 0.06, generator),
-        refractive_index=refractive_index,
-        pixel_size=min(max(nyquist * log_uniform(0.25, 2.7, generator), 0.03), 0.6),
-        pinhole=uniform(0.7, 1.2, generator),
-    )
-
-
 def simulate_pair(size: int, generator: torch.Generator, optics: Optics | None = None) -> SimulatedPair:
     """
-    Draw a specimen, image it through both microscopes and expose the camera.
+    Draw a specimen, image it through a widefield and a confocal microscope and expose the camera.
 
     Args:
         size (`int`): Side of the images in pixels.
@@ -57,21 +44,56 @@ def simulate_pair(size: int, generator: torch.Generator, optics: Optics | None =
     Returns:
         [`SimulatedPair`]
     """
+    return simulate_series(size, generator, optics)[0]
+
+
+def simulate_series(
+    size: int,
+    generator: torch.Generator,
+    optics: Optics | None = None,
+    pinholes: tuple[float, ...] = (math.inf,),
+    bleaching: float = 0.0,
+    drift: float = 0.0,
+) -> list[SimulatedPair]:
+    """
+    The pairs of a pinhole series: one specimen at one focus, ever hazier as the pinhole opens, every level with noise of its
+    own and with the same clear image.
+
+    Args:
+        size (`int`): Side of the images in pixels.
+        generator (`torch.Generator`): CPU generator; it alone decides the result.
+        optics (`Optics`, *optional*): The microscope, whose own pinhole gives the clear image; drawn when omitted.
+        pinholes (`tuple[float]`): Diameters in Airy units, one a level; `math.inf` for a widefield microscope.
+        bleaching (`float`, defaults to `0.0`): Share of the light that is lost from one level to the next.
+        drift (`float`, defaults to `0.0`):
+            Deviation in pixels of the random step by which the specimen moves before every level. The clear image does not
+            follow.
+
+    Returns:
+        `list[SimulatedPair]`, one a level. Bleaching dims the clear image of a level as it dims the hazy one.
+    """
     if size < 16:
         raise ValueError(f"`size` must be at least 16 pixels, got {size}.")
+    if not pinholes or not all(pinhole > 0 for pinhole in pinholes):
+        raise ValueError(f"`pinholes` must be one or more positive diameters in Airy units, got {pinholes}.")
+    if not 0 <= bleaching < 1:
+        raise ValueError(f"`bleaching` must be a share from 0 to below 1, got {bleaching}.")
+    if not drift >= 0:
+        raise ValueError(f"`drift` must not be negative, got {drift}.")
     optics = optics or draw_optics(generator)
 
     # 1. A specimen on a grid with a margin, since light also enters the field from beside it.
-    margin = max(16, size // 8)
+    margin = min(max(32, size // 4), 128)
     grid = size + 2 * margin
-    num_planes = 2 * int(torch.randint(5, 13, (), generator=generator)) + 1  # 11 to 25, the middle one in focus
-    z_step = log_uniform(0.25, 2.5, generator) * optics.depth_of_field
-    shape = (num_planes, grid, grid)
+    num_planes = 2 * int(torch.randint(5, 16, (), generator=generator)) + 1  # 11 to 31, the middle one in focus
+    # At most so far apart that what runs from one plane to the next stays in sight.
+    z_step = log_uniform(0.25, 1.5, generator) * optics.depth_of_field
     kinds = list(SPECIMENS)
-    kinds = [kinds[i] for i in torch.randperm(len(kinds), generator=generator)[: _draw_number_of_kinds(generator)]]
-    volume = torch.zeros(shape)
+    number = 1 if uniform(0, 1, generator) < 0.7 else 2  # mostly one kind of structure a picture
+    kinds = [kinds[i] for i in torch.randperm(len(kinds), generator=generator)[:number]]
+    volume = torch.zeros(num_planes, grid, grid)
     for kind in kinds:
-        structure = SPECIMENS[kind](shape, z_step / optics.pixel_size, generator)
+        structure = SPECIMENS[kind](tuple(volume.shape), z_step / optics.pixel_size, generator)
         volume += structure / structure.max().clamp(min=1e-8) * uniform(0.3, 1.0, generator)
 
     # 2. Depth: the specimen fades out within `thickness` of the focus, and what is out of focus may glow more or less.
@@ -82,60 +104,192 @@ def simulate_pair(size: int, generator: torch.Generator, optics: Optics | None =
     weight[defocus.abs() > 1.5 * optics.depth_of_field] *= out_of_focus_gain
     volume *= weight[:, None, None]
 
-    # 3. Both microscopes: every plane is convolved with the PSF of its defocus, and the planes add up. The PSF is even in
-    # defocus and in x and y, so that half the planes suffice and transfer functions are real.
-    half = defocus[num_planes // 2 :]
-    spectrum = torch.fft.rfft2(volume)
-    fields = []
-    for psf in (widefield_psf(optics, grid, half), confocal_psf(optics, grid, half)):
-        transfer = torch.fft.rfft2(psf).real
-        transfer = torch.cat([transfer[1:].flip(0), transfer])
-        field = torch.fft.irfft2((spectrum * transfer).sum(dim=0), s=(grid, grid))
-        fields.append(field[margin:-margin, margin:-margin].clamp(min=0))
-    widefield, clear = fields
+    # 3. Microscopes: every plane is convolved with the PSF of its defocus, and the planes add up.
+    reach = margin * optics.pixel_size
+    otfs = [confocal_otf(optics, grid, defocus, reach)]
+    for pinhole in pinholes:
+        widefield = math.isinf(pinhole)
+        level = replace(optics, pinhole=pinhole)
+        otfs.append((widefield_otf if widefield else confocal_otf)(level, grid, defocus, reach))
+    shifts = (drift * torch.randn(len(pinholes), 2, generator=generator)).cumsum(dim=0)
+    clear, *fields = image_planes(volume, otfs, [torch.zeros(2), *shifts])
+    brightest = clear.max()  # may lie in the margin, and the field be all but empty
+    clear, *fields = (field[margin:-margin, margin:-margin].clamp(min=0) for field in (clear, *fields))
 
-    # 4. Far haze: light from beyond the simulated depth, so blurred that only its slow variation is left.
+    # 4. Far haze: light from beyond the simulated depth, so blurred that only its slow variation is left. Of it a pinhole
+    # passes what it passes of the farthest plane.
     far_haze = _far_haze(size, generator)
     far_haze_ratio = 0.0 if uniform(0, 1, generator) < 0.3 else log_uniform(0.05, 15, generator)
-    widefield = widefield + far_haze * (far_haze_ratio * clear.mean())
+    fields = [
+        field + far_haze * (far_haze_ratio * clear.mean() * otf[-1, 0, 0])
+        for field, otf in zip(fields, otfs[1:], strict=True)
+    ]
 
-    # 5. The camera: photons, read noise, gain and offset, 16-bit counts.
-    peak_photons = log_uniform(30, 3000, generator)
-    brightest = torch.quantile(clear, 0.999).clamp(min=1e-8)  # of the in-focus light; haze comes on top
-    photons = widefield / brightest * peak_photons
-    read_noise = uniform(0.5, 5, generator)  # electrons
-    electrons = torch.poisson(photons, generator=generator) + read_noise * torch.randn(size, size, generator=generator)
-    offset = uniform(0, 0.3, generator) * peak_photons
-    gain = min(log_uniform(0.5, 20, generator), 60000 / (photons.max().item() + offset))  # counts per electron
-    hazy = (gain * (electrons + offset)).round().clamp(0, 65535)
-    return SimulatedPair(
-        hazy=hazy,
-        clear=gain * clear / brightest * peak_photons,
-        parameters={
-            **asdict(optics),
-            "specimens": kinds,
-            "num_planes": num_planes,
-            "z_step": z_step,
-            "thickness": thickness,
-            "out_of_focus_gain": out_of_focus_gain,
-            "far_haze_ratio": far_haze_ratio,
-            "peak_photons": peak_photons,
-            "read_noise": read_noise,
-            "offset": gain * offset,
-            "gain": gain,
-        },
+    # 5. The camera, set for the brightest level.
+    photons_per_unit = log_uniform(30, 3000, generator) / torch.maximum(torch.quantile(clear, 0.999), 0.03 * brightest)
+    camera = draw_camera(max(field.max() for field in fields).item() * photons_per_unit.item(), generator)
+    pairs = []
+    for level, (pinhole, field) in enumerate(zip(pinholes, fields, strict=True)):
+        left = photons_per_unit * (1 - bleaching) ** level
+        pairs.append(
+            SimulatedPair(
+                hazy=camera.expose(field * left, generator),
+                clear=camera.gain * camera.quantum_efficiency * left * clear,
+                parameters={
+                    **asdict(optics),
+                    **asdict(camera),
+                    "level": pinhole if math.isfinite(pinhole) else None,
+                    "specimens": kinds,
+                    "num_planes": num_planes,
+                    "z_step": z_step,
+                    "thickness": thickness,
+                    "out_of_focus_gain": out_of_focus_gain,
+                    "far_haze_ratio": far_haze_ratio,
+                    "photons_per_unit": left.item(),
+                    "drift": shifts[level].tolist(),
+                },
+            )
+        )
+    return pairs
+
+
+def pairs_from_stack(
+    stack: np.ndarray,
+    z_step: float,
+    optics: Optics,
+    generator: torch.Generator,
+    background: float | None = None,
+) -> list[SimulatedPair]:
+    """
+    Pairs from a confocal z-stack: every plane is a clear image, and its hazy one is what a widefield microscope focused on it
+    would see of the whole stack.
+
+    Planes stand for the specimen between them: one that is `z_step` from the next while its optical section is t thick
+    counts z_step / t times. Beyond its edges the specimen is mirrored; above and below the stack there is none.
+
+    Args:
+        stack (`np.ndarray` of shape `[Z, H, W]`): Intensities of the confocal microscope.
+        z_step (`float`): Distance of the planes, µm.
+        optics (`Optics`): The microscope, with the pixel size and pinhole of the stack.
+        generator (`torch.Generator`): CPU generator of cameras and noise.
+        background (`float`, *optional*): Intensity without light, subtracted first; the 1st percentile if omitted.
+
+    Returns:
+        `list[SimulatedPair]`, one a plane.
+    """
+    if stack.ndim != 3 or len(stack) < 2 or min(stack.shape[1:]) < 16:
+        raise ValueError(f"`stack` must be two or more planes of at least 16 × 16 pixels, got shape {stack.shape}.")
+    if not z_step > 0:
+        raise ValueError(f"`z_step` must be positive, got {z_step}.")
+    volume = torch.from_numpy(stack.astype(np.float32))
+    if not torch.isfinite(volume).all():
+        raise ValueError("`stack` must be finite, but holds NaN or infinity.")
+    background = float(np.percentile(stack, 1)) if background is None else background
+    volume = (volume - background).clamp(min=0)
+    if volume.max() == 0:
+        raise ValueError(f"`stack` must be brighter than its background {background}.")
+
+    # A square with a margin as wide as mirroring allows.
+    depth, height, width = volume.shape
+    margin = min(128, height - 1, width - 1)
+    side = max(height, width) + 2 * margin
+    padded = F.pad(volume[None], (margin, margin, margin, margin), mode="reflect")[0]
+    padded = F.pad(padded, (0, side - width - 2 * margin, 0, side - height - 2 * margin))
+
+    fine = optics.depth_of_field * torch.arange(-40, 41) / 8
+    section = confocal_otf(optics, 64, fine)[:, 0, 0].sum().item() * optics.depth_of_field / 8
+    defocus = z_step * (torch.arange(2 * depth - 1) - (depth - 1))
+    otf = widefield_otf(optics, side, defocus, margin * optics.pixel_size) * (z_step / section)
+    spectra = torch.fft.rfft2(padded)
+    brightest = float(np.percentile(volume, 99.9)) or volume.max().item()
+    pairs = []
+    for index, clear in enumerate(volume):
+        spectrum = (spectra * otf[depth - 1 - index : 2 * depth - 1 - index]).sum(dim=0)
+        field = torch.fft.irfft2(spectrum, s=(side, side))[margin : margin + height, margin : margin + width]
+        photons_per_unit = log_uniform(30, 3000, generator) / brightest
+        camera = draw_camera(max(field.max().item(), clear.max().item()) * photons_per_unit, generator)
+        pairs.append(
+            SimulatedPair(
+                hazy=camera.expose(field.clamp(min=0) * photons_per_unit, generator),
+                clear=camera.gain * camera.quantum_efficiency * photons_per_unit * clear,
+                parameters={
+                    **asdict(optics),
+                    **asdict(camera),
+                    "level": None,
+                    "z_step": z_step,
+                    "plane": index,
+                    "background": background,
+                    "optical_section": section,
+                    "photons_per_unit": photons_per_unit,
+                },
+            )
+        )
+    return pairs
+
+
+def image_planes(
+    volume: torch.Tensor, otfs: list[torch.Tensor], shifts: list[torch.Tensor] | None = None
+) -> list[torch.Tensor]:
+    """
+    Images of a specimen through several microscopes.
+
+    Args:
+        volume (`torch.Tensor` of shape `[..., Z, N, N]`): Fluorophore densities.
+        otfs (`list[torch.Tensor]`, each of shape `[Z, N, N // 2 + 1]`): Transfer functions of the planes.
+        shifts (`list[torch.Tensor]`, *optional*): For each microscope, by how many pixels `(y, x)` the specimen has moved.
+
+    Returns:
+        `list[torch.Tensor]`, each of shape `[..., N, N]`: Expected light, up to the rounding of Fourier transforms.
+    """
+    size = volume.shape[-1]
+    totals = [0.0] * len(otfs)
+    for z in range(volume.shape[-3]):  # plane by plane, since the spectrum of a large volume would fill the memory
+        spectrum = torch.fft.rfft2(volume[..., z, :, :])
+        totals = [total + spectrum * otf[z] for total, otf in zip(totals, otfs, strict=True)]
+    if shifts is not None:
+        y, x = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)
+        totals = [
+            total * torch.exp(-2j * math.pi * (y * shift[0] + x * shift[1])) if shift.any() else total
+            for total, shift in zip(totals, shifts, strict=True)
+        ]
+    return [torch.fft.irfft2(total, s=(size, size)) for total in totals]
+
+
+def draw_optics(generator: torch.Generator) -> Optics:
+    """
+    A random microscope: dry 0.4 to oil 1.45 NA, sampled from four times finer to 2.7 times coarser than Nyquist, half of the
+    immersion objectives up to 10 µm deep in a specimen of lower index.
+    """
+    numerical_aperture = uniform(0.4, 1.45, generator)
+    refractive_index = next(n for n in (1.0, 1.33, 1.47, 1.515) if numerical_aperture < 0.96 * n)
+    emission = uniform(0.45, 0.70, generator)
+    nyquist = emission / (4 * numerical_aperture)  # largest pixel that samples the band limit 2 NA/λ
+    mismatched = refractive_index > 1.4 and uniform(0, 1, generator) < 0.5
+    return Optics(
+        numerical_aperture=numerical_aperture,
+        emission_wavelength=emission,
+        excitation_wavelength=emission - uniform(0.02, 0.06, generator),
+        refractive_index=refractive_index,
+        pixel_size=min(max(nyquist * log_uniform(0.25, 2.7, generator), 0.03), 0.6),
+        pinhole=uniform(0.7, 1.2, generator),
+        sample_index=uniform(1.34, 1.45, generator) if mismatched else None,
+        depth=log_uniform(0.3, 10, generator) if mismatched else 0.0,
     )
+
+
+def draw_camera(most_photons: float, generator: torch.Generator) -> Camera:
+    """A random camera of 8 to 16 bits that `most_photons` do not saturate."""
+    bit_depth = (16, 16, 16, 16, 12, 12, 8)[int(torch.randint(7, (), generator=generator))]
+    largest = 0.9 * (2**bit_depth - 1)
+    offset = uniform(0, 0.3, generator) * min(most_photons, 1000)  # electrons
+    gain = min(log_uniform(0.5, 20, generator), largest / (most_photons + offset))
+    return Camera(gain=gain, offset=gain * offset, read_noise=uniform(0.5, 5, generator), bit_depth=bit_depth)
 
 
 def pair_generator(seed: int, index: int) -> torch.Generator:
     """Generator of pair `index` of the series `seed`. Seeds are hashed, so that series of different seeds don't overlap."""
     state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
-
-
-def _draw_number_of_kinds(generator: torch.Generator) -> int:
-    """Mostly one kind of structure a picture, at times two together."""
-    return 1 if uniform(0, 1, generator) < 0.7 else 2
 
 
 def _far_haze(size: int, generator: torch.Generator) -> torch.Tensor:

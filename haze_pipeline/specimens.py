@@ -3,12 +3,14 @@ Random fluorescent specimens on a voxel grid.
 
 Each function returns the fluorophore density of one kind of structure as a `[Z, Y, X]` float32 volume in arbitrary units.
 Lateral lengths are in pixels; `plane_spacing`, the distance of two planes, is in pixels as well, so that a grid may be
-coarser in depth. All randomness comes from the CPU `generator`.
+coarser in depth. How many structures there are goes with the area, so that a large field looks like many small ones. All
+randomness comes from the CPU `generator`.
 """
 
 import math
 
 import torch
+from scipy.spatial import Voronoi
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
@@ -21,31 +23,122 @@ def log_uniform(low: float, high: float, generator: torch.Generator) -> float:
     return math.exp(uniform(math.log(low), math.log(high), generator))
 
 
+def _draw_number(low: float, high: float, shape: tuple[int, int, int], generator: torch.Generator) -> int:
+    """A number of structures: at least one, and log-uniform between `low` and `high` for every 256 × 256 px."""
+    return max(1, round(log_uniform(low, high, generator) * shape[1] * shape[2] / 256**2))
+
+
 def filaments(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator) -> torch.Tensor:
     """Cytoskeleton-like curves: random walks of their direction, 0.3 to 4 px wide, light to dense."""
     depth, height, width = shape
-    number = round(log_uniform(4, 250, generator))
-    length = round(uniform(0.3, 2.0, generator) * max(height, width))
+    number = _draw_number(4, 250, shape, generator)
+    length = round(uniform(80, 500, generator))
     stiffness = log_uniform(20, 400, generator)  # persistence length in steps of one pixel
-
-    # The in-plane angle diffuses with 1 / persistence length per step; the inclination stays small, as in flat cells.
-    turns = torch.randn(number, length, generator=generator) / math.sqrt(stiffness)
-    angle = 2 * math.pi * torch.rand(number, 1, generator=generator) + turns.cumsum(dim=1)
-    inclination = uniform(0, 0.5, generator) * torch.randn(number, 1, generator=generator)
     middle = torch.rand(number, 3, generator=generator) * torch.tensor([depth, height, width])
-    steps = torch.stack([(inclination / plane_spacing).expand_as(angle), angle.sin(), angle.cos()])  # [3, n, length]
-    path = steps.cumsum(dim=2)
-    points = path - path[:, :, length // 2 : length // 2 + 1] + middle.T[:, :, None]
+    angle = 2 * math.pi * torch.rand(number, generator=generator)
+    path = _walks(middle, angle, length, stiffness, uniform(0, 0.5, generator) / plane_spacing, generator)
     brightness = (0.4 * torch.randn(number, 1, generator=generator)).exp().expand(number, length)
-    volume = _splat(points.reshape(3, -1), brightness.reshape(-1), shape)
+    volume = _splat(path.reshape(3, -1), brightness.reshape(-1), shape)
     return _blur_planes(volume, log_uniform(0.3, 4, generator) / 2.355)  # full width at half maximum to deviation
+
+
+def tubules(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator) -> torch.Tensor:
+    """Mitochondria-like worms, short and thick, brighter at their surface than inside."""
+    depth, height, width = shape
+    number = _draw_number(5, 150, shape, generator)
+    length = round(log_uniform(8, 150, generator))
+    middle = torch.rand(number, 3, generator=generator) * torch.tensor([depth, height, width])
+    angle = 2 * math.pi * torch.rand(number, generator=generator)
+    stiffness = log_uniform(10, 100, generator)
+    path = _walks(middle, angle, length, stiffness, uniform(0, 0.5, generator) / plane_spacing, generator)
+    brightness = (0.4 * torch.randn(number, 1, generator=generator)).exp().expand(number, length)
+    core = _splat(path.reshape(3, -1), brightness.reshape(-1), shape)
+    radius, hollowness = log_uniform(1.0, 6, generator), uniform(0, 0.9, generator)
+    # A wide Gaussian less a narrower one has its ridge beside the axis.
+    outside = _blur(core, radius, plane_spacing)
+    inside = _blur(core, 0.7 * radius, plane_spacing)
+    return (outside - hollowness * 0.7**2 * inside).clamp(min=0)
+
+
+def trees(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator) -> torch.Tensor:
+    """Neurite-like trees: branches that fork and thin out from bright somata."""
+    depth, height, width = shape
+    number = _draw_number(1, 6, shape, generator)
+    roots = torch.rand(number, 3, generator=generator) * torch.tensor([depth, height, width])
+    caliber = log_uniform(0.8, 4, generator)  # deviation in px of the stems
+    inclination = uniform(0, 0.3, generator) / plane_spacing
+    volume = uniform(1, 4, generator) * _blur(
+        _splat(roots.T, torch.ones(number), shape), uniform(3, 8, generator) * caliber, plane_spacing
+    )
+    volume /= volume.max().clamp(min=1e-8)
+    stems = int(torch.randint(2, 6, (), generator=generator))
+    start = roots.repeat_interleave(stems, dim=0)
+    angle = 2 * math.pi * torch.rand(len(start), generator=generator)
+    for generation in range(int(torch.randint(3, 7, (), generator=generator))):
+        length = round(uniform(15, 80, generator))
+        path = _walks(start, angle, length, 60, inclination, generator, from_start=True)
+        branches = _splat(path.reshape(3, -1), torch.ones(path[0].numel()), shape)
+        branches = _blur_planes(branches, max(0.3, caliber * 0.75**generation))
+        volume += branches / branches.max().clamp(min=1e-8) * uniform(0.5, 1.0, generator)
+        # Every branch forks, and goes on where it ended.
+        heading = path[:, :, -1] - path[:, :, -2]
+        angle = torch.atan2(heading[1], heading[2])
+        start = path[:, :, -1].T.repeat_interleave(2, dim=0)
+        fork = uniform(0.3, 1.0, generator) * torch.tensor([1.0, -1.0]).repeat(len(angle))
+        angle = angle.repeat_interleave(2) + fork
+    return volume
+
+
+def networks(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator) -> torch.Tensor:
+    """Polygonal meshes: of thin threads, as an endoplasmic reticulum, to upright walls, as the borders of epithelial cells."""
+    depth, height, width = shape
+    volume = torch.zeros(shape)
+    for _ in range(int(torch.randint(1, 4, (), generator=generator))):
+        number = max(12, _draw_number(20, 600, shape, generator))  # fewer have hardly a finite polygon
+        seeds = torch.rand(number, 2, generator=generator, dtype=torch.float64) * 1.2 - 0.1
+        voronoi = Voronoi((seeds * torch.tensor([height, width])).numpy())
+        edges = torch.tensor([ridge for ridge in voronoi.ridge_vertices if min(ridge) >= 0])
+        ends = torch.tensor(voronoi.vertices, dtype=torch.float32)[edges]  # [n,2,2]
+        inside = ((ends > -50) & (ends < max(height, width) + 50)).all(dim=(1, 2))
+        ends = ends[inside]
+        lengths = (ends[:, 1] - ends[:, 0]).norm(dim=1)
+        # Two points a pixel, each edge with as many as it is long.
+        counts = (2 * lengths).long() + 1
+        which = torch.arange(len(ends)).repeat_interleave(counts)
+        part = torch.rand(len(which), generator=generator)[:, None]
+        points = ends[which, 0] + part * (ends[which, 1] - ends[which, 0])
+        middle, tilt = depth * uniform(0, 1, generator), uniform(-0.1, 0.1, generator) / plane_spacing
+        wall = uniform(0, 1, generator) ** 3 * depth  # height of the walls; mostly low
+        z = middle + tilt * (points[:, 1] - width / 2) + wall * (torch.rand(len(which), generator=generator) - 0.5)
+        brightness = (0.3 * torch.randn(len(ends), generator=generator)).exp()[which]
+        volume += _splat(torch.cat([z[:, None], points], dim=1).T, brightness, shape)
+    return _blur_planes(volume, log_uniform(0.4, 2.5, generator))
+
+
+def sheets(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator) -> torch.Tensor:
+    """Curved, unevenly labelled membranes that cross the focus: bands where they are steep, patches where they are flat."""
+    depth, height, width = shape
+    z = torch.arange(depth, dtype=torch.float32)[:, None, None]
+    volume = torch.zeros(shape)
+    for _ in range(int(torch.randint(1, 4, (), generator=generator))):
+        scale = log_uniform(8, 80, generator)
+        surface = _smooth_field((1, height, width), 1.0, scale, generator)
+        # Steepness 0.1 to 3: of a field with this scale the gradient is about its deviation over the scale.
+        surface = (
+            depth * uniform(0.2, 0.8, generator) + surface * scale * log_uniform(0.1, 3, generator) / plane_spacing
+        )
+        thickness = log_uniform(0.5, 2.5, generator) / plane_spacing
+        texture = uniform(0, 0.8, generator) * _smooth_field((1, height, width), 1.0, scale / 3, generator)
+        # Not thinner than a plane, or a sheet would come and go between planes.
+        volume += (-0.5 * ((z - surface) / max(thickness, 0.5)) ** 2).exp() * texture.exp()
+    return volume
 
 
 def puncta(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator) -> torch.Tensor:
     """Vesicle-like spots in one to three size classes, log-normally bright."""
     volume = torch.zeros(shape)
     for _ in range(int(torch.randint(1, 4, (), generator=generator))):
-        number = round(log_uniform(20, 1500, generator))
+        number = _draw_number(20, 1500, shape, generator)
         points = torch.rand(3, number, generator=generator) * torch.tensor(shape)[:, None]
         brightness = (uniform(0.1, 1.0, generator) * torch.randn(number, generator=generator)).exp()
         radius = log_uniform(0.4, 5, generator)
@@ -81,7 +174,38 @@ def shells(shape: tuple[int, int, int], plane_spacing: float, generator: torch.G
     return _ellipsoids(shape, plane_spacing, wall, generator) * texture.exp()
 
 
-SPECIMENS = {"filaments": filaments, "puncta": puncta, "blobs": blobs, "shells": shells}
+SPECIMENS = {
+    "filaments": filaments,
+    "tubules": tubules,
+    "trees": trees,
+    "networks": networks,
+    "sheets": sheets,
+    "puncta": puncta,
+    "blobs": blobs,
+    "shells": shells,
+}
+
+
+def _walks(
+    anchor: torch.Tensor,
+    angle: torch.Tensor,
+    length: int,
+    stiffness: float,
+    inclination: float,
+    generator: torch.Generator,
+    from_start: bool = False,
+) -> torch.Tensor:
+    """
+    Curves `[3, n, length]` (z, y, x) of steps of one pixel through the points `anchor` `[n, 3]` (from there if
+    `from_start`, else in both directions). The in-plane direction `angle` `[n]` diffuses with 1 / `stiffness` per step;
+    the inclination, in planes per step, stays as drawn: normally distributed, small as in flat cells.
+    """
+    turns = torch.randn(len(anchor), length, generator=generator) / math.sqrt(stiffness)
+    angle = angle[:, None] + turns.cumsum(dim=1)
+    rise = inclination * torch.randn(len(anchor), 1, generator=generator)
+    path = torch.stack([rise.expand_as(angle), angle.sin(), angle.cos()]).cumsum(dim=2)
+    origin = 0 if from_start else length // 2
+    return path - path[:, :, origin : origin + 1] + anchor.T[:, :, None]
 
 
 def _splat(points: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -105,6 +229,15 @@ def _blur_planes(volume: torch.Tensor, sigma: float) -> torch.Tensor:
     frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :])
     transfer = (-2 * (math.pi * sigma * frequency) ** 2).exp()
     return torch.fft.irfft2(torch.fft.rfft2(volume) * transfer, s=(height, width)).clamp(min=0)
+
+
+def _blur(volume: torch.Tensor, sigma: float, plane_spacing: float) -> torch.Tensor:
+    """Gaussian blur in all three directions with deviation `sigma` in pixels."""
+    volume = _blur_planes(volume, sigma)
+    z = torch.arange(volume.shape[0], dtype=torch.float32)
+    # Planes far apart do not blur into one another at all.
+    mixing = (-0.5 * ((z[:, None] - z) * plane_spacing / sigma) ** 2).exp()
+    return torch.einsum("pz,zyx->pyx", mixing / mixing.sum(dim=1).max(), volume)
 
 
 def _smooth_field(
@@ -131,7 +264,7 @@ def _ellipsoids(
     """
     volume = torch.zeros(shape)
     typical_radius = log_uniform(4, 60, generator)
-    number = round(log_uniform(1, 40, generator) * min(1.0, 20 / typical_radius)) + 1
+    number = 1 + round(_draw_number(2, 40, shape, generator) * min(1.0, 30 / typical_radius))
     z_axis, y_axis, x_axis = (torch.arange(n, dtype=torch.float32) for n in shape)
     for _ in range(number):
         radii = typical_radius * (0.25 * torch.randn(3, generator=generator)).exp()

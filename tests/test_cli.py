@@ -38,7 +38,9 @@ def stack(tmp_path):
 
 def test_dehaze_keeps_shape_axes_sizes_and_names_and_says_how_it_was_made(run, stack, model, tmp_path):
     output = tmp_path / "clear.ome.tif"
-    code, out, _ = run("dehaze", stack, "-o", output, "--model", model, "--seed", 5, "--num-inference-steps", 3)
+    code, out, _ = run(
+        "dehaze", stack, "-o", output, "--model", model, "--seed", 5, "--num-inference-steps", 3, "--dtype", "float32"
+    )
     assert code == 0 and out.split() == [str(output)]
     result = read_micrograph(output)
     assert result.data.shape == (2, 3, 30, 26) and result.data.dtype == np.float32

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import tifffile
-import torch
 from conftest import ROOT
 from datasets import load_dataset
 from hub_double import hub_double
@@ -27,9 +26,7 @@ from haze_pipeline.pair_sources import (
     hazematching_splits,
     pairs_from_folder,
     pairs_from_hazematching,
-    pairs_from_simulation,
 )
-from haze_pipeline.simulation import pair_generator, simulate_pair
 
 
 EVERY_UINT16 = np.arange(65536, dtype=np.uint16).reshape(256, 256)
@@ -228,16 +225,6 @@ def test_published_files_of_another_shape_are_refused(tmp_path, shape):
         list(pairs_from_hazematching(tmp_path, "test"))
 
 
-def test_simulated_pairs_are_those_of_the_seed():
-    rows = list(pairs_from_simulation(num_images=2, size=32, seed=4))
-    pair = simulate_pair(32, pair_generator(4, 1))
-    assert torch.equal(torch.from_numpy(decode_plane(rows[1]["hazy"])).float(), pair.hazy)
-    assert torch.equal(torch.from_numpy(decode_plane(rows[1]["clear"])), pair.clear)
-    assert rows[1]["source"] == "simulated, seed 4, index 1" and rows[1]["level"] is None
-    assert rows[1]["pixel_size_um"] == pair.parameters["pixel_size"]
-    assert rows[0]["specimen_id"] != rows[1]["specimen_id"]
-
-
 def test_pairs_of_different_shapes_and_impossible_pinholes_are_refused():
     with pytest.raises(ValueError, match=r"x.tif: .*\(2, 3\) and \(3, 2\)"):
         pair_row(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), "x", "x.tif")
@@ -336,6 +323,17 @@ def test_the_command_makes_a_dataset_whose_card_counts_it(run, pairs, tmp_path):
     block = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
     subprocess.run([sys.executable, "-c", block], cwd=output.parent, env=environment, check=True, timeout=120)
+
+
+def test_a_simulated_series_keeps_its_specimens_and_levels(run, tmp_path):
+    arguments = ("--num-images", 6, "--size", 32, "--pinholes", "1,2.5,open")
+    assert run("simulate", tmp_path / "pairs", *arguments)[0] == 0
+    assert run("dataset", tmp_path / "pairs", "-o", tmp_path / "out", "--test-share", 0.5)[0] == 0
+    splits = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    specimens = {name: set(split["specimen_id"]) for name, split in splits.items()}
+    assert not specimens["train"] & specimens["test"] and sum(map(len, specimens.values())) == 6
+    for split in splits.values():
+        assert split["level"][:3] == [1.0, 2.5, None]
 
 
 def test_the_card_says_that_images_were_simulated(run, tmp_path):

@@ -1,101 +1,29 @@
-import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from haze_pipeline.optics import Optics, confocal_psf, widefield_psf
-from haze_pipeline.simulation import draw_optics, pair_generator, simulate_pair
+from haze_pipeline.optics import Optics
+from haze_pipeline.simulation import (
+    draw_camera,
+    draw_optics,
+    image_planes,
+    pair_generator,
+    pairs_from_stack,
+    simulate_pair,
+    simulate_series,
+)
 from haze_pipeline.specimens import SPECIMENS
 
 
-OIL = Optics(
+OPTICS = Optics(
     numerical_aperture=1.4,
     emission_wavelength=0.52,
     excitation_wavelength=0.488,
     refractive_index=1.515,
-    pixel_size=0.04,
+    pixel_size=0.08,
 )
-DRY = Optics(
-    numerical_aperture=0.5, emission_wavelength=0.52, excitation_wavelength=0.488, refractive_index=1.0, pixel_size=0.1
-)
-
-
-def full_width_at_half_maximum(profile, spacing):
-    """Width of a peak that is largest at index 0, to both sides of which it falls alike."""
-    half = profile[0] / 2
-    below = int(np.argmax(profile < half))
-    return 2 * spacing * (below - 1 + (profile[below - 1] - half) / (profile[below - 1] - profile[below]))
-
-
-# Optics.
-
-
-@pytest.mark.parametrize("optics", [OIL, DRY])
-def test_lateral_width_follows_theory(optics):
-    """0.51 λ/NA, the full width at half maximum of the Airy pattern."""
-    profile = widefield_psf(optics, 128, torch.zeros(1))[0, 0].numpy()
-    expected = 0.51 * optics.emission_wavelength / optics.numerical_aperture
-    # A pixel integrates over its width, which broadens a peak by at most the squared pixel deviation.
-    assert full_width_at_half_maximum(profile, optics.pixel_size) == pytest.approx(expected, rel=0.05)
-
-
-def test_axial_width_follows_theory():
-    """|sinc(u/4)|² of the axial Airy pattern in the paraxial limit: 1.77 λn/NA² at half maximum (Born & Wolf, §8.8)."""
-    step = 0.05 * DRY.depth_of_field
-    axial = widefield_psf(DRY, 128, step * torch.arange(40))[:, 0, 0].numpy()
-    assert full_width_at_half_maximum(axial, step) == pytest.approx(1.77 * DRY.depth_of_field, rel=0.08)
-
-
-@pytest.mark.parametrize("optics", [OIL, DRY, dataclasses.replace(DRY, pixel_size=0.6)])
-def test_widefield_keeps_light_and_confocal_loses_it_out_of_focus(optics):
-    defocus = optics.depth_of_field * torch.tensor([0.0, 1.0, 2.0, 4.0])
-    widefield = widefield_psf(optics, 64, defocus).sum(dim=(1, 2))
-    confocal = confocal_psf(optics, 64, defocus).sum(dim=(1, 2))
-    torch.testing.assert_close(widefield, torch.ones(4), atol=1e-4, rtol=0)
-    assert confocal[0] == pytest.approx(1, abs=1e-4)
-    assert (confocal.diff() < 0).all() and confocal[-1] < 0.1
-
-
-def test_a_wide_pinhole_sections_less():
-    defocus = 2 * OIL.depth_of_field * torch.ones(1)
-    sections = [
-        confocal_psf(dataclasses.replace(OIL, pinhole=pinhole), 96, defocus).sum().item()
-        for pinhole in (0.5, 1, 3, 10)
-    ]
-    assert sections == sorted(sections)
-
-
-def test_the_confocal_image_is_sharper():
-    widefield, confocal = (psf(OIL, 128, torch.zeros(1))[0, 0].numpy() for psf in (widefield_psf, confocal_psf))
-    narrow, wide = (full_width_at_half_maximum(p, OIL.pixel_size) for p in (confocal, widefield))
-    assert 0.6 * wide < narrow < 0.95 * wide
-
-
-def test_psfs_are_even_in_depth_and_across():
-    psf = widefield_psf(OIL, 64, torch.tensor([-0.7, 0.7]))
-    torch.testing.assert_close(psf[0], psf[1])
-    for dim in (1, 2):
-        torch.testing.assert_close(psf, psf.flip(dim).roll(1, dim), atol=1e-7, rtol=1e-3)
-
-
-def test_coarse_pixels_are_sums_of_fine_ones():
-    """A pixel three times wider must collect what its nine fine pixels collect."""
-    fine, coarse = DRY, dataclasses.replace(DRY, pixel_size=0.3)
-    fine_psf = widefield_psf(fine, 96, torch.tensor([3.0]))[0].roll((1, 1), (0, 1))
-    binned = fine_psf.reshape(32, 3, 32, 3).sum(dim=(1, 3))
-    torch.testing.assert_close(widefield_psf(coarse, 32, torch.tensor([3.0]))[0], binned, atol=2e-5, rtol=0.02)
-
-
-@pytest.mark.parametrize(
-    "change", [{"numerical_aperture": 1.6}, {"numerical_aperture": 0}, {"pixel_size": -1}, {"pinhole": 0}]
-)
-def test_impossible_optics_are_refused(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
-        dataclasses.replace(OIL, **change)
-
-
-# Specimens and pairs.
 
 
 @pytest.mark.parametrize("kind", SPECIMENS)
@@ -120,7 +48,11 @@ def test_pairs_are_decided_by_seed_and_index():
 def test_a_pair_is_a_camera_image_and_its_in_focus_light(index):
     pair = simulate_pair(64, pair_generator(3, index))
     assert pair.hazy.shape == pair.clear.shape == (64, 64)
-    assert (pair.hazy == pair.hazy.round()).all() and 0 <= pair.hazy.min() and pair.hazy.max() <= 65535
+    assert (
+        (pair.hazy == pair.hazy.round()).all()
+        and 0 <= pair.hazy.min()
+        and pair.hazy.max() < 2 ** pair.parameters["bit_depth"]
+    )
     assert torch.isfinite(pair.clear).all() and (pair.clear >= 0).all() and pair.clear.max() > 0
     # In the same counts: what is not in focus can only add light, on average over a field much larger than the PSF.
     haze = pair.hazy.mean() - pair.parameters["offset"] - pair.clear.mean()
@@ -130,18 +62,134 @@ def test_a_pair_is_a_camera_image_and_its_in_focus_light(index):
     assert haze > -0.05 * pair.clear.mean() - noise / 64 * 4
 
 
-def test_the_camera_adds_shot_and_read_noise():
-    """Variance over mean: gain² (photons + read noise²), estimated where fine sampling leaves only noise to second differences."""
-    ratios = []
-    finely_sampled = dataclasses.replace(OIL, pixel_size=0.02)
-    for index in range(20):
-        pair = simulate_pair(64, pair_generator(5, index), optics=finely_sampled)
-        gain, counts = pair.parameters["gain"], pair.hazy.double()
-        second_differences = counts[:, 2:] - 2 * counts[:, 1:-1] + counts[:, :-2]
-        photons = (counts - pair.parameters["offset"]).mean() / gain
-        expected = gain**2 * (photons + pair.parameters["read_noise"] ** 2) + 1 / 12  # and rounding
-        ratios.append((second_differences.square().mean() / 6 / expected).item())
-    assert np.median(ratios) == pytest.approx(1, rel=0.05)
+def test_a_series_of_pinholes_grows_hazier_over_one_clear_image():
+    pinholes = (1.0, 2.0, 4.0, math.inf)
+    series = simulate_series(96, pair_generator(3, 4), OPTICS, pinholes)
+    assert [pair.parameters["level"] for pair in series] == [1.0, 2.0, 4.0, None]
+    for pair in series:
+        assert torch.equal(pair.clear, series[0].clear)
+        assert pair.parameters["specimens"] == series[0].parameters["specimens"]
+    light = [pair.hazy.mean().item() for pair in series]
+    assert light == sorted(light) and light[-1] > light[0]
+    noises = [pair.hazy - torch.nn.functional.avg_pool2d(pair.hazy[None], 3, 1, 1)[0] for pair in series[:2]]
+    correlation = torch.corrcoef(torch.stack([noise.flatten() for noise in noises]))[0, 1]
+    assert correlation < 0.98 or not torch.equal(series[0].hazy, series[1].hazy)
+
+
+def test_levels_have_noise_of_their_own():
+    twice = simulate_series(64, pair_generator(3, 4), OPTICS, (2.0, 2.0))
+    difference, camera = (twice[0].hazy - twice[1].hazy).double(), twice[0].parameters
+    photons = (twice[0].hazy.mean() - camera["offset"]) / camera["gain"]
+    expected = 2 * camera["gain"] ** 2 * (photons + camera["read_noise"] ** 2) + 2 / 12
+    assert difference.square().mean().item() == pytest.approx(expected.item(), rel=0.1)
+
+
+def test_bleaching_dims_levels_and_drift_moves_them():
+    still = simulate_series(96, pair_generator(3, 5), OPTICS, (math.inf, math.inf), bleaching=0.2)
+    torch.testing.assert_close(still[1].clear, 0.8 * still[0].clear)
+    offset = still[0].parameters["offset"]
+    assert ((still[1].hazy - offset).mean() / (still[0].hazy - offset).mean()).item() == pytest.approx(0.8, abs=0.02)
+    moved = simulate_series(96, pair_generator(3, 5), OPTICS, (math.inf, math.inf), drift=2.0)
+    assert torch.equal(moved[0].clear, moved[1].clear)
+    assert moved[0].parameters["drift"] != moved[1].parameters["drift"] != [0.0, 0.0]
+
+
+def test_a_shifted_specimen_is_imaged_where_it_is():
+    volume = torch.zeros(1, 64, 64)
+    volume[0, 20, 30] = 1
+    otf = torch.ones(1, 64, 33)
+    still, moved = image_planes(volume, [otf, otf], [torch.zeros(2), torch.tensor([3.0, -5.0])])
+    torch.testing.assert_close(still, volume[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(moved, volume[0].roll((3, -5), (0, 1)), atol=1e-5, rtol=0)
+    batched = image_planes(volume.expand(3, 2, 1, 64, 64), [otf])[0]
+    torch.testing.assert_close(batched[1, 1], still)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_nothing_wraps_around_the_field(axis):
+    """What lies beyond one edge must not shine in at the opposite one."""
+    from haze_pipeline.optics import widefield_otf
+
+    size, margin = 64, 32
+    volume = torch.zeros(3, size + 2 * margin, size + 2 * margin)
+    volume.select(axis + 1, 10)[...] = 1  # a line in the margin, 22 pixels above or left of the field
+    defocus = OPTICS.depth_of_field * torch.tensor([-6.0, 0.0, 6.0])
+    otf = widefield_otf(OPTICS, size + 2 * margin, defocus, margin * OPTICS.pixel_size)
+    field = image_planes(volume, [otf])[0][margin:-margin, margin:-margin]
+    profile = field.mean(dim=1 - axis)
+    assert profile[0] > 1.02 * profile[-1]
+    torch.testing.assert_close(profile[-32:], profile[-1].expand(32), atol=1e-5, rtol=1e-3)
+
+
+def test_large_fields_look_like_many_small_ones():
+    def density(size, kind):
+        totals = [
+            (SPECIMENS[kind]((5, size, size), 2.0, torch.Generator().manual_seed(seed)) > 0.1).float().mean()
+            for seed in range(12)
+        ]
+        return torch.stack(totals).mean().item()
+
+    for kind in ("puncta", "blobs"):
+        assert 0.4 < density(512, kind) / density(256, kind) < 2.5
+
+
+# From a stack.
+
+
+def blurred_stack():
+    """A thick random specimen: each plane has spots of its own."""
+    generator = np.random.default_rng(0)
+    stack = np.zeros((9, 48, 40), np.uint16)
+    for plane in stack:
+        plane[generator.integers(4, 44, 6), generator.integers(4, 36, 6)] = 4000
+    return stack + 100
+
+
+def test_planes_of_a_stack_become_clear_images_under_the_haze_of_the_others():
+    stack = blurred_stack()
+    pairs = pairs_from_stack(stack, 0.5, OPTICS, torch.Generator().manual_seed(0), background=100)
+    assert [pair.parameters["plane"] for pair in pairs] == list(range(9))
+    for plane, pair in zip(stack, pairs, strict=True):
+        assert pair.hazy.shape == pair.clear.shape == (48, 40)
+        scale = pair.parameters["gain"] * pair.parameters["photons_per_unit"]
+        torch.testing.assert_close(
+            pair.clear, scale * (torch.from_numpy(plane.astype(np.float32)) - 100), rtol=1e-4, atol=1e-3
+        )
+        assert (pair.hazy - pair.parameters["offset"]).mean() > 1.3 * pair.clear.mean()  # haze is light on top
+    # Planes as far apart as their optical section count once.
+    section = pairs[0].parameters["optical_section"]
+    assert OPTICS.depth_of_field / 2 < section < 2 * OPTICS.depth_of_field
+
+
+def test_the_haze_of_a_stack_is_that_of_its_planes():
+    """A single plane out of focus adds its whole light, spread, to every other plane's image (the missing cone)."""
+    stack = np.zeros((5, 64, 64), np.float32)
+    stack[:, 31:33, 31:33] = 1e-3
+    stack[4, 20:44, 20:44] = 1
+    pair = pairs_from_stack(stack, 1.0, OPTICS, torch.Generator().manual_seed(1), background=0)[0]
+    units = (pair.hazy - pair.parameters["offset"]) / pair.parameters["gain"] / pair.parameters["photons_per_unit"]
+    expected = stack[4].mean() * 1.0 / pair.parameters["optical_section"]
+    assert units.mean().item() == pytest.approx(
+        expected, rel=0.35
+    )  # what leaves the field is mirrored back only in part
+
+
+@pytest.mark.parametrize(
+    ("stack", "z_step", "message"),
+    [
+        (np.zeros((4, 32)), 1.0, "shape"),
+        (np.ones((1, 32, 32)), 1.0, "two or more planes"),
+        (np.ones((4, 32, 32)), 1.0, "background"),
+        (np.full((4, 32, 32), np.nan), 1.0, "finite"),
+        (np.ones((4, 32, 32)), 0.0, "z_step"),
+    ],
+)
+def test_impossible_stacks_are_refused(stack, z_step, message):
+    with pytest.raises(ValueError, match=message):
+        pairs_from_stack(stack, z_step, OPTICS, torch.Generator())
+
+
+# What is drawn.
 
 
 def test_random_microscopes_are_possible_and_varied():
@@ -153,3 +201,23 @@ def test_random_microscopes_are_possible_and_varied():
 def test_tiny_images_are_refused():
     with pytest.raises(ValueError, match="16 pixels"):
         simulate_pair(8, pair_generator(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pinholes": ()}, "pinholes"),
+        ({"pinholes": (0.0,)}, "pinholes"),
+        ({"bleaching": 1.0}, "bleaching"),
+        ({"drift": -1.0}, "drift"),
+    ],
+)
+def test_impossible_series_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        simulate_series(32, pair_generator(0, 0), **arguments)
+
+
+def test_random_cameras_do_not_saturate():
+    for seed in range(50):
+        camera = draw_camera(5000.0, torch.Generator().manual_seed(seed))
+        assert camera.gain * 5000 + camera.offset <= 0.9 * camera.largest_count * 1.001

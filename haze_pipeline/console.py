@@ -1,0 +1,28 @@
+"""What the commands share: progress bars and folders."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def progress_bar(description: str, total: int | None, stack: ExitStack):
+    """
+    A progress bar on standard error that vanishes when done and shows only on a terminal. Returns its `advance(by)`; parts
+    of the whole may be fractions. `total` is `None` where it is not known.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = stack.enter_context(
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    )
+    task = progress.add_task(description, total=total)
+    return lambda by: progress.advance(task, by)
+
+
+def make_parents(path: Path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"{path.parent} is not a folder; choose another place.") from error

@@ -1,0 +1,194 @@
+"""Transfer functions against theory and against psfmodels, an independent implementation."""
+
+import dataclasses
+import math
+
+import numpy as np
+import psfmodels
+import pytest
+import torch
+
+from haze_pipeline.optics import Optics, _radial_grid, _radial_psf, confocal_otf, otf_to_psf, widefield_otf
+
+
+OIL = Optics(
+    numerical_aperture=1.4,
+    emission_wavelength=0.52,
+    excitation_wavelength=0.488,
+    refractive_index=1.515,
+    pixel_size=0.03,
+)
+DRY = Optics(
+    numerical_aperture=0.5, emission_wavelength=0.52, excitation_wavelength=0.488, refractive_index=1.0, pixel_size=0.1
+)
+LOW = dataclasses.replace(DRY, numerical_aperture=0.3)
+WATER = dataclasses.replace(DRY, numerical_aperture=0.9, refractive_index=1.33, pixel_size=0.05)
+
+
+def full_width_at_half_maximum(profile, spacing):
+    """Width of a peak that is largest at index 0, to both sides of which it falls alike."""
+    half = profile[0] / 2
+    below = int(np.argmax(profile < half))
+    return 2 * spacing * (below - 1 + (profile[below - 1] - half) / (profile[below - 1] - profile[below]))
+
+
+def planes(optics, *depths_of_field):
+    return optics.depth_of_field * torch.tensor(depths_of_field, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("optics", [LOW, DRY, OIL])
+def test_lateral_width_follows_theory(optics):
+    """0.51 λ/NA, the full width at half maximum of the Airy pattern, where pixels are fine enough not to widen it."""
+    optics = dataclasses.replace(optics, pixel_size=0.03 / optics.numerical_aperture)
+    profile = otf_to_psf(widefield_otf(optics, 256, torch.zeros(1)))[0, 0].numpy()
+    expected = 0.51 * optics.emission_wavelength / optics.numerical_aperture
+    assert full_width_at_half_maximum(profile, optics.pixel_size) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("optics", [LOW, DRY, WATER])
+def test_axial_width_follows_theory(optics):
+    """sinc² of the defocus phase across the pupil: 0.886 λ / (n − √(n² − NA²)) at half maximum."""
+    step = 0.02 * optics.depth_of_field
+    axial = otf_to_psf(widefield_otf(optics, 128, step * torch.arange(80)))[:, 0, 0].numpy()
+    n = optics.refractive_index
+    expected = 0.886 * optics.emission_wavelength / (n - math.sqrt(n**2 - optics.numerical_aperture**2))
+    assert full_width_at_half_maximum(axial, step) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("optics", [OIL, DRY, dataclasses.replace(DRY, pixel_size=0.6)])
+def test_widefield_keeps_the_light_of_every_plane_and_confocal_loses_it(optics):
+    """The missing cone. Pixels beyond the cone of light are needed to collect it without being told."""
+    defocus = planes(optics, 0, 1, 2, 4)
+    widefield = otf_to_psf(widefield_otf(optics, 512, defocus)).sum(dim=(1, 2))
+    confocal = otf_to_psf(confocal_otf(optics, 512, defocus)).sum(dim=(1, 2))
+    torch.testing.assert_close(widefield, torch.ones(4), atol=1e-3, rtol=0)
+    assert confocal[0] == pytest.approx(1, abs=1e-3)
+    assert (confocal.diff() < 0).all() and confocal[-1] < 0.05
+
+
+@pytest.mark.parametrize("optics", [LOW, WATER, OIL])
+def test_the_light_is_kept_by_diffraction_and_not_only_by_bookkeeping(optics):
+    """Without what lies beyond the reach: the disc of a large reach alone holds all but the far tail, 2 / (πv), of the light."""
+    reach = 300 * optics.emission_wavelength / optics.numerical_aperture
+    radius, area = _radial_grid(optics, reach, torch.device("cpu"))
+    light = (_radial_psf(optics, optics.emission_wavelength, radius, planes(optics, 0, 3, 10)) * area).sum(dim=1)
+    torch.testing.assert_close(light, torch.ones(3).double(), atol=1e-3, rtol=0)
+
+
+def test_an_opening_pinhole_sections_less_until_it_does_not_section_at_all():
+    defocus, reach = planes(DRY, 0, 1, 2, 4), 60.0
+    passed = {
+        pinhole: confocal_otf(dataclasses.replace(DRY, pinhole=pinhole), 128, defocus, reach)[:, 0, 0].numpy()
+        for pinhole in (0.5, 1, 3, 10, 30, math.inf)
+    }
+    at_four = [each[-1] for each in passed.values()]
+    assert at_four == sorted(at_four)
+    assert at_four[0] < 0.05
+    for pinhole in (30, math.inf):
+        np.testing.assert_allclose(passed[pinhole], 1, atol=0.02)  # as a widefield microscope
+
+
+def test_the_confocal_image_is_sharper():
+    widefield, confocal = (
+        otf_to_psf(otf(OIL, 128, torch.zeros(1)))[0, 0].numpy() for otf in (widefield_otf, confocal_otf)
+    )
+    narrow, wide = (full_width_at_half_maximum(p, OIL.pixel_size) for p in (confocal, widefield))
+    assert 0.6 * wide < narrow < 0.97 * wide
+
+
+@pytest.mark.parametrize(
+    "optics", [LOW, DRY, WATER, dataclasses.replace(DRY, numerical_aperture=0.9, pixel_size=0.05), OIL]
+)
+def test_psfs_agree_with_psfmodels(optics):
+    """
+    Difference L1 of normalised PSFs within 3 depths of field. Both are scalar, so that they agree at any NA; a real objective
+    of a high one is vectorial, which neither is.
+    """
+    size, pixel = 127, optics.emission_wavelength / (12 * optics.numerical_aperture)
+    optics = dataclasses.replace(optics, pixel_size=pixel)
+    n, defocus = optics.refractive_index, planes(optics, *np.linspace(-3, 3, 7))
+    glass = {"ng": 1.515, "ng0": 1.515, "tg": 0, "tg0": 0}
+    arguments = {
+        "NA": optics.numerical_aperture, "ni": n, "ni0": n, "ns": n, "dxy": pixel, "normalize": False, **glass,
+    }  # fmt: skip
+    z = defocus.numpy().astype(float)
+    theirs = {
+        widefield_otf: psfmodels.make_psf(z, size, wvl=optics.emission_wavelength, model="scalar", **arguments),
+        confocal_otf: psfmodels.confocal_psf(
+            z,
+            size,
+            em_wvl=optics.emission_wavelength,
+            ex_wvl=optics.excitation_wavelength,
+            model="scalar",
+            **arguments,
+        ),
+    }
+    for otf, expected in theirs.items():
+        psf = otf_to_psf(otf(optics, 512, defocus)).roll((size // 2, size // 2), (1, 2))[:, :size, :size].numpy()
+        assert np.abs(psf / psf.sum() - expected / expected.sum()).sum() < 0.03, otf.__name__
+
+
+@pytest.mark.parametrize(("depth", "defocus"), [(5.0, 0.0), (10.0, 0.0), (5.0, -1.0)])
+def test_spherical_aberration_agrees_with_psfmodels(depth, defocus):
+    """An oil objective in a watery specimen. psfmodels counts focus from elsewhere, so that its best position is taken."""
+    index, pixel, size = 1.36, 0.03, 127
+    optics = dataclasses.replace(OIL, numerical_aperture=1.3, sample_index=index, depth=depth, pixel_size=pixel)
+    psf, ideal = (
+        otf_to_psf(widefield_otf(each, 512, torch.tensor([defocus])))[0]
+        for each in (optics, dataclasses.replace(optics, depth=0))
+    )
+    assert (psf - ideal).abs().sum() > 0.2  # it matters
+    psf = psf.roll((size // 2, size // 2), (0, 1))[:size, :size].numpy()
+    expected = psfmodels.make_psf(
+        np.arange(depth - 0.5, depth + 0.5, 0.02), size, dxy=pixel, pz=depth + defocus, NA=1.3, wvl=0.52, ns=index,
+        ni=1.515, ni0=1.515, ng=1.515, ng0=1.515, tg=0, tg0=0, normalize=False, model="scalar",
+    )  # fmt: skip
+    expected /= expected.sum(axis=(1, 2), keepdims=True)
+    assert np.abs(expected - psf / psf.sum()).sum(axis=(1, 2)).min() < 0.03
+
+
+def test_psfs_are_even_across():
+    psf = otf_to_psf(widefield_otf(OIL, 64, torch.tensor([0.7])))
+    for dim in (1, 2):
+        torch.testing.assert_close(psf, psf.flip(dim).roll(1, dim), atol=1e-7, rtol=1e-3)
+
+
+def test_coarse_pixels_are_sums_of_fine_ones():
+    """A pixel three times wider must collect what its nine fine pixels collect."""
+    defocus, reach = planes(DRY, 0, 3), 4.0
+    coarse = dataclasses.replace(DRY, pixel_size=0.3)
+    fine_psf = otf_to_psf(widefield_otf(DRY, 96, defocus, reach)).roll((1, 1), (1, 2))
+    binned = fine_psf.reshape(2, 32, 3, 32, 3).sum(dim=(2, 4))
+    torch.testing.assert_close(otf_to_psf(widefield_otf(coarse, 32, defocus, reach)), binned, atol=2e-5, rtol=1e-3)
+
+
+def test_nothing_reaches_farther_than_it_should():
+    """A point in the middle lights nothing beyond the reach but the even rest."""
+    reach = 3.0
+    psf = otf_to_psf(widefield_otf(DRY, 128, planes(DRY, 0, 8), reach))
+    offset = torch.arange(128).minimum(128 - torch.arange(128)) * DRY.pixel_size
+    beyond = psf[:, torch.hypot(offset[:, None], offset) > reach + 0.5]
+    torch.testing.assert_close(beyond, beyond.mean(dim=1, keepdim=True).expand_as(beyond), atol=1e-7, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"numerical_aperture": 1.6},
+        {"numerical_aperture": 0},
+        {"pixel_size": -1},
+        {"pinhole": 0},
+        {"sample_index": 0.5},
+        {"depth": -1},
+    ],
+)
+def test_impossible_optics_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        dataclasses.replace(OIL, **change)
+
+
+def test_a_pinhole_may_be_wider_than_the_grid():
+    wide, open_ = (
+        confocal_otf(dataclasses.replace(OIL, pinhole=pinhole), 32, planes(OIL, 0, 1)) for pinhole in (20, math.inf)
+    )
+    assert 0.8 * open_[1, 0, 0] < wide[1, 0, 0] < open_[1, 0, 0]
