@@ -45,8 +45,8 @@ def train(pairs, output, *arguments, processes=1, check=True):
     if processes > 1:  # `accelerate launch --cpu` starts only one process, whatever --num_processes says
         launcher = ["torch.distributed.run", "--nproc_per_node", processes, "--master_port", 29533]
     command = [
-        sys.executable, "-m", *launcher, ROOT / "training" / "train_haze_matching.py", "--train_data_dir", pairs,
-        "--output_dir", output, "--model_config_name_or_path", pairs / "network", "--resolution", 32,
+        sys.executable, "-m", *launcher, ROOT / "training" / "train_haze_matching.py",
+        *(() if "--simulate" in arguments else ("--train_data_dir", pairs)), "--output_dir", output, "--model_config_name_or_path", pairs / "network", "--resolution", 32,
         "--lr_warmup_steps", 2, "--report_to", "none", *arguments,
     ]  # fmt: skip
     # One thread per process, or sums come in another order.
@@ -130,10 +130,41 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
     ("arguments", "message"),
     [
         (["--train_data_dir", "/nowhere"], "holds no TIFFs"),
-        (["--resolution", "64"], "smaller than --resolution"),
+        (["--resolution", "64"], "smaller than the patches"),
         (["--posterior_mean_share", "2"], "between 0 and 1"),
     ],
 )
 def test_impossible_trainings_say_why(pairs, tmp_path, arguments, message):
     result = train(pairs, tmp_path, *arguments, "--max_train_steps", 1, check=False)
     assert result.returncode != 0 and message in result.stderr
+
+
+def test_simulated_training_resumes_at_the_same_examples(pairs, tmp_path):
+    common = (
+        "--simulate",
+        "--simulation_size",
+        48,
+        "--patches_per_field",
+        8,
+        "--train_batch_size",
+        4,
+        "--checkpointing_steps",
+        3,
+    )
+    train(pairs, tmp_path / "whole", *common, "--max_train_steps", 6, "--lr_scheduler", "constant")
+    train(pairs, tmp_path / "parts", *common, "--max_train_steps", 3, "--lr_scheduler", "constant")
+    train(
+        pairs,
+        tmp_path / "parts",
+        *common,
+        "--max_train_steps",
+        6,
+        "--lr_scheduler",
+        "constant",
+        "--resume_from_checkpoint",
+        "latest",
+    )
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    result = train(pairs, tmp_path, "--simulate", "--train_data_dir", pairs, "--max_train_steps", 1, check=False)
+    assert result.returncode == 2 and "either --train_data_dir or --simulate" in result.stderr

@@ -19,6 +19,7 @@ import torch
 from scipy.optimize import minimize
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.hardware import map_on_cores
 from haze_pipeline.microscopy_io import read_micrograph
 
 
@@ -31,10 +32,10 @@ def parse_args():
     parser = argparse.ArgumentParser(description="Fit a solver of few steps to the network of a checkpoint.")
     parser.add_argument("--model", type=Path, required=True, help="Pipeline folder, whose scheduler is rewritten.")
     parser.add_argument("--train_data_dir", type=Path, required=True, help="Folder with hazy/*.tif; never test data.")
-    parser.add_argument("--num_inference_steps", type=int, default=4, help="Steps of the solver, two or more.")
+    parser.add_argument("--num_inference_steps", type=int, default=5, help="Steps of the solver, two or more.")
     parser.add_argument("--num_images", type=int, default=12, help="Images to fit.")
-    parser.add_argument("--resolution", type=int, default=96, help="Side of the patches, one from each image.")
-    parser.add_argument("--max_evaluations", type=int, default=60, help="Grids to try.")
+    parser.add_argument("--resolution", type=int, default=192, help="Side of the patches, one from each image.")
+    parser.add_argument("--max_evaluations", type=int, default=40, help="Grids to try.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.num_inference_steps < 2:
@@ -61,9 +62,11 @@ def main():
 
     @torch.no_grad()
     def slope(state, sigma):
-        """dx/dσ = −v."""
+        """dx/dσ = −v, patch by patch."""
         t = torch.tensor(1 - sigma, dtype=torch.float32, device=pipe.device)
-        return -pipe.unet(torch.cat([state, hazy], dim=1), t).sample
+        inputs = torch.cat([state, hazy], dim=1).split(1)
+        workers = torch.get_num_threads() if pipe.device.type == "cpu" else 1
+        return -torch.cat(list(map_on_cores(lambda each: pipe.unet(each, t).sample, inputs, workers)))
 
     step = -1 / CONVERGED_STEPS
     trajectory = [noise]
@@ -87,27 +90,31 @@ def main():
             corrections = [(each - slopes[-1]).flatten().double() for each in slopes[:-1]]
             row = [float(length)]
             if corrections:
-                solution = torch.linalg.lstsq(torch.stack(corrections, dim=1), residual[:, None]).solution[:, 0]
+                matrix = torch.stack(corrections)
+                solution = torch.linalg.lstsq(matrix @ matrix.T, matrix @ residual).solution
                 row = [*solution.tolist(), float(length - solution.sum())]
             weights.append(row)
             state = state + sum(weight * each for weight, each in zip(row, slopes, strict=True))
-        return weights, float((state - trajectory[-1]).square().mean().sqrt())
+        error = float((state - trajectory[-1]).square().mean().sqrt())
+        logger.info("sigmas %s, RMS distance %.4f", np.round(sigmas, 3).tolist(), error)
+        return weights, error
 
     # Times: the logarithms of the lengths of the steps, up to their sum.
     def grid(parameters):
         lengths = np.exp(np.append(parameters, 0.0))
         return np.append(1 - np.cumsum(np.insert(lengths / lengths.sum(), 0, 0.0))[:-1], 0.0)
 
-    start = np.linspace(-1, 0, args.num_inference_steps)[:-1]  # short steps near the noise
+    # Short steps near the noise, and a short last one.
+    start = np.linspace(0, 1.2, args.num_inference_steps - 1)
+    simplex = np.vstack([start, start + 0.3 * np.eye(len(start))])
     best = minimize(
         lambda parameters: fit(grid(parameters))[1],
         start,
         method="Nelder-Mead",
-        options={"maxfev": args.max_evaluations},
+        options={"maxfev": args.max_evaluations, "initial_simplex": simplex},
     )
     sigmas = grid(best.x)
     weights, error = fit(sigmas)
-    logger.info("sigmas %s, RMS distance %.4f on the patches fitted", np.round(sigmas, 4), error)
 
     bespoke = dict(pipe.scheduler.config.get("bespoke") or {})
     bespoke[str(args.num_inference_steps)] = {"sigmas": sigmas[:-1].tolist(), "weights": weights}

@@ -1,5 +1,5 @@
 """
-Train a HazeMatching pipeline on a folder of pairs.
+Train a HazeMatching pipeline on a folder of pairs, or on pairs that are simulated meanwhile.
 
     haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
     haze-pipeline simulate runs/validation --num-images 24 --size 192 --seed 2
@@ -29,9 +29,16 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from haze_pipeline import FlowMatchODEScheduler, HazeImageProcessor, HazeMatchingPipeline
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.metrics import range_invariant_psnr
-from haze_pipeline.microscopy_io import read_micrograph
+from haze_pipeline.simulation import pair_generator, simulate_pair
+from haze_pipeline.training_examples import (
+    FolderFields,
+    SimulatedFields,
+    TrainingExamples,
+    fit_image_processor,
+    read_pairs,
+)
 
 
 logger = get_logger(__name__)
@@ -55,7 +62,16 @@ DEFAULT_UNET = {
 def parse_args():
     parser = argparse.ArgumentParser(description="Train a HazeMatching pipeline on a folder of pairs.")
     # Data.
-    parser.add_argument("--train_data_dir", required=True, help="Folder with hazy/ and clear/ single-plane TIFFs.")
+    parser.add_argument("--train_data_dir", help="Folder with hazy/ and clear/ single-plane TIFFs.")
+    parser.add_argument(
+        "--simulate", action="store_true", help="Train on random specimens, simulated meanwhile, in place of a folder."
+    )
+    parser.add_argument("--simulation_seed", type=int, default=1, help="Series of the specimens; never a test's.")
+    parser.add_argument("--simulation_size", type=int, default=256, help="Side of the simulated fields in pixels.")
+    parser.add_argument(
+        "--patches_per_field", type=int, default=256,
+        help="Patches cut from a simulated field on average; more leave more time for training.",
+    )  # fmt: skip
     parser.add_argument("--validation_data_dir", help="Another such folder, of other specimens.")
     parser.add_argument("--output_dir", required=True, help="Where checkpoints and the trained pipeline go.")
     parser.add_argument("--resolution", type=int, default=64, help="Side of the training patches in pixels.")
@@ -95,108 +111,17 @@ def parse_args():
     parser.add_argument("--report_to", default="tensorboard", help="Tracker known to accelerate, or none.")
     args = parser.parse_args()
 
+    if args.simulate == (args.train_data_dir is not None):
+        parser.error("Pass either --train_data_dir or --simulate.")
+    if args.simulate and args.simulation_size < args.resolution:
+        parser.error(f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}.")
+    if args.patches_per_field < 1:
+        parser.error(f"--patches_per_field must be positive, got {args.patches_per_field}.")
     if args.resolution < 16:
         parser.error("--resolution must be at least 16.")
     if not 0 <= args.posterior_mean_share <= 1:
         parser.error("--posterior_mean_share must lie between 0 and 1.")
     return args
-
-
-def read_pairs(folder):
-    """Read a folder of pairs: lists of `[H, W]` arrays `hazy` and `clear`, and the pixel sizes in µm where known."""
-    hazy_paths = sorted(Path(folder, "hazy").glob("*.tif*"))
-    if not hazy_paths:
-        raise ValueError(f"{folder} holds no TIFFs in hazy/; expected pairs of the same name in hazy/ and clear/.")
-    hazy, clear, pixel_sizes = [], [], []
-    for hazy_path in hazy_paths:
-        clear_path = Path(folder, "clear", hazy_path.name)
-        hazy_micrograph, clear_micrograph = read_micrograph(hazy_path), read_micrograph(clear_path)
-        if hazy_micrograph.data.ndim != 2 or hazy_micrograph.data.shape != clear_micrograph.data.shape:
-            raise ValueError(
-                f"{hazy_path} and {clear_path} must be single planes of one size, got shapes "
-                f"{hazy_micrograph.data.shape} and {clear_micrograph.data.shape}."
-            )
-        hazy.append(hazy_micrograph.data)
-        clear.append(clear_micrograph.data)
-        if hazy_micrograph.pixel_size is not None:
-            pixel_sizes.append(hazy_micrograph.pixel_size[0])
-    return hazy, clear, pixel_sizes
-
-
-def fit_image_processor(normalization, hazy, clear):
-    """The image processor with the statistics of the training set."""
-    if normalization == "fixed":
-        pixels = {
-            "input": np.concatenate([h.ravel() for h in hazy]),
-            "target": np.concatenate([c.ravel() for c in clear]),
-        }
-        return HazeImageProcessor(
-            "fixed",
-            input_mean=float(pixels["input"].mean(dtype=np.float64)),
-            input_std=float(pixels["input"].std(dtype=np.float64)),
-            target_mean=float(pixels["target"].mean(dtype=np.float64)),
-            target_std=float(pixels["target"].std(dtype=np.float64)),
-        )
-    # Per image: the target in units of the hazy image's band-passed deviation, pooled over all images.
-    unit = HazeImageProcessor("image")
-    count, total, squares = 0, 0.0, 0.0
-    for hazy_image, clear_image in zip(hazy, clear, strict=True):
-        scale = unit.compute_normalization(unit.preprocess(hazy_image)).target_std.item()
-        if scale > 0:
-            values = clear_image.astype(np.float64) / scale
-            count, total, squares = count + values.size, total + values.sum(), squares + (values**2).sum()
-    if count == 0:
-        raise ValueError("No hazy training image has any contrast.")
-    mean = total / count
-    return HazeImageProcessor("image", target_mean=mean, target_std=math.sqrt(squares / count - mean**2))
-
-
-class TrainingExamples(torch.utils.data.Dataset):
-    """
-    The endless sequence of training examples, cut off at `length`. Example `index` is a function of the seed and `index`
-    alone (which image, patch, orientation, time and noise), so that neither the number of processes or workers nor an
-    interruption changes what is trained on.
-    """
-
-    def __init__(self, hazy, clear, image_processor, args, length):
-        self.fields = []  # [2,H,W] each: normalised hazy and clear
-        for hazy_image, clear_image in zip(hazy, clear, strict=True):
-            if min(hazy_image.shape) < args.resolution:
-                raise ValueError(
-                    f"An image of shape {hazy_image.shape} is smaller than --resolution {args.resolution}."
-                )
-            planes = image_processor.preprocess(hazy_image)  # [1,1,H,W]
-            statistics = image_processor.compute_normalization(planes)
-            if statistics.target_std.item() == 0:
-                continue  # a hazy image without contrast teaches nothing
-            field = torch.cat(
-                [
-                    (planes - statistics.input_mean) / statistics.input_std,
-                    (image_processor.preprocess(clear_image) - statistics.target_mean) / statistics.target_std,
-                ]
-            )
-            self.fields.append(field[:, 0])
-        self.resolution = args.resolution
-        self.posterior_mean_share = args.posterior_mean_share
-        self.seed = args.seed
-        self.length = length
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index):
-        rng = np.random.default_rng([self.seed, index])
-        field = self.fields[rng.integers(len(self.fields))]
-        y = rng.integers(field.shape[1] - self.resolution + 1)
-        x = rng.integers(field.shape[2] - self.resolution + 1)
-        patch = field[:, y : y + self.resolution, x : x + self.resolution]
-        patch = torch.rot90(patch, int(rng.integers(4)), dims=(1, 2))
-        if rng.integers(2):
-            patch = patch.flip(2)
-        # t from the paper's grid of 20 values, of which t = 0 trains the posterior mean.
-        t = np.linspace(0, 1, 20)[rng.integers(20)] if rng.random() >= self.posterior_mean_share else 0.0
-        noise = torch.from_numpy(rng.standard_normal((1, self.resolution, self.resolution), dtype=np.float32))
-        return {"hazy": patch[:1], "clear": patch[1:], "noise": noise, "t": torch.tensor(t, dtype=torch.float32)}
 
 
 def validate(pipeline, hazy, clear):
@@ -223,13 +148,24 @@ def main():
     if accelerator.is_main_process:
         os.makedirs(args.output_dir, exist_ok=True)
 
-    # Data: all pairs are held in memory.
-    hazy, clear, pixel_sizes = read_pairs(args.train_data_dir)
-    image_processor = fit_image_processor(args.normalization, hazy, clear)
+    # Data: all pairs of a folder are held in memory. Of simulated ones, the first tell the statistics.
+    if args.simulate:
+        pairs = [
+            simulate_pair(args.simulation_size, pair_generator(args.simulation_seed, index)) for index in range(64)
+        ]
+        hazy, clear = [pair.hazy.numpy() for pair in pairs], [pair.clear.numpy() for pair in pairs]
+        pixel_sizes = [pair.parameters["pixel_size"] for pair in pairs]
+        image_processor = fit_image_processor(args.normalization, hazy, clear)
+        fields = SimulatedFields(image_processor, args.simulation_seed, args.simulation_size, args.patches_per_field)
+    else:
+        hazy, clear, pixel_sizes = read_pairs(args.train_data_dir)
+        image_processor = fit_image_processor(args.normalization, hazy, clear)
+        fields = FolderFields(hazy, clear, image_processor, args.resolution)
     examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    dataset = TrainingExamples(hazy, clear, image_processor, args, length=args.max_train_steps * examples_per_step)
+    length = args.max_train_steps * examples_per_step
+    dataset = TrainingExamples(fields, args.resolution, args.posterior_mean_share, args.seed, length)
     logger.info(
-        "%d pairs, target mean %.4g, deviation %.4g",
+        "statistics of %d pairs: target mean %.4g, deviation %.4g",
         len(hazy),
         image_processor.target_mean,
         image_processor.target_std,

@@ -1,0 +1,85 @@
+"""
+Measure how long training on simulated pairs waits for them.
+
+    python bench/loader.py
+
+Trains the paper's network on batches of 16 patches of 64 px, in turns on fields that are simulated meanwhile in a process of
+their own, and on the same number of fields that lie ready, and counts the time between asking for a batch and having it.
+Writes `bench/loader.json`.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+
+from haze_pipeline import HazeMatchingPipeline
+from haze_pipeline.image_processing import HazeImageProcessor
+from haze_pipeline.simulation import pair_generator, simulate_pair
+from haze_pipeline.training_examples import FolderFields, SimulatedFields, TrainingExamples
+
+
+HERE = Path(__file__).parent
+BATCH, RESOLUTION, SIZE, PATCHES_PER_FIELD = 16, 64, 256, 256
+
+
+def train(fields, steps, workers):
+    """Seconds of waiting and seconds in all of every step."""
+    dataset = TrainingExamples(fields, RESOLUTION, 0.0, 0, BATCH * steps)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=BATCH, num_workers=workers, prefetch_factor=4 if workers else None
+    )
+    unet = UNet2DModel.from_config(HazeMatchingPipeline.from_default().unet.config)
+    optimizer = torch.optim.AdamW(unet.parameters())
+    batches, waited, taken = iter(loader), [], []
+    for _ in range(steps):
+        started = time.perf_counter()
+        batch = next(batches)
+        waited.append(time.perf_counter() - started)
+        t = batch["t"].view(-1, 1, 1, 1)
+        latents = (1 - t) * batch["noise"] + t * batch["clear"]
+        velocity = unet(torch.cat([latents, batch["hazy"]], dim=1), batch["t"], return_dict=False)[0]
+        F.mse_loss(velocity, batch["clear"] - batch["noise"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        taken.append(time.perf_counter() - started)
+    return waited, taken
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure how long training on simulated pairs waits for them.")
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument(
+        "--warm_up", type=int, default=40, help="Steps not counted, in which the first fields are made."
+    )
+    args = parser.parse_args()
+    processor = HazeImageProcessor("image")
+    pairs = [simulate_pair(SIZE, pair_generator(1, index)) for index in range(8)]
+    ready = FolderFields(
+        [pair.hazy.numpy() for pair in pairs], [pair.clear.numpy() for pair in pairs], processor, RESOLUTION
+    )
+    results = {}
+    for name, fields, workers in (
+        ("simulated meanwhile", SimulatedFields(processor, 1, SIZE, PATCHES_PER_FIELD), 1),
+        ("ready", ready, 0),
+    ):
+        waited, taken = (each[args.warm_up :] for each in train(fields, args.steps, workers))
+        results[name] = {"share_waiting": sum(waited) / sum(taken), "seconds_per_step": sum(taken) / len(taken)}
+        print(name, results[name], flush=True)
+    results["slower"] = results["simulated meanwhile"]["seconds_per_step"] / results["ready"]["seconds_per_step"] - 1
+    results |= {
+        "batch": BATCH,
+        "resolution": RESOLUTION,
+        "patches_per_field": PATCHES_PER_FIELD,
+        "threads": torch.get_num_threads(),
+    }
+    (HERE / "loader.json").write_text(json.dumps(results, indent=2) + "\n")
+    print("slower", results["slower"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""
+Train on pairs made from a confocal z-stack, and dehaze planes of it that were held out.
+
+    python bench/stack_pairs.py
+
+The stack is `pollen_stack_confocal.tif` of the folder named by `HAZE_TEST_DATA`; its optics are not known and are assumed.
+Training sees pairs of the first planes only, the test those of the last ones, with two planes between them left out; the haze
+of either comes from their own planes. Every command is one that a user would type. Writes `bench/stack_pairs.json` and
+`bench/stack_pairs.png`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from haze_pipeline import HazeMatchingPipeline
+from haze_pipeline.metrics import range_invariant_psnr
+from haze_pipeline.training_examples import read_pairs
+
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("HAZE_TEST_DATA", HERE.parent.parent / "shared" / "data"))
+OPTICS = ["--na", "1.4", "--pixel-size", "0.1", "--z-step", "0.3"]
+TRAINING, TEST = "0:20", "22:32"
+
+
+def run(*arguments):
+    print("$", *arguments, flush=True)
+    subprocess.run([str(argument) for argument in arguments], check=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description="Train on pairs made from a confocal z-stack and dehaze held-out planes."
+    )
+    parser.add_argument("--max_train_steps", type=int, default=1500)
+    parser.add_argument("--mixed_precision", default="no", help="bf16 where the processor is fast at it.")
+    parser.add_argument("--folder", type=Path, help="Where pairs and checkpoints go; a temporary one if omitted.")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        stack = DATA / "single" / "pollen_stack_confocal.tif"
+        command = [sys.executable, "-m", "haze_pipeline", "simulate"]
+        for name, planes, number, seed in (("train", TRAINING, 200, 1), ("test", TEST, 20, 2)):
+            if not (folder / name).exists():
+                source = ["--from-stack", stack, "--z-range", planes, *OPTICS]
+                run(*command, folder / name, *source, "--num-images", number, "--seed", seed)
+        run(
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", 1, "--dynamo_backend", "no",
+            "--mixed_precision", args.mixed_precision, HERE.parent / "training" / "train_haze_matching.py",
+            "--train_data_dir", folder / "train", "--output_dir", folder / "run", "--resolution", 64,
+            "--train_batch_size", 8, "--posterior_mean_share", 0.25, "--max_train_steps", args.max_train_steps,
+            "--checkpointing_steps", 250, "--resume_from_checkpoint", "latest", "--report_to", "none",
+        )  # fmt: skip
+        pipe = HazeMatchingPipeline.from_pretrained(folder / "run")
+        default = HazeMatchingPipeline.from_default()
+        hazy, clear, _ = read_pairs(folder / "test")
+
+    scores, panels = {"input": [], "own": [], "default": []}, []
+    for index, (image, target) in enumerate(zip(hazy, clear, strict=True)):
+        predictions = {"input": image}
+        for name, each in (("own", pipe), ("default", default)):
+            each.set_progress_bar_config(disable=True)
+            generator = torch.Generator().manual_seed(index)
+            predictions[name] = each(image, num_inference_steps=1, ensemble_size=2, generator=generator).prediction
+        for name, prediction in predictions.items():
+            scores[name].append(range_invariant_psnr(target, prediction))
+        if index in (2, 5, 8):
+            panels.append(np.hstack([stretched(each) for each in (*predictions.values(), target)]))
+    results = {
+        "max_train_steps": args.max_train_steps,
+        "num_images": len(hazy),
+        "psnr": {name: float(np.mean(each)) for name, each in scores.items()},
+        "smallest_gain": float(np.subtract(scores["own"], scores["input"]).min()),
+    }
+    print(json.dumps(results, indent=2))
+    (HERE / "stack_pairs.json").write_text(json.dumps(results, indent=2) + "\n")
+    Image.fromarray(np.vstack(panels)).save(HERE / "stack_pairs.png")
+
+
+def stretched(image):
+    low, high = np.percentile(image, [0.5, 99.8])
+    return (255 * np.clip((image - low) / (high - low), 0, 1)).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main()
