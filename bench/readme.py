@@ -14,7 +14,6 @@ from pathlib import Path
 
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
 
 
 def real_pairs():
@@ -61,12 +60,17 @@ def sampling():
         ratio = rows[f"reference, {against}"]["seconds"] / row["seconds"]
         lines.append(f"| {name} | {row['calls']} | {row['seconds']:,.1f} | {ratio:,.0f} |")
     means, seams, tiling, distance = (results[name] for name in ("means", "seams", "tiling", "distance"))
+    ranges = {
+        name: [function(field[name] for field in distance["fields"]) for function in (min, max)]
+        for name in ("reference", "ours")
+    }
     differences = [field["fast"] - field["reference"] for field in means["fields"]]
     return [
         *lines,
         "",
-        f"One 1024 × 1024 field, {results['cost']['threads']} threads; `quality` from the time of one of its members. Network "
-        "calls are sweeps over all tiles, of which the reference's are four deep.",
+        f"One 1024 × 1024 field, {results['cost']['threads']} threads, ours in {results['cost']['dtype']}, the reference in float32; "
+        "`quality` from the time of one of its members. Network calls are sweeps over all tiles, of which the reference's are "
+        "four deep.",
         "",
         "| | reference | haze-pipeline |",
         "|---|---|---|",
@@ -75,6 +79,11 @@ def sampling():
         f"| sample, RMS distance to the converged one of the same noise | {distance['reference']:.3f} | "
         f"{distance['ours']:.3f} (`balanced`) |",
         f"| sample, jump across tile borders / elsewhere | {seams['reference']['mean']:.2f} | {seams['ours']['mean']:.2f} |",
+        "",
+        f"Distances of samples on {distance['num_fields']} other fields, root mean square over all of them; field by field, the "
+        "reference's lie between {:.3f} and {:.3f} and ours between {:.3f} and {:.3f}.".format(
+            *ranges["reference"], *ranges["ours"]
+        ),
         "",
         f"Means are scored on {means['parts_per_field']} parts of every 1024 × 1024 field, together; by field, `fast` differs "
         f"from the reference by {min(differences):+.2f} to {max(differences):+.2f} dB. Without tiles, a sample jumps "
@@ -101,6 +110,27 @@ def solvers():
     ]
 
 
+def loader():
+    results = json.loads((HERE / "loader.json").read_text())
+    meanwhile = results["simulated meanwhile"]
+    return [
+        f"Measured on {results['threads']} CPU cores with batches of {results['batch']} patches of {results['resolution']} px and "
+        f"{results['patches_per_field']} patches a field: {100 * meanwhile['share_waiting']:.1f} % of a step are spent waiting for "
+        f"data, and steps take {100 * results['slower']:.0f} % longer than on fields that lie ready."
+    ]
+
+
+def stack_pairs():
+    results = json.loads((HERE / "stack_pairs.json").read_text())
+    psnr = results["psnr"]
+    return [
+        f"Measured on a confocal stack of pollen ({results['max_train_steps']} steps on pairs of its planes 0 to 19, tested on "
+        f"{results['num_images']} pairs of planes 22 to 31): range-invariant PSNR {psnr['input']:.1f} dB hazy, "
+        f"{psnr['own']:.1f} dB dehazed with the network of the stack, {psnr['default']:.1f} dB with the checkpoint in the package; "
+        f"the smallest gain of the first is {results['smallest_gain']:.1f} dB (`bench/stack_pairs.py`).",
+    ]
+
+
 def fresh_clone():
     results = json.loads((HERE / "fresh_clone.json").read_text())
     lines = ["| command | first run | second run |", "|---|---|---|"]
@@ -109,23 +139,30 @@ def fresh_clone():
     return [*lines, "", f"Measured on {results['machine']}."]
 
 
+PAGES = {
+    HERE.parent / "README.md": (real_pairs, simulated_pairs, sampling, solvers, fresh_clone),
+    HERE.parent / "training" / "README.md": (loader, stack_pairs),
+}
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Render the tables of README.md.")
+    parser = argparse.ArgumentParser(description="Render the tables of the README files.")
     parser.add_argument("--check", action="store_true", help="Change nothing; fail if a table is stale.")
     args = parser.parse_args()
-    text = rendered = README.read_text()
-    for table in (real_pairs, simulated_pairs, sampling, solvers, fresh_clone):
-        block = "\n".join(table())
-        pattern = rf"(<!-- {table.__name__} -->\n).*?(<!-- /{table.__name__} -->)"
-        rendered, count = re.subn(
-            pattern, lambda m, block=block: m[1] + block + "\n" + m[2], rendered, flags=re.DOTALL
-        )
-        if count != 1:
-            sys.exit(f"README.md must have one table {table.__name__}, found {count}.")
-    if args.check and rendered != text:
-        sys.exit("README.md has stale tables; run `python bench/readme.py`.")
-    if not args.check:
-        README.write_text(rendered)
+    for page, tables in PAGES.items():
+        text = rendered = page.read_text()
+        for table in tables:
+            block = "\n".join(table())
+            pattern = rf"(<!-- {table.__name__} -->\n).*?(<!-- /{table.__name__} -->)"
+            rendered, count = re.subn(
+                pattern, lambda m, block=block: m[1] + block + "\n" + m[2], rendered, flags=re.DOTALL
+            )
+            if count != 1:
+                sys.exit(f"{page} must have one table {table.__name__}, found {count}.")
+        if args.check and rendered != text:
+            sys.exit(f"{page} has stale tables; run `python bench/readme.py`.")
+        if not args.check:
+            page.write_text(rendered)
 
 
 if __name__ == "__main__":

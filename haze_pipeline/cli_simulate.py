@@ -55,6 +55,16 @@ def simulate(
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another name.")
     if from_stack is None:
+        of_stack = {
+            "--pixel-size": pixel_size,
+            "--z-step": z_step,
+            "--z-range": z_range,
+            "--na": na,
+            "--background": background,
+        }
+        for flag, value in of_stack.items():
+            if value is not None:
+                raise ValueError(f"{flag} describes a confocal stack: add --from-stack.")
         number = num_images or 10
         series = _random_series(number, size, seed, _parse_pinholes(pinholes))
     else:
@@ -118,12 +128,12 @@ def _series_from_stacks(source: Path, num_images: int | None, seed: int, wanted:
     if not paths:
         raise ValueError(f"{source} holds no TIFF files; name a confocal z-stack or a folder of them.")
     stacks = [(path, *_read_stack(path, wanted)) for path in paths]
-    number = num_images or sum(len(planes) for _, planes, _, _ in stacks)
+    number = num_images or sum(len(planes) for _, planes, _, _, _ in stacks)
 
     def generate():
         made = 0
         for round_ in range(number):  # another round over all planes gives each another camera and noise
-            for index, (path, planes, pixel_size, z_step) in enumerate(stacks):
+            for index, (path, planes, first, pixel_size, z_step) in enumerate(stacks):
                 generator = pair_generator(seed, round_ * len(stacks) + index)
                 microscope = Optics(pixel_size=pixel_size, **optics)
                 try:
@@ -131,6 +141,7 @@ def _series_from_stacks(source: Path, num_images: int | None, seed: int, wanted:
                 except ValueError as error:
                     raise ValueError(f"{path}: {error}") from error
                 for pair in pairs[: number - made]:
+                    pair.parameters["plane"] += first
                     yield path.name, [pair]
                 made += len(pairs)
                 if made >= number:
@@ -140,7 +151,7 @@ def _series_from_stacks(source: Path, num_images: int | None, seed: int, wanted:
 
 
 def _read_stack(path: Path, wanted: dict):
-    """Planes `[Z, H, W]`, pixel size and z-step in µm of a confocal stack."""
+    """Planes `[Z, H, W]`, the number of the first, pixel size and z-step in µm of a confocal stack."""
     from .microscopy_io import read_micrograph
 
     micrograph = read_micrograph(path)
@@ -154,18 +165,20 @@ def _read_stack(path: Path, wanted: dict):
         raise ValueError(f"{path} does not say the size of its (square) pixels: add --pixel-size in µm.")
     if z_step is None:
         raise ValueError(f"{path} does not say how far apart its planes are: add --z-step in µm.")
+    first = 0
     if wanted["z_range"] is not None:
         try:
             start, stop = (int(part) if part else None for part in wanted["z_range"].split(":"))
         except ValueError as error:
             raise ValueError(f"--z-range must be START:STOP, such as 0:24, got {wanted['z_range']}.") from error
+        first = range(len(planes))[start:stop].start
         planes = planes[start:stop]
         if len(planes) < 2:
             raise ValueError(
                 f"--z-range {wanted['z_range']} leaves {len(planes)} of the {len(micrograph.data)} planes of {path}; "
                 "two or more are needed."
             )
-    return planes, pixel_size, z_step
+    return planes, first, pixel_size, z_step
 
 
 def _write_pair(folder: Path, name: str, pair):

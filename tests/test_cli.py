@@ -231,21 +231,6 @@ def test_half_precision_folders_load(run, model, tmp_path):
     assert run("info", tmp_path)[0] == 0
 
 
-def test_simulate_writes_pairs_that_a_seed_repeats(run, tmp_path):
-    for name in ("a", "b"):
-        assert run("simulate", tmp_path / "new" / name, "--num-images", 2, "--size", 48, "--seed", 3)[0] == 0
-    one, two = tmp_path / "new" / "a", tmp_path / "new" / "b"
-    for index in range(2):
-        hazy, clear = (read_micrograph(one / kind / f"{index:06d}.ome.tif") for kind in ("hazy", "clear"))
-        assert hazy.data.dtype == np.uint16 and clear.data.dtype == np.float32
-        assert hazy.data.shape == clear.data.shape == (48, 48)
-        parameters = json.loads((one / "parameters.jsonl").read_text().splitlines()[index])
-        assert hazy.pixel_size[0] == pytest.approx(parameters["pixel_size"])
-        np.testing.assert_array_equal(hazy.data, read_micrograph(two / "hazy" / f"{index:06d}.ome.tif").data)
-    code, _, err = run("simulate", one, "--num-images", 1)
-    assert code == 1 and "exists" in err
-
-
 def test_convert_makes_a_pipeline_of_a_published_network(run, tmp_path):
     torch.save(reference_unet(128).state_dict(), tmp_path / "best_model.pth")
     folder = tmp_path / "zebrafish"
