@@ -116,7 +116,8 @@ def loader():
     return [
         f"Measured on {results['threads']} CPU cores with batches of {results['batch']} patches of {results['resolution']} px and "
         f"{results['patches_per_field']} patches a field: {100 * meanwhile['share_waiting']:.1f} % of a step are spent waiting for "
-        f"data, and steps take {100 * results['slower']:.0f} % longer than on fields that lie ready."
+        f"data, and steps take {100 * results['slower']:.0f} % longer than on fields that lie ready. Before the first step, "
+        f"{meanwhile['seconds_waiting_at_start']:.0f} s go into the first fields."
     ]
 
 

@@ -34,9 +34,11 @@ class Camera:
     def __post_init__(self):
         if not self.gain > 0:
             raise ValueError(f"`gain` must be positive, got {self.gain}.")
-        for name in ("offset", "read_noise", "hot_pixel_electrons"):
+        for name in ("offset", "read_noise"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if not self.hot_pixel_electrons > 0:
+            raise ValueError(f"`hot_pixel_electrons` must be positive, got {self.hot_pixel_electrons}.")
         if not 0 < self.quantum_efficiency <= 1:
             raise ValueError(f"`quantum_efficiency` must lie between 0 and 1, got {self.quantum_efficiency}.")
         if not 0 <= self.hot_pixel_share <= 1:

@@ -61,13 +61,23 @@ def dataset(
     from .dataset_card import make_dataset_card
     from .microscopy_io import replace_when_complete
     from .pair_datasets import build_dataset, import_datasets, push_dataset, save_dataset, split_by_specimen
-    from .pair_sources import hazematching_splits, pairs_from_folder, pairs_from_hazematching
+    from .pair_sources import (
+        describe_simulation,
+        hazematching_splits,
+        pairs_from_folder,
+        pairs_from_hazematching,
+        simulation_notes,
+    )
 
     # Whatever can be refused without reading the images is refused first.
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another name.")
     if not source.is_dir():
         raise NotADirectoryError(f"{source} is not a folder; name the folder of the pairs.")
+    if level == 0:
+        raise ValueError("--level must be positive; leave it out for widefield images.")
+    if validation_share + test_share >= 1:
+        raise ValueError("--validation-share and --test-share must leave something to train on.")
     if push_to is not None and license_id is None:
         raise ValueError("--push-to needs --license, so that others know what they may do with the images.")
     if private and push_to is None:
@@ -112,8 +122,8 @@ def dataset(
             arguments += ["--validation-share", str(validation_share), "--test-share", str(test_share)]
             arguments += ["--seed", str(seed)]
             origin = f"Made from TIFF files of equal names in `{source.resolve().name}/hazy` and `…/clear`."
-            if Path(source, "parameters.jsonl").is_file():
-                origin += " The images were simulated with `haze-pipeline simulate`, not measured."
+            if notes := simulation_notes(source):
+                origin += f" {describe_simulation(notes)}"
             split_rule = (
                 "By specimen: all planes of a specimen are in one split, which follows from a hash of `specimen_id` and "
                 f"the seed {seed}. Expected shares: validation {validation_share:g}, test {test_share:g}."

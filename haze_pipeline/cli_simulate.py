@@ -1,7 +1,9 @@
 """The command `haze-pipeline simulate`."""
 
+import itertools
 import json
 import math
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -15,33 +17,55 @@ def simulate(
     output: Annotated[Path, typer.Argument(help="Folder to make, with hazy/, clear/ and parameters.jsonl.")],
     num_images: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of pairs, or of series; 10, or one for every plane of a stack, if omitted."),
+        typer.Option(
+            min=1, help="Number of pairs, or of series; 10, or one for every plane of the stacks, if omitted."
+        ),
     ] = None,
-    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds give other specimens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds give other specimens and noise.")] = 0,
+    size: Annotated[
+        int | None, typer.Option(min=16, help="Random specimens: side of the images in pixels; 512 if omitted.")
+    ] = None,
     pinholes: Annotated[
         str | None,
-        typer.Option(help='Series of ever hazier images: diameters in Airy units, "open" for widefield: 1,2,4,open.'),
+        typer.Option(
+            help='Random specimens: series of ever hazier images, by pinholes in Airy units, "open" for widefield: 1,2,4,open.'
+        ),
+    ] = None,
+    bleaching: Annotated[
+        float | None, typer.Option(min=0, help="Series: share of the light lost from one image to the next.")
+    ] = None,
+    drift: Annotated[
+        float | None, typer.Option(min=0, help="Series: deviation in pixels of the step before every image.")
     ] = None,
     from_stack: Annotated[
         Path | None,
         typer.Option(help="Confocal z-stack (ZYX) whose planes become the clear images, or a folder of them."),
     ] = None,
-    pixel_size: Annotated[float | None, typer.Option(help="Of the stack, µm; from its metadata if omitted.")] = None,
-    z_step: Annotated[float | None, typer.Option(help="Of the stack, µm; from its metadata if omitted.")] = None,
     z_range: Annotated[
-        str | None, typer.Option(help="START:STOP, planes of the stack to use; the others don't even add haze.")
+        str | None, typer.Option(help="Stack: START:STOP, planes to use; the others don't even add haze.")
     ] = None,
-    na: Annotated[float | None, typer.Option(help="Numerical aperture; needed with --from-stack.")] = None,
-    emission: Annotated[float, typer.Option(help="Emission wavelength, µm, with --from-stack.")] = 0.52,
-    excitation: Annotated[float, typer.Option(help="Excitation wavelength, µm, with --from-stack.")] = 0.488,
-    immersion_index: Annotated[
-        float | None, typer.Option(help="With --from-stack; 1, 1.33 or 1.515 by the numerical aperture if omitted.")
-    ] = None,
-    pinhole: Annotated[float, typer.Option(help="Of the microscope of the stack, Airy units.")] = 1.0,
     background: Annotated[
-        float | None, typer.Option(help="Intensity of the stack without light; its 1st percentile if omitted.")
+        float | None, typer.Option(help="Stack: intensity without light; its 1st percentile if omitted.")
     ] = None,
+    pixel_size: Annotated[
+        float | None, typer.Option(help="Stack: µm; from its metadata if omitted.", show_default=False)
+    ] = None,
+    z_step: Annotated[float | None, typer.Option(help="Stack: µm; from its metadata if omitted.")] = None,
+    na: Annotated[float | None, typer.Option(help="Stack: numerical aperture; needed.")] = None,
+    emission: Annotated[float | None, typer.Option(help="Stack: emission wavelength, µm; 0.52 if omitted.")] = None,
+    excitation: Annotated[
+        float | None, typer.Option(help="Stack: excitation wavelength, µm; 0.488 if omitted.")
+    ] = None,
+    immersion_index: Annotated[
+        float | None, typer.Option(help="Stack: 1, 1.33 or 1.515 by the numerical aperture if omitted.")
+    ] = None,
+    sample_index: Annotated[
+        float | None, typer.Option(help="Stack: index of the specimen; that of the immersion if omitted.")
+    ] = None,
+    depth: Annotated[
+        float | None, typer.Option(help="Stack: its depth below the coverslip, µm; with --sample-index.")
+    ] = None,
+    pinhole: Annotated[float | None, typer.Option(help="Stack: pinhole in Airy units; 1 if omitted.")] = None,
 ):
     """
     Simulate pairs of hazy and clear micrographs, of random specimens or from your own confocal stacks.
@@ -54,48 +78,47 @@ def simulate(
 
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another name.")
+    of_random = {"--size": size, "--pinholes": pinholes, "--bleaching": bleaching, "--drift": drift}
+    of_stack = {
+        "--z-range": z_range, "--background": background, "--pixel-size": pixel_size, "--z-step": z_step, "--na": na,
+        "--emission": emission, "--excitation": excitation, "--immersion-index": immersion_index,
+        "--sample-index": sample_index, "--depth": depth, "--pinhole": pinhole,
+    }  # fmt: skip
+    for flag, value in (of_stack if from_stack is None else of_random).items():
+        if value is not None:
+            what = "a confocal stack: add" if from_stack is None else "random specimens: leave out"
+            raise ValueError(f"{flag} is for {what} --from-stack.")
     if from_stack is None:
-        of_stack = {
-            "--pixel-size": pixel_size,
-            "--z-step": z_step,
-            "--z-range": z_range,
-            "--na": na,
-            "--background": background,
-        }
-        for flag, value in of_stack.items():
-            if value is not None:
-                raise ValueError(f"{flag} describes a confocal stack: add --from-stack.")
-        number = num_images or 10
-        series = _random_series(number, size, seed, _parse_pinholes(pinholes))
+        num_images = num_images or 10
+        arguments = {"pinholes": _parse_pinholes(pinholes), "bleaching": bleaching or 0.0, "drift": drift or 0.0}
+        series = _series_of_specimens(num_images, size or 512, seed, arguments)
     else:
-        if pinholes is not None:
-            raise ValueError(
-                "--pinholes needs a random specimen: a confocal stack has lost the light outside its pinhole."
-            )
         if na is None:
             raise ValueError("--from-stack needs the numerical aperture of its objective: add --na.")
-        wanted = {"pixel_size": pixel_size, "z_step": z_step, "z_range": z_range, "background": background}
+        immersion = next((n for n in (1.0, 1.33) if na < 0.96 * n), 1.515)
         optics = {
             "numerical_aperture": na,
-            "emission_wavelength": emission,
-            "excitation_wavelength": excitation,
-            "refractive_index": immersion_index or next((n for n in (1.0, 1.33) if na < 0.96 * n), 1.515),
-            "pinhole": pinhole,
+            "emission_wavelength": 0.52 if emission is None else emission,
+            "excitation_wavelength": 0.488 if excitation is None else excitation,
+            "refractive_index": immersion if immersion_index is None else immersion_index,
+            "sample_index": sample_index,
+            "depth": 0.0 if depth is None else depth,
+            "pinhole": 1.0 if pinhole is None else pinhole,
         }
-        number, series = _series_from_stacks(from_stack, num_images, seed, wanted, optics)
+        series = _pairs_of_stacks(from_stack, num_images, seed, pixel_size, z_step, z_range, background, optics)
 
     make_parents(output)
     with replace_when_complete(output) as folder, ExitStack() as stack:
         (folder / "hazy").mkdir(parents=True)
         (folder / "clear").mkdir()
         parameters = stack.enter_context((folder / "parameters.jsonl").open("w"))
-        advance = progress_bar(f"Simulating {output}", number, stack)
+        advance = progress_bar(f"Simulating {output}", num_images, stack)
         for index, (specimen, pairs) in enumerate(series):
             for level, pair in enumerate(pairs):
                 name = f"{index:06d}_level{level}" if pinholes else f"{index:06d}"
                 _write_pair(folder, name, pair)
                 note = {"image": name, "seed": seed, "specimen_id": specimen, **pair.parameters}
-                parameters.write(json.dumps(note) + "\n")
+                parameters.write(json.dumps(note, allow_nan=False) + "\n")
             advance(1)
     print(output)
 
@@ -109,76 +132,79 @@ def _parse_pinholes(text: str | None) -> tuple[float, ...]:
         ) from error
 
 
-def _random_series(number: int, size: int, seed: int, pinholes: tuple[float, ...]):
-    """Series of random specimens: `(name of the specimen, its pairs)`."""
+def _series_of_specimens(number: int, size: int, seed: int, arguments: dict) -> Iterator[tuple[str, list]]:
+    """Name and pairs of every random specimen."""
     from .simulation import pair_generator, simulate_series
 
     for index in range(number):
-        yield f"simulated-{seed}-{index}", simulate_series(size, pair_generator(seed, index), pinholes=pinholes)
+        yield f"simulated-{seed}-{index}", simulate_series(size, pair_generator(seed, index), **arguments)
 
 
-def _series_from_stacks(source: Path, num_images: int | None, seed: int, wanted: dict, optics: dict):
-    """The number of pairs that stacks give and an iterator over them: `(name of the specimen, [pair])`."""
+def _pairs_of_stacks(
+    source: Path,
+    num_images: int | None,
+    seed: int,
+    pixel_size: float | None,
+    z_step: float | None,
+    z_range: str | None,
+    background: float | None,
+    optics: dict,
+) -> Iterator[tuple[str, list]]:
+    """
+    Name of the stack and the pair of every plane, stack by stack; then again, with other cameras and noise, until there are
+    `num_images`.
+    """
+    from .microscopy_io import list_tiffs, read_micrograph
     from .optics import Optics
     from .simulation import pair_generator, pairs_from_stack
 
-    paths = (
-        sorted(path for path in source.iterdir() if path.suffix in (".tif", ".tiff")) if source.is_dir() else [source]
-    )
+    paths = [source / name for name in list_tiffs(source)] if source.is_dir() else [source]
     if not paths:
         raise ValueError(f"{source} holds no TIFF files; name a confocal z-stack or a folder of them.")
-    stacks = [(path, *_read_stack(path, wanted)) for path in paths]
-    number = num_images or sum(len(planes) for _, planes, _, _, _ in stacks)
-
-    def generate():
-        made = 0
-        for round_ in range(number):  # another round over all planes gives each another camera and noise
-            for index, (path, planes, first, pixel_size, z_step) in enumerate(stacks):
-                generator = pair_generator(seed, round_ * len(stacks) + index)
-                microscope = Optics(pixel_size=pixel_size, **optics)
-                try:
-                    pairs = pairs_from_stack(planes, z_step, microscope, generator, wanted["background"])
-                except ValueError as error:
-                    raise ValueError(f"{path}: {error}") from error
-                for pair in pairs[: number - made]:
-                    pair.parameters["plane"] += first
-                    yield path.name, [pair]
-                made += len(pairs)
-                if made >= number:
-                    return
-
-    return number, generate()
-
-
-def _read_stack(path: Path, wanted: dict):
-    """Planes `[Z, H, W]`, the number of the first, pixel size and z-step in µm of a confocal stack."""
-    from .microscopy_io import read_micrograph
-
-    micrograph = read_micrograph(path)
-    planes = micrograph.data
-    if planes.ndim != 3:
-        raise ValueError(
-            f"{path} has axes {micrograph.axes}, but --from-stack needs a stack ZYX; save one channel and time point."
-        )
-    pixel_size, z_step = wanted["pixel_size"] or micrograph.pixel_size_um, wanted["z_step"] or micrograph.z_step_um
-    if pixel_size is None:
-        raise ValueError(f"{path} does not say the size of its (square) pixels: add --pixel-size in µm.")
-    if z_step is None:
-        raise ValueError(f"{path} does not say how far apart its planes are: add --z-step in µm.")
-    first = 0
-    if wanted["z_range"] is not None:
-        try:
-            start, stop = (int(part) if part else None for part in wanted["z_range"].split(":"))
-        except ValueError as error:
-            raise ValueError(f"--z-range must be START:STOP, such as 0:24, got {wanted['z_range']}.") from error
-        first = range(len(planes))[start:stop].start
-        planes = planes[start:stop]
-        if len(planes) < 2:
+    made = 0
+    for index, path in enumerate(itertools.cycle(paths)):
+        if made == num_images or (num_images is None and index == len(paths)):
+            return
+        micrograph = read_micrograph(path)
+        size = micrograph.pixel_size_um if pixel_size is None else pixel_size
+        step = micrograph.z_step_um if z_step is None else z_step
+        if micrograph.data.ndim != 3:
             raise ValueError(
-                f"--z-range {wanted['z_range']} leaves {len(planes)} of the {len(micrograph.data)} planes of {path}; "
-                "two or more are needed."
+                f"{path} has axes {micrograph.axes}, but --from-stack needs a stack ZYX; save one channel and time point."
             )
-    return planes, first, pixel_size, z_step
+        if size is None:
+            raise ValueError(f"{path} does not say the size of its (square) pixels: add --pixel-size in µm.")
+        if step is None:
+            raise ValueError(f"{path} does not say how far apart its planes are: add --z-step in µm.")
+        planes = _parse_range(z_range, len(micrograph.data), path)
+        try:
+            pairs = pairs_from_stack(
+                micrograph.data[planes],
+                step,
+                Optics(pixel_size=size, **optics),
+                pair_generator(seed, index),
+                background,
+            )
+            for pair in itertools.islice(pairs, None if num_images is None else num_images - made):
+                pair.parameters["plane"] += planes.start
+                made += 1
+                yield path.name, [pair]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _parse_range(text: str | None, length: int, path: Path) -> slice:
+    """The planes of `--z-range` START:STOP in a stack of `length` planes."""
+    try:
+        start, stop = (int(part) if part else None for part in (text or ":").split(":"))
+    except ValueError as error:
+        raise ValueError(f"--z-range must be START:STOP, such as 0:24, got {text}.") from error
+    planes = range(length)[start:stop]
+    if len(planes) < 2:
+        raise ValueError(
+            f"--z-range {text or ':'} leaves {len(planes)} of the {length} planes of {path}; two are needed."
+        )
+    return slice(planes.start, planes.stop)
 
 
 def _write_pair(folder: Path, name: str, pair):

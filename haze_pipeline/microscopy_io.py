@@ -83,6 +83,12 @@ class Micrograph:
         return None if self.z_step is None else self.z_step * MICROMETRES[self.z_step_unit]
 
 
+def list_tiffs(folder: str | os.PathLike) -> list[Path]:
+    """The TIFFs in a folder and its sub-folders, relative to it and sorted. Hidden ones are leftovers of other programs."""
+    paths = [path for path in Path(folder).rglob("*") if path.suffix.lower() in (".tif", ".tiff")]
+    return sorted(path.relative_to(folder) for path in paths if not path.name.startswith("."))
+
+
 def read_micrograph(path: str | os.PathLike) -> Micrograph:
     """
     Reads a plain TIFF, an ImageJ TIFF or an OME-TIFF.

@@ -4,12 +4,19 @@ Optical transfer functions of widefield and confocal fluorescence microscopes, f
 A microscope with a round pupil has a point-spread function (PSF) that depends only on the distance from its axis, so that
 pupil, PSF and transfer function are curves, and what turns one into the next is a Hankel transform. The curves are integrated
 to full precision; only at the end are they laid out on the grid of an image.
+
+Light is treated as scalar. Above an NA of about 0.9 real PSFs are vectorial: wider along the polarisation, and of less
+contrast, which is not modelled.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
+
+
+OPEN_PINHOLE = 50  # Airy units from which on a pinhole is taken as open
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Optics:
         refractive_index (`float`): Index of the immersion medium.
         pixel_size (`float`): Pixel size in the specimen, µm.
         pinhole (`float`, defaults to `1.0`):
-            Diameter of the confocal pinhole in Airy units (1.22 emission / NA); `math.inf` for none.
+            Diameter of the confocal pinhole in Airy units (1.22 emission / NA); `math.inf`, and more than 50, for none.
         sample_index (`float`, *optional*): Index of the specimen; that of the immersion medium if omitted.
         depth (`float`, defaults to `0.0`):
             Depth of the focal plane below the coverslip, µm. With a `sample_index` of its own it makes spherical aberration.
@@ -63,14 +70,15 @@ def widefield_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float
     """
     Widefield transfer functions, the integration over the camera's pixels included.
 
-    Light that a point sends farther than `reach` is spread evenly over the grid, as if it came from a specimen that goes on
-    beyond it. A widefield microscope so keeps the light of every plane, whatever its defocus (the missing cone), and
+    The PSF fades out between half the `reach` and the whole. The light that is missing then is spread evenly over the grid, as
+    if it came from a specimen that goes on beyond it. A widefield microscope so keeps the light of every plane, whatever its defocus (the missing cone), and
     nothing wraps around the edges of an image with a margin of `reach`.
 
     Args:
         optics (`Optics`): The microscope.
         size (`int`): Side of the square grid in pixels.
-        defocus (`torch.Tensor` of shape `[Z]`): Distances of the planes from focus, µm, away from the objective.
+        defocus (`torch.Tensor` of shape `[Z]`):
+            Distances of the planes from the best focus, µm, away from the objective; see [`best_focus`].
         reach (`float`, *optional*): Radius to which PSFs extend, µm; half the grid if omitted.
 
     Returns:
@@ -94,27 +102,30 @@ def confocal_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float 
         `torch.Tensor` of shape `[Z, size, size // 2 + 1]`, real, scaled such that it is 1 at zero frequency in focus: a
         thin in-focus specimen yields the same total intensity as in the widefield image, an out-of-focus one less.
     """
+    if optics.pinhole > OPEN_PINHOLE:
+        return widefield_otf(replace(optics, emission_wavelength=optics.excitation_wavelength), size, defocus, reach)
     reach = reach or size * optics.pixel_size / 2
     diameter = optics.pinhole * 1.22 * optics.emission_wavelength / optics.numerical_aperture
-    extent = (
-        max(reach, 2 * diameter) if math.isfinite(diameter) else reach
-    )  # the pinhole collects from all of its disc
+    # The pinhole collects from all of its disc. Hardly any light passes it from farther than ten times as far.
+    index = optics.sample_index or optics.refractive_index
+    sine = min(optics.numerical_aperture / index, 0.99)
+    cone = 1.2 * defocus.abs().max().item() * sine / math.sqrt(1 - sine**2)
+    extent = max(reach, 2 * diameter, min(cone, 10 * diameter))
     radius, area = _radial_grid(optics, extent, defocus.device)
     with_focus = torch.cat([defocus, torch.zeros_like(defocus[:1])])
-    detection = 1.0  # of an open pinhole
-    if math.isfinite(diameter):
-        # The pinhole, projected into the specimen, is a disc; its Fourier transform is a jinc, 2 J1(πdf) / (πdf).
-        emission = _radial_psf(optics, optics.emission_wavelength, radius, with_focus) * _taper(radius, extent)
-        cutoff = 2 * optics.numerical_aperture / optics.emission_wavelength
-        frequency, band = _panels(cutoff, 2 * extent * cutoff, radius.device)
-        argument = (math.pi * diameter * frequency).clamp(min=1e-9)
-        pinhole = 2 * torch.special.bessel_j1(argument) / argument
-        transfer = (emission * area) @ torch.special.bessel_j0(2 * math.pi * radius[:, None] * frequency)  # [Z+1,F]
-        weight = 2 * math.pi * frequency * band
-        detection = (transfer * pinhole * weight) @ torch.special.bessel_j0(2 * math.pi * frequency[:, None] * radius)
-    psf = _radial_psf(optics, optics.excitation_wavelength, radius, with_focus) * detection * _taper(radius, reach)
-    in_focus = (psf[-1] * area).sum()
-    return _on_image_grid(optics, psf[:-1] * area / in_focus, radius, size, reach)
+    emission = _radial_psf(optics, optics.emission_wavelength, radius, with_focus) * _taper(radius, extent)
+    # The pinhole, projected into the specimen, is a disc; its Fourier transform is a jinc, 2 J1(πdf) / (πdf).
+    cutoff = 2 * optics.numerical_aperture / optics.emission_wavelength
+    frequency, band = _panels(cutoff, 2 * extent * cutoff, radius.device)
+    argument = (math.pi * diameter * frequency).clamp(min=1e-9)
+    pinhole = 2 * torch.special.bessel_j1(argument) / argument
+    kernel = torch.special.bessel_j0(2 * math.pi * radius[:, None] * frequency)  # [R,F]
+    detection = ((emission * area) @ kernel * pinhole * (2 * math.pi * frequency * band)) @ kernel.T  # [Z+1,R]
+    light = _radial_psf(optics, optics.excitation_wavelength, radius, with_focus) * detection * area
+    light = light / light[-1].sum()
+    transfer = _on_image_grid(optics, light[:-1] * _taper(radius, reach), radius, size, reach)
+    transfer[:, 0, 0] = light[:-1].sum(dim=1)  # as in a widefield microscope, what the taper takes is spread evenly
+    return transfer
 
 
 def otf_to_psf(otf: torch.Tensor) -> torch.Tensor:
@@ -151,27 +162,59 @@ def _taper(radius: torch.Tensor, reach: float) -> torch.Tensor:
 
 def _radial_psf(optics: Optics, wavelength: float, radius: torch.Tensor, defocus: torch.Tensor) -> torch.Tensor:
     """
-    Intensity `[Z, R]` at `radius` µm from the axis: |∫ J0(2π s r/λ) exp(iφ(s)) s ds|² over the pupil, with s = n sin θ up to
-    NA. A plane at distance z from the focus at depth d of a specimen of index m has the phase
-    φ = 2π/λ [(d + z) √(m² − s²) − d (n/m) √(n² − s²)] (Gibson & Lanni 1991, without errors of the coverslip; the objective
-    moves as far as focuses paraxial rays). Integrates to 1 over the plane.
+    Intensity `[Z, R]` at `radius` µm from the axis, of planes `defocus` µm from the best focus: |∫ J0(2π s r/λ) exp(iφ(s)) s ds|²
+    over the pupil. Integrates to 1 over the plane.
     """
-    sample_index = optics.sample_index or optics.refractive_index
-    # What exceeds the specimen's index is totally reflected.
-    largest = min(optics.numerical_aperture, 0.9999 * sample_index)
-    extent = defocus.abs().max().item() + (optics.depth if optics.sample_index else 0)
-    # Across the pupil the phase turns so often; three times as fast at its edge.
-    turns = extent * (sample_index - math.sqrt(sample_index**2 - largest**2)) / wavelength
-    cycles = largest * radius[-1].item() / wavelength + 3 * turns
-    s, weight = _panels(largest, cycles, radius.device)
-    phase = (defocus.double()[:, None] + optics.depth) * (sample_index**2 - s**2).sqrt() - optics.depth * (
-        optics.refractive_index / sample_index
-    ) * (optics.refractive_index**2 - s**2).sqrt()
-    phase = 2 * math.pi / wavelength * phase  # [Z,S]
+    z = defocus.double() + best_focus(optics)
+    s, weight, phase = _pupil(optics, wavelength, radius[-1].item(), z)
     kernel = torch.special.bessel_j0(2 * math.pi / wavelength * s[:, None] * radius)  # [S,R]
     real, imaginary = ((wave * s * weight) @ kernel for wave in (phase.cos(), phase.sin()))
     # Parseval: ∫ |A|² 2πr dr = 2π (λ/2π)² ∫ s ds = λ² NA² / (4π).
+    largest = _largest_sine(optics)
     return (real**2 + imaginary**2) * (4 * math.pi / (wavelength * largest) ** 2)
+
+
+def _largest_sine(optics: Optics) -> float:
+    """The NA, or what of it the specimen does not reflect totally."""
+    return min(optics.numerical_aperture, 0.9999 * (optics.sample_index or optics.refractive_index))
+
+
+def _pupil(
+    optics: Optics, wavelength: float, largest_radius: float, z: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Nodes s = n sin θ `[S]` across the pupil, their weights `[S]`, and the phases `[Z, S]` there of light from planes `z` µm
+    beyond the paraxial focus. At depth d of a specimen of index m, φ = 2π/λ [(d + z) √(m² − s²) − d (n/m) √(n² − s²)]
+    (Gibson & Lanni 1991, without errors of the coverslip; the objective moves as far as focuses paraxial rays).
+    """
+    sample_index = optics.sample_index or optics.refractive_index
+    largest = _largest_sine(optics)
+    extent = z.abs().max().item() + (optics.depth if optics.sample_index else 0)
+    # Across the pupil the phase turns so often; three times as fast at its edge.
+    turns = extent * (sample_index - math.sqrt(sample_index**2 - largest**2)) / wavelength
+    s, weight = _panels(largest, largest * largest_radius / wavelength + 3 * turns, z.device)
+    path = (optics.depth + z[:, None]) * (sample_index**2 - s**2).sqrt() - optics.depth * (
+        optics.refractive_index / sample_index
+    ) * (optics.refractive_index**2 - s**2).sqrt()
+    return s, weight, 2 * math.pi / wavelength * path
+
+
+@lru_cache(maxsize=64)
+def best_focus(optics: Optics) -> float:
+    """
+    How far beyond the paraxial focus, in µm, the plane lies from which a point is brightest: 0 without spherical aberration.
+    """
+    if optics.sample_index is None or optics.depth == 0:
+        return 0.0
+    step = optics.depth_of_field / 20
+    z = step * torch.arange(-math.ceil(optics.depth / step), math.ceil(optics.depth / step) + 1)
+    return z[_axial_intensity(optics, z).argmax()].item()
+
+
+def _axial_intensity(optics: Optics, z: torch.Tensor) -> torch.Tensor:
+    """Intensity on the axis, in arbitrary units, of planes `z` `[Z]` µm beyond the paraxial focus."""
+    s, weight, phase = _pupil(optics, optics.emission_wavelength, 0.0, z.double())
+    return ((phase.cos() * s * weight).sum(dim=1)) ** 2 + ((phase.sin() * s * weight).sum(dim=1)) ** 2
 
 
 def _on_image_grid(optics: Optics, light: torch.Tensor, radius: torch.Tensor, size: int, reach: float) -> torch.Tensor:

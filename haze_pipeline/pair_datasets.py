@@ -139,8 +139,9 @@ def build_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
         {
             "hazy": datasets.Image(),
             "clear": datasets.Image(),
-            "level": datasets.Value("float32"),
-            "pixel_size_um": datasets.Value("float64"),  # float32 would turn 0.1 into 0.10000000149
+            # float32 would turn 0.1 into 0.10000000149.
+            "level": datasets.Value("float64"),
+            "pixel_size_um": datasets.Value("float64"),
             "specimen_id": datasets.Value("string"),
             "source": datasets.Value("string"),
         }

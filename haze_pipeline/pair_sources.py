@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from .microscopy_io import read_micrograph
+from .microscopy_io import list_tiffs, read_micrograph
 from .pair_datasets import pair_row
 
 
@@ -28,18 +28,14 @@ def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterato
         `ValueError`: If a file cannot be read, holds channels or colours, or does not fit its partner.
     """
     folder = Path(folder)
-    names = {kind: _tiffs(folder / kind) for kind in ("hazy", "clear")}
+    names = {kind: list_tiffs(folder / kind) for kind in ("hazy", "clear")}
     if not names["hazy"]:
         raise FileNotFoundError(f"{folder} holds no TIFFs in hazy/: put pairs of equal names in hazy/ and clear/.")
     for kind, other in (("hazy", "clear"), ("clear", "hazy")):
         for name in names[kind]:
             if name not in names[other]:
                 raise FileNotFoundError(f"{folder / kind / name} has no partner: {folder / other / name} is missing.")
-    notes = {}
-    if (folder / "parameters.jsonl").is_file():
-        notes = {
-            note["image"]: note for note in map(json.loads, (folder / "parameters.jsonl").read_text().splitlines())
-        }
+    notes = {note["image"]: note for note in simulation_notes(folder)}
     for name in names["hazy"]:
         hazy, clear = read_micrograph(folder / "hazy" / name), read_micrograph(folder / "clear" / name)
         for kind, micrograph in (("hazy", hazy), ("clear", clear)):
@@ -61,6 +57,34 @@ def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterato
             )
 
 
+def simulation_notes(folder: str | Path) -> list[dict]:
+    """What `haze-pipeline simulate` noted about every image of a folder; nothing for images from elsewhere."""
+    path = Path(folder, "parameters.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def describe_simulation(notes: list[dict]) -> str:
+    """Sentences for a dataset card that say how [`simulation_notes`] were made."""
+
+    def span(key: str) -> str:
+        values = [note[key] for note in notes]
+        return f"{min(values):.3g}" + (f" to {max(values):.3g}" if max(values) > min(values) else "")
+
+    if "plane" in notes[0]:
+        made = (
+            "The clear images are planes of confocal stacks, in counts of simulated cameras. The hazy ones were computed from "
+            "them with `haze-pipeline simulate --from-stack`, not measured"
+        )
+    else:
+        kinds = sorted({kind for note in notes for kind in note["specimens"]})
+        made = f"The images were simulated with `haze-pipeline simulate`, not measured. Structures: {', '.join(kinds)}"
+    return (
+        f"{made}. Seed {span('seed')}; numerical aperture {span('numerical_aperture')}, emission "
+        f"{span('emission_wavelength')} µm, excitation {span('excitation_wavelength')} µm, refractive index "
+        f"{span('refractive_index')}, pinhole of the clear images {span('pinhole')} Airy units."
+    )
+
+
 def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[dict]:
     """
     Rows of one split of a published HazeMatching dataset: TIFFs of two channels, the confocal target and the widefield image.
@@ -75,7 +99,7 @@ def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[dict]:
         `ValueError`: If a file cannot be read or is not an image of two channels, [2, H, W].
     """
     for name in HAZEMATCHING_FOLDERS[split]:
-        for path in _tiffs(Path(folder, name)):
+        for path in list_tiffs(Path(folder, name)):
             source = f"{name}/{path.as_posix()}"
             micrograph = read_micrograph(Path(folder, source))
             if micrograph.data.ndim != 3 or len(micrograph.data) != 2:
@@ -98,12 +122,6 @@ def hazematching_splits(folder: str | Path) -> list[str]:
             f"{folder} holds none of the HazeMatching folders {expected}: name the one above them."
         )
     return splits
-
-
-def _tiffs(folder: Path) -> list[Path]:
-    """The TIFFs in a folder and its sub-folders, relative to it. Hidden ones are leftovers of other programs."""
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff")]
-    return sorted(path.relative_to(folder) for path in paths if not path.name.startswith("."))
 
 
 def _stem(name: Path) -> str:

@@ -7,11 +7,11 @@ camera offset and noise added.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .camera import Camera
 from .optics import Optics, confocal_otf, widefield_otf
@@ -24,7 +24,7 @@ class SimulatedPair:
     Args:
         hazy (`torch.Tensor` of shape `[H, W]`, float32): Camera image, whole counts.
         clear (`torch.Tensor` of shape `[H, W]`, float32): In-focus light in the same counts, free of offset and noise.
-        parameters (`dict`): Everything that was drawn: optics, specimen kinds, depth, haze, camera.
+        parameters (`dict`): Optics, camera, kinds of structure, depth, haze.
     """
 
     hazy: torch.Tensor
@@ -38,7 +38,7 @@ def simulate_pair(size: int, generator: torch.Generator, optics: Optics | None =
 
     Args:
         size (`int`): Side of the images in pixels.
-        generator (`torch.Generator`): CPU generator; it alone decides the result.
+        generator (`torch.Generator`): CPU generator; it alone decides the result, up to the rounding of float32.
         optics (`Optics`, *optional*): The microscope; drawn by [`draw_optics`] when omitted.
 
     Returns:
@@ -54,6 +54,7 @@ def simulate_series(
     pinholes: tuple[float, ...] = (math.inf,),
     bleaching: float = 0.0,
     drift: float = 0.0,
+    camera: Camera | None = None,
 ) -> list[SimulatedPair]:
     """
     The pairs of a pinhole series: one specimen at one focus, ever hazier as the pinhole opens, every level with noise of its
@@ -61,13 +62,14 @@ def simulate_series(
 
     Args:
         size (`int`): Side of the images in pixels.
-        generator (`torch.Generator`): CPU generator; it alone decides the result.
+        generator (`torch.Generator`): CPU generator; it alone decides the result, up to the rounding of float32.
         optics (`Optics`, *optional*): The microscope, whose own pinhole gives the clear image; drawn when omitted.
         pinholes (`tuple[float]`): Diameters in Airy units, one a level; `math.inf` for a widefield microscope.
         bleaching (`float`, defaults to `0.0`): Share of the light that is lost from one level to the next.
         drift (`float`, defaults to `0.0`):
             Deviation in pixels of the random step by which the specimen moves before every level. The clear image does not
             follow.
+        camera (`Camera`, *optional*): The camera; drawn by [`draw_camera`] when omitted.
 
     Returns:
         `list[SimulatedPair]`, one a level. Bleaching dims the clear image of a level as it dims the hazy one.
@@ -127,7 +129,8 @@ def simulate_series(
 
     # 5. The camera, set for the brightest level.
     photons_per_unit = log_uniform(30, 3000, generator) / torch.maximum(torch.quantile(clear, 0.999), 0.03 * brightest)
-    camera = draw_camera(max(field.max() for field in fields).item() * photons_per_unit.item(), generator)
+    most_photons = max(field.max() for field in fields).item() * photons_per_unit.item()
+    camera = camera or draw_camera(most_photons, generator)
     pairs = []
     for level, (pinhole, field) in enumerate(zip(pinholes, fields, strict=True)):
         left = photons_per_unit * (1 - bleaching) ** level
@@ -146,6 +149,7 @@ def simulate_series(
                     "out_of_focus_gain": out_of_focus_gain,
                     "far_haze_ratio": far_haze_ratio,
                     "photons_per_unit": left.item(),
+                    "bleaching": bleaching,
                     "drift": shifts[level].tolist(),
                 },
             )
@@ -159,13 +163,16 @@ def pairs_from_stack(
     optics: Optics,
     generator: torch.Generator,
     background: float | None = None,
-) -> list[SimulatedPair]:
+    camera: Camera | None = None,
+) -> Iterator[SimulatedPair]:
     """
     Pairs from a confocal z-stack: every plane is a clear image, and its hazy one is what a widefield microscope focused on it
     would see of the whole stack.
 
     Planes stand for the specimen between them: one that is `z_step` from the next while its optical section is t thick
-    counts z_step / t times. Beyond its edges the specimen is mirrored; above and below the stack there is none.
+    counts z_step / t times, but the one in focus never more than once. Beyond its edges the specimen is mirrored; above and
+    below the stack there is none. Since the planes have been blurred once by the confocal microscope, the hazy images are
+    somewhat more blurred than real ones.
 
     Args:
         stack (`np.ndarray` of shape `[Z, H, W]`): Intensities of the confocal microscope.
@@ -173,58 +180,60 @@ def pairs_from_stack(
         optics (`Optics`): The microscope, with the pixel size and pinhole of the stack.
         generator (`torch.Generator`): CPU generator of cameras and noise.
         background (`float`, *optional*): Intensity without light, subtracted first; the 1st percentile if omitted.
+        camera (`Camera`, *optional*): The camera; drawn for every plane when omitted.
 
-    Returns:
-        `list[SimulatedPair]`, one a plane.
+    Yields:
+        [`SimulatedPair`], one a plane.
     """
     if stack.ndim != 3 or len(stack) < 2 or min(stack.shape[1:]) < 16:
         raise ValueError(f"`stack` must be two or more planes of at least 16 × 16 pixels, got shape {stack.shape}.")
     if not z_step > 0:
         raise ValueError(f"`z_step` must be positive, got {z_step}.")
-    volume = torch.from_numpy(stack.astype(np.float32))
-    if not torch.isfinite(volume).all():
+    if optics.pinhole > 5:
+        raise ValueError(f"`pinhole` must be at most 5 Airy units, or a stack has no sections, got {optics.pinhole}.")
+    if not np.isfinite(stack).all():
         raise ValueError("`stack` must be finite, but holds NaN or infinity.")
     background = float(np.percentile(stack, 1)) if background is None else background
-    volume = (volume - background).clamp(min=0)
-    if volume.max() == 0:
+    # Not clipped at the background: the noise of dark pixels, summed over planes, would come out as haze.
+    volume = torch.from_numpy(stack.astype(np.float32) - background)
+    brightest = float(np.percentile(volume, 99.9))
+    if brightest <= 0:
         raise ValueError(f"`stack` must be brighter than its background {background}.")
 
-    # A square with a margin as wide as mirroring allows.
     depth, height, width = volume.shape
-    margin = min(128, height - 1, width - 1)
+    margin = 128
     side = max(height, width) + 2 * margin
-    padded = F.pad(volume[None], (margin, margin, margin, margin), mode="reflect")[0]
-    padded = F.pad(padded, (0, side - width - 2 * margin, 0, side - height - 2 * margin))
-
-    fine = optics.depth_of_field * torch.arange(-40, 41) / 8
-    section = confocal_otf(optics, 64, fine)[:, 0, 0].sum().item() * optics.depth_of_field / 8
-    defocus = z_step * (torch.arange(2 * depth - 1) - (depth - 1))
-    otf = widefield_otf(optics, side, defocus, margin * optics.pixel_size) * (z_step / section)
-    spectra = torch.fft.rfft2(padded)
-    brightest = float(np.percentile(volume, 99.9)) or volume.max().item()
-    pairs = []
+    reach = margin * optics.pixel_size
+    after = [(margin, side - margin - length) for length in (height, width)]
+    fine = optics.depth_of_field * torch.arange(-80, 81) / 8
+    section = (
+        confocal_otf(optics, 16, fine, 4 * optics.depth_of_field)[:, 0, 0].sum().item() * optics.depth_of_field / 8
+    )
+    otf = widefield_otf(optics, side, z_step * (torch.arange(2 * depth - 1) - (depth - 1)), reach) * (z_step / section)
+    otf[depth - 1] *= min(1, section / z_step)
+    spectra = [torch.fft.rfft2(torch.from_numpy(np.pad(plane, after, mode="symmetric"))) for plane in volume.numpy()]
     for index, clear in enumerate(volume):
-        spectrum = (spectra * otf[depth - 1 - index : 2 * depth - 1 - index]).sum(dim=0)
+        spectrum = 0.0
+        for other, each in enumerate(spectra):
+            spectrum = spectrum + each * otf[depth - 1 + other - index]
         field = torch.fft.irfft2(spectrum, s=(side, side))[margin : margin + height, margin : margin + width]
         photons_per_unit = log_uniform(30, 3000, generator) / brightest
-        camera = draw_camera(max(field.max().item(), clear.max().item()) * photons_per_unit, generator)
-        pairs.append(
-            SimulatedPair(
-                hazy=camera.expose(field.clamp(min=0) * photons_per_unit, generator),
-                clear=camera.gain * camera.quantum_efficiency * photons_per_unit * clear,
-                parameters={
-                    **asdict(optics),
-                    **asdict(camera),
-                    "level": None,
-                    "z_step": z_step,
-                    "plane": index,
-                    "background": background,
-                    "optical_section": section,
-                    "photons_per_unit": photons_per_unit,
-                },
-            )
+        photons = field.clamp(min=0) * photons_per_unit
+        exposed = camera or draw_camera(photons.max().item(), generator)
+        yield SimulatedPair(
+            hazy=exposed.expose(photons, generator),
+            clear=exposed.gain * exposed.quantum_efficiency * photons_per_unit * clear,
+            parameters={
+                **asdict(optics),
+                **asdict(exposed),
+                "level": None,
+                "z_step": z_step,
+                "plane": index,
+                "background": background,
+                "optical_section": section,
+                "photons_per_unit": photons_per_unit,
+            },
         )
-    return pairs
 
 
 def image_planes(
@@ -247,9 +256,9 @@ def image_planes(
         spectrum = torch.fft.rfft2(volume[..., z, :, :])
         totals = [total + spectrum * otf[z] for total, otf in zip(totals, otfs, strict=True)]
     if shifts is not None:
-        y, x = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)
+        y, x = torch.fft.fftfreq(size, device=volume.device)[:, None], torch.fft.rfftfreq(size, device=volume.device)
         totals = [
-            total * torch.exp(-2j * math.pi * (y * shift[0] + x * shift[1])) if shift.any() else total
+            total * torch.exp(-2j * math.pi * (y * shift[0].item() + x * shift[1].item())) if shift.any() else total
             for total, shift in zip(totals, shifts, strict=True)
         ]
     return [torch.fft.irfft2(total, s=(size, size)) for total in totals]
@@ -258,7 +267,7 @@ def image_planes(
 def draw_optics(generator: torch.Generator) -> Optics:
     """
     A random microscope: dry 0.4 to oil 1.45 NA, sampled from four times finer to 2.7 times coarser than Nyquist, half of the
-    immersion objectives up to 10 µm deep in a specimen of lower index.
+    glycerol and oil objectives 1 to 15 µm deep in a specimen of lower index.
     """
     numerical_aperture = uniform(0.4, 1.45, generator)
     refractive_index = next(n for n in (1.0, 1.33, 1.47, 1.515) if numerical_aperture < 0.96 * n)
@@ -273,17 +282,29 @@ def draw_optics(generator: torch.Generator) -> Optics:
         pixel_size=min(max(nyquist * log_uniform(0.25, 2.7, generator), 0.03), 0.6),
         pinhole=uniform(0.7, 1.2, generator),
         sample_index=uniform(1.34, 1.45, generator) if mismatched else None,
-        depth=log_uniform(0.3, 10, generator) if mismatched else 0.0,
+        depth=log_uniform(1, 15, generator) if mismatched else 0.0,
     )
 
 
 def draw_camera(most_photons: float, generator: torch.Generator) -> Camera:
-    """A random camera of 8 to 16 bits that `most_photons` do not saturate."""
+    """A random camera of 8 to 16 bits that `most_photons` do not saturate, one in ten with hot pixels."""
     bit_depth = (16, 16, 16, 16, 12, 12, 8)[int(torch.randint(7, (), generator=generator))]
     largest = 0.9 * (2**bit_depth - 1)
-    offset = uniform(0, 0.3, generator) * min(most_photons, 1000)  # electrons
-    gain = min(log_uniform(0.5, 20, generator), largest / (most_photons + offset))
-    return Camera(gain=gain, offset=gain * offset, read_noise=uniform(0.5, 5, generator), bit_depth=bit_depth)
+    quantum_efficiency = uniform(0.5, 0.95, generator)
+    most_electrons = quantum_efficiency * most_photons
+    offset = uniform(0, 0.3, generator) * min(most_electrons, 1000)  # electrons
+    gain = min(log_uniform(0.5, 20, generator), largest / (most_electrons + offset))
+    hot = uniform(0, 1, generator) < 0.1
+    return Camera(
+        gain=gain,
+        offset=gain * offset,
+        read_noise=uniform(0.5, 5, generator),
+        quantum_efficiency=quantum_efficiency,
+        bit_depth=bit_depth,
+        hot_pixel_share=log_uniform(1e-4, 1e-3, generator) if hot else 0.0,
+        hot_pixel_electrons=log_uniform(20, 500, generator),
+        hot_pixel_seed=int(torch.randint(2**31, (), generator=generator)),
+    )
 
 
 def pair_generator(seed: int, index: int) -> torch.Generator:

@@ -224,11 +224,12 @@ def _splat(points: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int, i
 
 
 def _blur_planes(volume: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of every plane with deviation `sigma` in pixels."""
-    height, width = volume.shape[-2:]
+    """Gaussian blur of every plane with deviation `sigma` in pixels; what leaves at one edge is gone."""
+    height, width = (length + math.ceil(3 * sigma) for length in volume.shape[-2:])
     frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :])
     transfer = (-2 * (math.pi * sigma * frequency) ** 2).exp()
-    return torch.fft.irfft2(torch.fft.rfft2(volume) * transfer, s=(height, width)).clamp(min=0)
+    blurred = torch.fft.irfft2(torch.fft.rfft2(volume, s=(height, width)) * transfer, s=(height, width))
+    return blurred[..., : volume.shape[-2], : volume.shape[-1]].clamp(min=0)
 
 
 def _blur(volume: torch.Tensor, sigma: float, plane_spacing: float) -> torch.Tensor:
@@ -244,14 +245,18 @@ def _smooth_field(
     shape: tuple[int, int, int], plane_spacing: float, scale: float, generator: torch.Generator
 ) -> torch.Tensor:
     """Gaussian random field of zero mean and unit variance with correlation length `scale` in pixels."""
-    depth, height, width = shape
+    # On a larger grid, cut off where the field would repeat itself.
+    reach = 3 * scale
+    depth = shape[0] + (math.ceil(reach / plane_spacing) if shape[0] > 1 else 0)
+    height, width = (length + math.ceil(reach) for length in shape[1:])
     squared = (
         (torch.fft.fftfreq(depth)[:, None, None] / plane_spacing) ** 2
         + torch.fft.fftfreq(height)[:, None] ** 2
         + torch.fft.rfftfreq(width) ** 2
     )
-    spectrum = torch.fft.rfftn(torch.randn(shape, generator=generator)) * (-2 * (math.pi * scale) ** 2 * squared).exp()
-    field = torch.fft.irfftn(spectrum, s=shape)
+    noise = torch.randn(depth, height, width, generator=generator)
+    spectrum = torch.fft.rfftn(noise) * (-2 * (math.pi * scale) ** 2 * squared).exp()
+    field = torch.fft.irfftn(spectrum, s=noise.shape)[: shape[0], : shape[1], : shape[2]]
     return (field - field.mean()) / field.std().clamp(min=1e-8)
 
 
@@ -259,8 +264,8 @@ def _ellipsoids(
     shape: tuple[int, int, int], plane_spacing: float, profile, generator: torch.Generator
 ) -> torch.Tensor:
     """
-    Sum of randomly turned ellipsoids. `profile` maps the signed distance from the surface in pixels (negative inside; to
-    first order) to a density.
+    Sum of randomly turned ellipsoids. `profile` maps the signed distance from the surface in pixels (negative inside), which is
+    right to first order, to a density; it must vanish 16 px outside.
     """
     volume = torch.zeros(shape)
     typical_radius = log_uniform(4, 60, generator)
@@ -274,7 +279,7 @@ def _ellipsoids(
         brightness = math.exp(0.3 * torch.randn((), generator=generator).item())
 
         # Only the box that the ellipsoid reaches is evaluated.
-        reach = radii.max().item() + 8
+        reach = radii.max().item() + 16
         z0, z1 = _overlap(centre[0].item(), reach / plane_spacing, shape[0])
         y0, y1 = _overlap(centre[1].item(), reach, shape[1])
         x0, x1 = _overlap(centre[2].item(), reach, shape[2])
@@ -282,8 +287,11 @@ def _ellipsoids(
         y = (y_axis[y0:y1] - centre[1])[:, None]
         x = x_axis[x0:x1] - centre[2]
         u, v = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
-        distance = ((z / radii[0]) ** 2 + (v / radii[1]) ** 2 + (u / radii[2]) ** 2).sqrt() - 1
-        volume[z0:z1, y0:y1, x0:x1] += brightness * profile(distance * radii.mean())
+        # q = 1 on the surface, and |∇q| = slope / q.
+        q = ((z / radii[0]) ** 2 + (v / radii[1]) ** 2 + (u / radii[2]) ** 2).sqrt()
+        slope = ((z / radii[0] ** 2) ** 2 + (v / radii[1] ** 2) ** 2 + (u / radii[2] ** 2) ** 2).sqrt()
+        distance = (q - 1) * q / slope.clamp(min=1e-6)
+        volume[z0:z1, y0:y1, x0:x1] += brightness * profile(distance)
     return volume
 
 

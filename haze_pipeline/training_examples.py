@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .image_processing import HazeImageProcessor
-from .microscopy_io import read_micrograph
+from .microscopy_io import list_tiffs, read_micrograph
 from .simulation import pair_generator, simulate_pair
 
 
@@ -21,12 +21,12 @@ def read_pairs(folder: str | Path) -> tuple[list[np.ndarray], list[np.ndarray], 
     Raises:
         `ValueError`: If there are no pairs, or one is not of two planes of one size.
     """
-    hazy_paths = sorted(Path(folder, "hazy").glob("*.tif*"))
-    if not hazy_paths:
+    names = list_tiffs(Path(folder, "hazy"))
+    if not names:
         raise ValueError(f"{folder} holds no TIFFs in hazy/; expected pairs of the same name in hazy/ and clear/.")
     hazy, clear, pixel_sizes = [], [], []
-    for hazy_path in hazy_paths:
-        clear_path = Path(folder, "clear", hazy_path.name)
+    for name in names:
+        hazy_path, clear_path = Path(folder, "hazy", name), Path(folder, "clear", name)
         hazy_micrograph, clear_micrograph = read_micrograph(hazy_path), read_micrograph(clear_path)
         if hazy_micrograph.data.ndim != 2 or hazy_micrograph.data.shape != clear_micrograph.data.shape:
             raise ValueError(
@@ -106,7 +106,8 @@ class FolderFields:
 class SimulatedFields:
     """
     An endless series of simulated fields. Example `index` gets one of a window of fields, which moves on by one every
-    `patches_per_field` examples, so that each is simulated once and serves as many. Field k is a function of the seed and k.
+    `patches_per_field` examples, so that each is simulated once in every process and worker and serves as many. Field k is a
+    function of the seed and k, up to the rounding of float32.
     """
 
     WINDOW = 24  # about 12 MB of fields of 256 px

@@ -59,7 +59,7 @@ def test_hot_pixels_stay_where_they_are():
         {"quantum_efficiency": 1.5},
         {"bit_depth": 17},
         {"hot_pixel_share": 2},
-        {"hot_pixel_electrons": -1},
+        {"hot_pixel_electrons": 0},
     ],
 )
 def test_impossible_cameras_are_refused(change):

@@ -57,7 +57,7 @@ def test_planes_of_a_stack_become_pairs(run, stack, tmp_path):
             read_micrograph(tmp_path / "pairs" / kind / f"{note['image']}.ome.tif") for kind in ("hazy", "clear")
         )
         assert hazy.data.dtype == np.uint16 and hazy.pixel_size == (0.1, 0.1)
-        factor = note["gain"] * note["photons_per_unit"]
+        factor = note["gain"] * note["quantum_efficiency"] * note["photons_per_unit"]
         np.testing.assert_allclose(clear.data, factor * source[note["plane"]].astype(np.float32), rtol=1e-4, atol=1e-2)
 
 
@@ -87,7 +87,11 @@ def test_a_folder_of_stacks_gives_a_specimen_each(run, stack, tmp_path):
         (["--from-stack", "PLAIN", "--na", "1.2", "--pixel-size", "0.1"], "--z-step"),
         (["--from-stack", "STACK", "--na", "1.2", "--z-range", "5:9"], "leaves 1 of the 6"),
         (["--from-stack", "STACK", "--na", "1.2", "--z-range", "all"], "START:STOP"),
-        (["--from-stack", "STACK", "--na", "1.2", "--pinholes", "1,2"], "random specimen"),
+        (["--from-stack", "STACK", "--na", "1.2", "--pinholes", "1,2"], "random specimens"),
+        (["--from-stack", "STACK", "--na", "1.2", "--size", "64"], "--size"),
+        (["--from-stack", "STACK", "--na", "1.2", "--pinhole", "20"], "5 Airy units"),
+        (["--from-stack", "STACK", "--na", "1.2", "--z-step", "0"], "z_step"),
+        (["--pinhole", "4"], "--pinhole is for a confocal stack"),
         (["--from-stack", "STACK", "--na", "1.9"], "numerical_aperture"),
         (["--from-stack", "PLANE", "--na", "1.2", "--z-step", "1"], "stack ZYX"),
         (["--from-stack", "EMPTY", "--na", "1.2"], "no TIFF"),

@@ -1,5 +1,6 @@
 """Datasets of pairs: exact values from TIFF to the Hub and back, splits by specimen, refusals, the card, the command."""
 
+import json
 import os
 import re
 import subprocess
@@ -300,7 +301,7 @@ def test_the_command_makes_a_dataset_whose_card_counts_it(run, pairs, tmp_path):
     card = (output / "README.md").read_text()
     assert list(splits) == ["train", "validation"] and sum(map(len, splits.values())) == 8
     for name, split in splits.items():
-        assert split.features["level"].dtype == "float32" and split["level"][:] == [3.0] * len(split)
+        assert split.features["level"].dtype == "float64" and split["level"][:] == [3.0] * len(split)
         unknown = split["pixel_size_um"][:].count(None)
         sizes = "0.065" if not unknown else f"0.065; unknown for {unknown} pairs"
         specimens = len(set(split["specimen_id"][:]))
@@ -326,20 +327,34 @@ def test_the_command_makes_a_dataset_whose_card_counts_it(run, pairs, tmp_path):
 
 
 def test_a_simulated_series_keeps_its_specimens_and_levels(run, tmp_path):
-    arguments = ("--num-images", 6, "--size", 32, "--pinholes", "1,2.5,open")
+    arguments = ("--num-images", 6, "--size", 32, "--pinholes", "1,1.2,open")
     assert run("simulate", tmp_path / "pairs", *arguments)[0] == 0
     assert run("dataset", tmp_path / "pairs", "-o", tmp_path / "out", "--test-share", 0.5)[0] == 0
     splits = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     specimens = {name: set(split["specimen_id"]) for name, split in splits.items()}
     assert not specimens["train"] & specimens["test"] and sum(map(len, specimens.values())) == 6
     for split in splits.values():
-        assert split["level"][:3] == [1.0, 2.5, None]
+        assert split["level"][:3] == [1.0, 1.2, None]
 
 
 def test_the_card_says_that_images_were_simulated(run, tmp_path):
     assert run("simulate", tmp_path / "pairs", "--num-images", 1, "--size", 32)[0] == 0
     assert run("dataset", tmp_path / "pairs", "-o", tmp_path / "out")[0] == 0
-    assert "simulated with `haze-pipeline simulate`, not measured" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    note = json.loads((tmp_path / "pairs" / "parameters.jsonl").read_text())
+    assert "simulated with `haze-pipeline simulate`, not measured" in card and note["specimens"][0] in card
+    assert (
+        f"numerical aperture {note['numerical_aperture']:.3g}, emission {note['emission_wavelength']:.3g} µm" in card
+    )
+
+
+def test_the_card_says_that_clear_images_came_from_a_stack(run, tmp_path):
+    data = np.random.default_rng(0).gamma(0.3, 300, (4, 32, 32)).astype(np.uint16)
+    write_ome_tiff(tmp_path / "stack.tif", Micrograph(data, "ZYX", pixel_size=(0.1, 0.1), z_step=0.4))
+    assert run("simulate", tmp_path / "pairs", "--from-stack", tmp_path / "stack.tif", "--na", 0.8)[0] == 0
+    assert run("dataset", tmp_path / "pairs", "-o", tmp_path / "out")[0] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "planes of confocal stacks" in card and "numerical aperture 0.8," in card and "| 4 | 1 |" in card
 
 
 def test_the_command_imports_published_data(run, tmp_path):
@@ -363,7 +378,7 @@ def test_the_command_imports_published_data(run, tmp_path):
         (["--layout", "hazematching"], "train_crop"),
         (["--validation-share", "0.7", "--test-share", "0.3"], "leave something to train on"),
         (["--test-share", "0.0001"], "None of the 6 specimens falls into the split test"),
-        (["--level", "0"], "`level`"),
+        (["--level", "0"], "--level"),
         (["-o", "pairs"], "exists"),
     ],
 )

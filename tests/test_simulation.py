@@ -1,10 +1,13 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from haze_pipeline.optics import Optics
+from haze_pipeline.camera import Camera
+from haze_pipeline.optics import Optics, widefield_otf
 from haze_pipeline.simulation import (
     draw_camera,
     draw_optics,
@@ -71,9 +74,6 @@ def test_a_series_of_pinholes_grows_hazier_over_one_clear_image():
         assert pair.parameters["specimens"] == series[0].parameters["specimens"]
     light = [pair.hazy.mean().item() for pair in series]
     assert light == sorted(light) and light[-1] > light[0]
-    noises = [pair.hazy - torch.nn.functional.avg_pool2d(pair.hazy[None], 3, 1, 1)[0] for pair in series[:2]]
-    correlation = torch.corrcoef(torch.stack([noise.flatten() for noise in noises]))[0, 1]
-    assert correlation < 0.98 or not torch.equal(series[0].hazy, series[1].hazy)
 
 
 def test_levels_have_noise_of_their_own():
@@ -89,9 +89,18 @@ def test_bleaching_dims_levels_and_drift_moves_them():
     torch.testing.assert_close(still[1].clear, 0.8 * still[0].clear)
     offset = still[0].parameters["offset"]
     assert ((still[1].hazy - offset).mean() / (still[0].hazy - offset).mean()).item() == pytest.approx(0.8, abs=0.02)
-    moved = simulate_series(96, pair_generator(3, 5), OPTICS, (math.inf, math.inf), drift=2.0)
+    bright = Camera(gain=1, offset=0, read_noise=0)
+    still, moved = (
+        simulate_series(96, pair_generator(3, 5), OPTICS, (math.inf, math.inf), drift=drift, camera=bright)
+        for drift in (0.0, 3.0)
+    )
     assert torch.equal(moved[0].clear, moved[1].clear)
-    assert moved[0].parameters["drift"] != moved[1].parameters["drift"] != [0.0, 0.0]
+    # Moved back by what the parameters say, the image is the one that did not move, up to noise and edges.
+    y, x = moved[1].parameters["drift"]
+    shifted = torch.from_numpy(ndimage.shift(moved[1].hazy.numpy(), (-y, -x)))
+    inner = (slice(16, -16), slice(16, -16))
+    before, after = ((each - still[1].hazy)[inner].square().mean() for each in (moved[1].hazy, shifted))
+    assert after < 0.3 * before
 
 
 def test_a_shifted_specimen_is_imaged_where_it_is():
@@ -108,8 +117,6 @@ def test_a_shifted_specimen_is_imaged_where_it_is():
 @pytest.mark.parametrize("axis", [0, 1])
 def test_nothing_wraps_around_the_field(axis):
     """What lies beyond one edge must not shine in at the opposite one."""
-    from haze_pipeline.optics import widefield_otf
-
     size, margin = 64, 32
     volume = torch.zeros(3, size + 2 * margin, size + 2 * margin)
     volume.select(axis + 1, 10)[...] = 1  # a line in the margin, 22 pixels above or left of the field
@@ -136,7 +143,7 @@ def test_large_fields_look_like_many_small_ones():
 # From a stack.
 
 
-def blurred_stack():
+def spotted_stack():
     """A thick random specimen: each plane has spots of its own."""
     generator = np.random.default_rng(0)
     stack = np.zeros((9, 48, 40), np.uint16)
@@ -145,33 +152,43 @@ def blurred_stack():
     return stack + 100
 
 
+def light(pair):
+    """Expected light of a pair's hazy and clear image, in the unit of the stack."""
+    factor = pair.parameters["gain"] * pair.parameters["quantum_efficiency"] * pair.parameters["photons_per_unit"]
+    return (pair.hazy - pair.parameters["offset"]) / factor, pair.clear / factor
+
+
 def test_planes_of_a_stack_become_clear_images_under_the_haze_of_the_others():
-    stack = blurred_stack()
-    pairs = pairs_from_stack(stack, 0.5, OPTICS, torch.Generator().manual_seed(0), background=100)
+    stack = spotted_stack()
+    pairs = list(pairs_from_stack(stack, 0.5, OPTICS, torch.Generator().manual_seed(0), background=100))
     assert [pair.parameters["plane"] for pair in pairs] == list(range(9))
     for plane, pair in zip(stack, pairs, strict=True):
-        assert pair.hazy.shape == pair.clear.shape == (48, 40)
-        scale = pair.parameters["gain"] * pair.parameters["photons_per_unit"]
-        torch.testing.assert_close(
-            pair.clear, scale * (torch.from_numpy(plane.astype(np.float32)) - 100), rtol=1e-4, atol=1e-3
-        )
-        assert (pair.hazy - pair.parameters["offset"]).mean() > 1.3 * pair.clear.mean()  # haze is light on top
-    # Planes as far apart as their optical section count once.
+        hazy, clear = light(pair)
+        assert hazy.shape == clear.shape == (48, 40)
+        torch.testing.assert_close(clear, torch.from_numpy(plane.astype(np.float32)) - 100, rtol=1e-4, atol=1e-3)
+        assert hazy.mean() > 1.3 * clear.mean()  # haze is light on top
     section = pairs[0].parameters["optical_section"]
     assert OPTICS.depth_of_field / 2 < section < 2 * OPTICS.depth_of_field
 
 
-def test_the_haze_of_a_stack_is_that_of_its_planes():
-    """A single plane out of focus adds its whole light, spread, to every other plane's image (the missing cone)."""
-    stack = np.zeros((5, 64, 64), np.float32)
-    stack[:, 31:33, 31:33] = 1e-3
-    stack[4, 20:44, 20:44] = 1
-    pair = pairs_from_stack(stack, 1.0, OPTICS, torch.Generator().manual_seed(1), background=0)[0]
-    units = (pair.hazy - pair.parameters["offset"]) / pair.parameters["gain"] / pair.parameters["photons_per_unit"]
-    expected = stack[4].mean() * 1.0 / pair.parameters["optical_section"]
-    assert units.mean().item() == pytest.approx(
-        expected, rel=0.35
-    )  # what leaves the field is mirrored back only in part
+@pytest.mark.parametrize("shape", [(5, 64, 64), (5, 128, 32), (3, 20, 150)])
+@pytest.mark.parametrize("spacing", [0.3, 1.0, 3.0])
+def test_an_even_stack_gives_as_much_light_as_it_has_planes(shape, spacing):
+    """The missing cone: every plane adds z_step / section, the one in focus at most once, whatever the shape of the field."""
+    stack = np.ones(shape, np.float32)
+    camera = Camera(gain=1, offset=0, read_noise=0)
+    section = next(pairs_from_stack(stack, 1.0, OPTICS, torch.Generator(), 0)).parameters["optical_section"]
+    pair = next(pairs_from_stack(stack, spacing * section, OPTICS, torch.Generator().manual_seed(0), 0, camera))
+    expected = min(1, spacing) + (shape[0] - 1) * spacing
+    assert light(pair)[0].mean().item() == pytest.approx(expected, rel=0.01)
+
+
+def test_the_noise_of_a_dark_stack_is_not_taken_for_haze():
+    stack = np.random.default_rng(0).normal(100, 5, (20, 64, 64))
+    stack[10, 28:36, 28:36] += 1000
+    hazy, clear = light(next(pairs_from_stack(stack, 0.5, OPTICS, torch.Generator().manual_seed(0), 100)))
+    assert abs(clear.mean().item()) < 1
+    assert hazy[:8, :8].mean() < 5 + 1000 * 64 / 64**2 * 2
 
 
 @pytest.mark.parametrize(
@@ -186,7 +203,7 @@ def test_the_haze_of_a_stack_is_that_of_its_planes():
 )
 def test_impossible_stacks_are_refused(stack, z_step, message):
     with pytest.raises(ValueError, match=message):
-        pairs_from_stack(stack, z_step, OPTICS, torch.Generator())
+        next(pairs_from_stack(stack, z_step, OPTICS, torch.Generator()))
 
 
 # What is drawn.
@@ -220,4 +237,45 @@ def test_impossible_series_are_refused(arguments, message):
 def test_random_cameras_do_not_saturate():
     for seed in range(50):
         camera = draw_camera(5000.0, torch.Generator().manual_seed(seed))
-        assert camera.gain * 5000 + camera.offset <= 0.9 * camera.largest_count * 1.001
+        assert camera.gain * camera.quantum_efficiency * 5000 + camera.offset <= 0.9 * camera.largest_count * 1.001
+
+
+def test_aberrated_microscopes_also_add_light_only():
+    optics = dataclasses.replace(OPTICS, numerical_aperture=1.3, sample_index=1.36, depth=10.0)
+    camera = Camera(gain=1, offset=0, read_noise=0)
+    for index in range(8):
+        pair = simulate_series(64, pair_generator(3, index), optics, camera=camera)[0]
+        assert pair.hazy.mean() > 0.95 * pair.clear.mean() - 1
+
+
+@pytest.mark.parametrize("kind", SPECIMENS)
+def test_specimens_do_not_repeat_at_the_edges(kind):
+    """Opposite edges of the grid must have no more in common than lines as far apart inside it."""
+    edges, inside = [], []
+    for seed in range(12):
+        volume = SPECIMENS[kind]((5, 160, 160), 2.0, torch.Generator().manual_seed(seed)).sum(dim=0)
+        volume = volume / volume.mean()
+        edges.append(torch.corrcoef(torch.stack([volume[:, 0], volume[:, -1]]))[0, 1])
+        inside.append(torch.corrcoef(torch.stack([volume[:, 0], volume[:, 80]]))[0, 1])
+    edges, inside = (torch.stack(each).nan_to_num().mean() for each in (edges, inside))
+    assert edges < inside + 0.35
+
+
+def test_a_seed_gives_these_specimens():
+    """On every machine, up to rounding: figures noted when the simulator was last changed."""
+    for index, (hazy, clear) in {0: (69.84863, 5.024906), 1: (7878.804, 490.27536)}.items():
+        pair = simulate_pair(64, pair_generator(1, index))
+        assert pair.hazy.mean().item() == pytest.approx(hazy, rel=1e-3)
+        assert pair.clear.mean().item() == pytest.approx(clear, rel=1e-3)
+
+
+def test_simulation_runs_on_a_gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA GPU")
+    defocus = OPTICS.depth_of_field * torch.tensor([0.0, 2.0])
+    volume = torch.rand(2, 64, 64)
+    images = [
+        image_planes(volume.to(device), [widefield_otf(OPTICS, 64, defocus.to(device))], [torch.ones(2)])[0].cpu()
+        for device in ("cpu", "cuda")
+    ]
+    torch.testing.assert_close(*images, rtol=1e-3, atol=1e-5)

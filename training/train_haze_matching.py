@@ -151,7 +151,7 @@ def main():
     # Data: all pairs of a folder are held in memory. Of simulated ones, the first tell the statistics.
     if args.simulate:
         pairs = [
-            simulate_pair(args.simulation_size, pair_generator(args.simulation_seed, index)) for index in range(64)
+            simulate_pair(args.simulation_size, pair_generator(args.simulation_seed, index)) for index in range(24)
         ]
         hazy, clear = [pair.hazy.numpy() for pair in pairs], [pair.clear.numpy() for pair in pairs]
         pixel_sizes = [pair.parameters["pixel_size"] for pair in pairs]
