@@ -185,7 +185,7 @@ def compare_tiling(pipe, pairs):
     return {"num_fields": len(pairs), "psnr": means, "largest_loss": float(losses.max())}
 
 
-def compare_distance(unet, pipe, num_fields=12, side=320):
+def compare_distance(unet, pipe, num_fields=8, side=320):
     """
     RMS distance of samples to the converged ones of the same noise, in network units, on the same pixels of fields of
     `side` × `side` pixels.

@@ -4,8 +4,8 @@ Train on pairs made from a confocal z-stack, and dehaze planes of it that were h
     python bench/stack_pairs.py
 
 The stack is `pollen_stack_confocal.tif` of the folder named by `HAZE_TEST_DATA`; its optics are not known and are assumed.
-Training sees pairs of the first planes only, the test those of the last ones, with two planes between them left out; the haze
-of either comes from their own planes. Every command is one that a user would type. Writes `bench/stack_pairs.json` and
+Training sees pairs of the first planes only, the test those of the last ones, with two planes between them left out; as in a
+real specimen, all planes add haze. Every command is one that a user would type. Writes `bench/stack_pairs.json` and
 `bench/stack_pairs.png`.
 """
 
@@ -23,6 +23,7 @@ from PIL import Image
 
 from haze_pipeline import HazeMatchingPipeline
 from haze_pipeline.metrics import range_invariant_psnr
+from haze_pipeline.pipeline_haze_matching import DEFAULT_CHECKPOINT
 from haze_pipeline.training_examples import read_pairs
 
 
@@ -41,7 +42,7 @@ def main():
     parser = argparse.ArgumentParser(
         description="Train on pairs made from a confocal z-stack and dehaze held-out planes."
     )
-    parser.add_argument("--max_train_steps", type=int, default=1500)
+    parser.add_argument("--max_train_steps", type=int, default=2000)
     parser.add_argument("--mixed_precision", default="no", help="bf16 where the processor is fast at it.")
     parser.add_argument("--folder", type=Path, help="Where pairs and checkpoints go; a temporary one if omitted.")
     args = parser.parse_args()
@@ -57,7 +58,7 @@ def main():
             sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", 1, "--dynamo_backend", "no",
             "--mixed_precision", args.mixed_precision, HERE.parent / "training" / "train_haze_matching.py",
             "--train_data_dir", folder / "train", "--output_dir", folder / "run", "--resolution", 64,
-            "--train_batch_size", 8, "--posterior_mean_share", 0.25, "--max_train_steps", args.max_train_steps,
+            "--train_batch_size", 8, "--posterior_mean_share", 0.5, "--init_from", DEFAULT_CHECKPOINT, "--learning_rate", 3e-4, "--max_train_steps", args.max_train_steps,
             "--checkpointing_steps", 250, "--resume_from_checkpoint", "latest", "--report_to", "none",
         )  # fmt: skip
         pipe = HazeMatchingPipeline.from_pretrained(folder / "run")

@@ -75,6 +75,7 @@ def _load_pipeline(model: str | None):
     """The pipeline in a folder or a Hub repository, or the default one; errors name `model` in one sentence."""
     from diffusers.utils import logging as diffusers_logging
 
+    from .hub import stored_variant
     from .pipeline_haze_matching import HazeMatchingPipeline
 
     diffusers_logging.disable_progress_bar()
@@ -83,13 +84,12 @@ def _load_pipeline(model: str | None):
         return HazeMatchingPipeline.from_default()
     if not Path(model, "model_index.json").is_file():
         raise ValueError(f"{model} is not a pipeline folder: there is no model_index.json in it.")
-    only_fp16 = not [path for path in Path(model, "unet").glob("*.safetensors") if ".fp16." not in path.name]
     try:
         name = json.loads(Path(model, "model_index.json").read_text())["_class_name"]
         if name != "HazeMatchingPipeline":
             raise ValueError(f"it is a {name}, not a HazeMatchingPipeline")
         return HazeMatchingPipeline.from_pretrained(
-            model, variant="fp16" if only_fp16 else None, use_safetensors=True, low_cpu_mem_usage=False
+            model, variant=stored_variant(model), use_safetensors=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # a damaged folder shows as anything from KeyError to SafetensorError
         raise ValueError(

@@ -42,7 +42,7 @@ def simulate(
         typer.Option(help="Confocal z-stack (ZYX) whose planes become the clear images, or a folder of them."),
     ] = None,
     z_range: Annotated[
-        str | None, typer.Option(help="Stack: START:STOP, planes to use; the others don't even add haze.")
+        str | None, typer.Option(help="Stack: START:STOP, planes to make pairs of; the others only add haze.")
     ] = None,
     background: Annotated[
         float | None, typer.Option(help="Stack: intensity without light; its 1st percentile if omitted.")
@@ -176,35 +176,33 @@ def _pairs_of_stacks(
             raise ValueError(f"{path} does not say the size of its (square) pixels: add --pixel-size in µm.")
         if step is None:
             raise ValueError(f"{path} does not say how far apart its planes are: add --z-step in µm.")
-        planes = _parse_range(z_range, len(micrograph.data), path)
+        focus = _parse_range(z_range, len(micrograph.data), path)
         try:
             pairs = pairs_from_stack(
-                micrograph.data[planes],
+                micrograph.data,
                 step,
                 Optics(pixel_size=size, **optics),
                 pair_generator(seed, index),
                 background,
+                focus=focus,
             )
             for pair in itertools.islice(pairs, None if num_images is None else num_images - made):
-                pair.parameters["plane"] += planes.start
                 made += 1
                 yield path.name, [pair]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _parse_range(text: str | None, length: int, path: Path) -> slice:
+def _parse_range(text: str | None, length: int, path: Path) -> range:
     """The planes of `--z-range` START:STOP in a stack of `length` planes."""
     try:
         start, stop = (int(part) if part else None for part in (text or ":").split(":"))
     except ValueError as error:
         raise ValueError(f"--z-range must be START:STOP, such as 0:24, got {text}.") from error
     planes = range(length)[start:stop]
-    if len(planes) < 2:
-        raise ValueError(
-            f"--z-range {text or ':'} leaves {len(planes)} of the {length} planes of {path}; two are needed."
-        )
-    return slice(planes.start, planes.stop)
+    if not planes:
+        raise ValueError(f"--z-range {text} leaves none of the {length} planes of {path}.")
+    return planes
 
 
 def _write_pair(folder: Path, name: str, pair):

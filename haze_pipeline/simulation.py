@@ -164,6 +164,7 @@ def pairs_from_stack(
     generator: torch.Generator,
     background: float | None = None,
     camera: Camera | None = None,
+    focus: range | None = None,
 ) -> Iterator[SimulatedPair]:
     """
     Pairs from a confocal z-stack: every plane is a clear image, and its hazy one is what a widefield microscope focused on it
@@ -181,9 +182,10 @@ def pairs_from_stack(
         generator (`torch.Generator`): CPU generator of cameras and noise.
         background (`float`, *optional*): Intensity without light, subtracted first; the 1st percentile if omitted.
         camera (`Camera`, *optional*): The camera; drawn for every plane when omitted.
+        focus (`range`, *optional*): Planes to make pairs of; the others only add haze. All of them if omitted.
 
     Yields:
-        [`SimulatedPair`], one a plane.
+        [`SimulatedPair`], one a plane in focus.
     """
     if stack.ndim != 3 or len(stack) < 2 or min(stack.shape[1:]) < 16:
         raise ValueError(f"`stack` must be two or more planes of at least 16 × 16 pixels, got shape {stack.shape}.")
@@ -212,7 +214,8 @@ def pairs_from_stack(
     otf = widefield_otf(optics, side, z_step * (torch.arange(2 * depth - 1) - (depth - 1)), reach) * (z_step / section)
     otf[depth - 1] *= min(1, section / z_step)
     spectra = [torch.fft.rfft2(torch.from_numpy(np.pad(plane, after, mode="symmetric"))) for plane in volume.numpy()]
-    for index, clear in enumerate(volume):
+    for index in range(depth) if focus is None else focus:
+        clear = volume[index]
         spectrum = 0.0
         for other, each in enumerate(spectra):
             spectrum = spectrum + each * otf[depth - 1 + other - index]

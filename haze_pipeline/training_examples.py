@@ -141,6 +141,14 @@ class TrainingExamples(torch.utils.data.Dataset):
     The endless sequence of training examples, cut off at `length`. Example `index` is a function of the seed and `index`
     alone (which image, patch, orientation, time and noise), so that neither the number of processes or workers nor an
     interruption changes what is trained on.
+
+    Args:
+        fields ([`FolderFields`] or [`SimulatedFields`]): What patches are cut from.
+        resolution (`int`): Side of the patches, pixels.
+        posterior_mean_share (`float`): Share of examples at t = 0.
+        t_sampling (`str`): Times of the others: `"grid"`, `"uniform"` or `"logit_normal"`.
+        seed (`int`): Another seed gives other examples.
+        length (`int`): Their number.
     """
 
     def __init__(
@@ -148,12 +156,14 @@ class TrainingExamples(torch.utils.data.Dataset):
         fields: FolderFields | SimulatedFields,
         resolution: int,
         posterior_mean_share: float,
+        t_sampling: str,
         seed: int,
         length: int,
     ):
         self.fields = fields
         self.resolution = resolution
         self.posterior_mean_share = posterior_mean_share
+        self.t_sampling = t_sampling
         self.seed = seed
         self.length = length
 
@@ -169,7 +179,13 @@ class TrainingExamples(torch.utils.data.Dataset):
         patch = torch.rot90(patch, int(rng.integers(4)), dims=(1, 2))
         if rng.integers(2):
             patch = patch.flip(2)
-        # t from the paper's grid of 20 values, of which t = 0 trains the posterior mean.
-        t = np.linspace(0, 1, 20)[rng.integers(20)] if rng.random() >= self.posterior_mean_share else 0.0
+        if rng.random() < self.posterior_mean_share:
+            t = 0.0  # trains the posterior mean
+        elif self.t_sampling == "grid":  # the paper's
+            t = np.linspace(0, 1, 20)[rng.integers(20)]
+        elif self.t_sampling == "uniform":
+            t = rng.random()
+        else:  # logit-normal (Esser et al. 2024, arXiv 2403.03206)
+            t = 1 / (1 + np.exp(-rng.standard_normal()))
         noise = torch.from_numpy(rng.standard_normal((1, self.resolution, self.resolution), dtype=np.float32))
         return {"hazy": patch[:1], "clear": patch[1:], "noise": noise, "t": torch.tensor(t, dtype=torch.float32)}

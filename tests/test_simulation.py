@@ -171,6 +171,16 @@ def test_planes_of_a_stack_become_clear_images_under_the_haze_of_the_others():
     assert OPTICS.depth_of_field / 2 < section < 2 * OPTICS.depth_of_field
 
 
+def test_planes_out_of_the_focus_range_only_add_haze():
+    stack, camera = spotted_stack(), Camera()
+    arguments = (0.5, OPTICS, torch.Generator().manual_seed(0), 100, camera)
+    pairs = list(pairs_from_stack(stack, *arguments, focus=range(3, 5)))
+    assert [pair.parameters["plane"] for pair in pairs] == [3, 4]
+    alone = next(pairs_from_stack(stack[3:5], *arguments))
+    torch.testing.assert_close(light(pairs[0])[1], light(alone)[1])
+    assert light(pairs[0])[0].mean() > 1.5 * light(alone)[0].mean()
+
+
 @pytest.mark.parametrize("shape", [(5, 64, 64), (5, 128, 32), (3, 20, 150)])
 @pytest.mark.parametrize("spacing", [0.3, 1.0, 3.0])
 def test_an_even_stack_gives_as_much_light_as_it_has_planes(shape, spacing):

@@ -46,8 +46,9 @@ def train(pairs, output, *arguments, processes=1, check=True):
         launcher = ["torch.distributed.run", "--nproc_per_node", processes, "--master_port", 29533]
     command = [
         sys.executable, "-m", *launcher, ROOT / "training" / "train_haze_matching.py",
-        *(() if "--simulate" in arguments else ("--train_data_dir", pairs)), "--output_dir", output, "--model_config_name_or_path", pairs / "network", "--resolution", 32,
-        "--lr_warmup_steps", 2, "--report_to", "none", *arguments,
+        *(() if "--simulate" in arguments else ("--train_data_dir", pairs)),
+        *(() if "--init_from" in arguments else ("--model_config_name_or_path", pairs / "network")),
+        "--output_dir", output, "--resolution", 32, "--lr_warmup_steps", 2, "--report_to", "none", *arguments,
     ]  # fmt: skip
     # One thread per process, or sums come in another order.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -167,4 +168,19 @@ def test_simulated_training_resumes_at_the_same_examples(pairs, tmp_path):
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     result = train(pairs, tmp_path, "--simulate", "--train_data_dir", pairs, "--max_train_steps", 1, check=False)
-    assert result.returncode == 2 and "either --train_data_dir or --simulate" in result.stderr
+    assert result.returncode != 0 and "either --train_data_dir or --simulate" in result.stderr
+
+
+def test_fine_tuning_starts_from_a_checkpoint_and_its_units(pairs, tmp_path):
+    train(pairs, tmp_path / "first", "--train_batch_size", 4, "--max_train_steps", 3)
+    first = HazeMatchingPipeline.from_pretrained(tmp_path / "first")
+    first.to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
+    first = HazeMatchingPipeline.from_pretrained(tmp_path / "half", variant="fp16")
+    arguments = ("--train_batch_size", 4, "--max_train_steps", 1, "--learning_rate", 0, "--t_sampling", "uniform")
+    train(pairs, tmp_path / "tuned", *arguments, "--init_from", tmp_path / "half", "--gradient_checkpointing")
+    tuned = HazeMatchingPipeline.from_pretrained(tmp_path / "tuned")
+    assert tuned.config.target_std == first.config.target_std
+    for name, weight in tuned.unet.state_dict().items():
+        torch.testing.assert_close(weight, first.unet.state_dict()[name].float(), atol=0, rtol=0)
+    result = train(pairs, tmp_path, "--init_from", tmp_path / "nowhere", "--max_train_steps", 1, check=False)
+    assert result.returncode != 0 and "nowhere" in result.stderr

@@ -1,15 +1,18 @@
 """Examples are functions of seed and index; those of a script are tested with the script."""
 
 import numpy as np
+import pytest
 import torch
 
 from haze_pipeline.image_processing import HazeImageProcessor
 from haze_pipeline.training_examples import SimulatedFields, TrainingExamples
 
 
-def examples(length=400):
+def examples(length=400, t_sampling="grid"):
     fields = SimulatedFields(HazeImageProcessor("image"), seed=1, size=48, patches_per_field=8)
-    return TrainingExamples(fields, resolution=32, posterior_mean_share=0.5, seed=0, length=length)
+    return TrainingExamples(
+        fields, resolution=32, posterior_mean_share=0.5, t_sampling=t_sampling, seed=0, length=length
+    )
 
 
 def test_simulated_examples_do_not_depend_on_what_was_asked_for_before():
@@ -39,3 +42,13 @@ def test_examples_are_patches_in_network_units_with_times_of_the_grid():
     times = np.array([example["t"].item() for example in batch])
     assert 10 < (times == 0).sum() < 32
     np.testing.assert_allclose(times * 19, np.round(times * 19), atol=1e-5)
+
+
+@pytest.mark.parametrize("t_sampling", ["uniform", "logit_normal"])
+def test_other_times_are_drawn_between_noise_and_data(t_sampling):
+    dataset = examples(t_sampling=t_sampling)
+    times = np.array([dataset[index]["t"].item() for index in range(200)])
+    drawn = times[times > 0]
+    assert 60 < len(drawn) < 140 and drawn.max() < 1
+    near_the_middle = np.mean(np.abs(drawn - 0.5) < 0.25)
+    assert near_the_middle == pytest.approx(0.5 if t_sampling == "uniform" else 0.73, abs=0.15)

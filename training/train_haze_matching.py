@@ -30,6 +30,7 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.hub import stored_variant
 from haze_pipeline.metrics import range_invariant_psnr
 from haze_pipeline.simulation import pair_generator, simulate_pair
 from haze_pipeline.training_examples import (
@@ -82,6 +83,10 @@ def parse_args():
     parser.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that cut patches.")
     # Model.
     parser.add_argument(
+        "--init_from",
+        help="Pipeline folder whose network, and unless --normalization is fixed statistics, to start from.",
+    )
+    parser.add_argument(
         "--model_config_name_or_path", help="UNet2DModel config in place of the paper's 3.7-million-parameter network."
     )
     # Optimisation.
@@ -97,9 +102,13 @@ def parse_args():
     parser.add_argument("--ema_decay", type=float, default=0.999, help="Decay of the averaged weights that are kept.")
     parser.add_argument(
         "--posterior_mean_share", type=float, default=0.0,
-        help="Share of patches whose time is set to 0, which trains one-step posterior means; the others' times are "
-        "uniform on the paper's grid of 20 values.",
+        help="Share of patches whose time is set to 0, which trains one-step posterior means.",
     )  # fmt: skip
+    parser.add_argument(
+        "--t_sampling", choices=["grid", "uniform", "logit_normal"], default="grid",
+        help="Times of the other patches: the paper's 20 values, uniform, or logit-normal (Esser et al. 2024).",
+    )  # fmt: skip
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="Compute more to hold less in memory.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
     # Checkpoints, validation, logs.
     parser.add_argument(
@@ -119,6 +128,10 @@ def parse_args():
         parser.error(f"--patches_per_field must be positive, got {args.patches_per_field}.")
     if args.resolution < 16:
         parser.error("--resolution must be at least 16.")
+    if args.init_from is not None and args.model_config_name_or_path is not None:
+        parser.error("--init_from brings its own network: leave out --model_config_name_or_path.")
+    if args.init_from is not None and not Path(args.init_from, "model_index.json").is_file():
+        parser.error(f"--init_from must be a pipeline folder, but there is no {args.init_from}/model_index.json.")
     if not 0 <= args.posterior_mean_share <= 1:
         parser.error("--posterior_mean_share must lie between 0 and 1.")
     return args
@@ -148,6 +161,10 @@ def main():
     if accelerator.is_main_process:
         os.makedirs(args.output_dir, exist_ok=True)
 
+    initial = None
+    if args.init_from is not None:
+        initial = HazeMatchingPipeline.from_pretrained(args.init_from, variant=stored_variant(args.init_from))
+
     # Data: all pairs of a folder are held in memory. Of simulated ones, the first tell the statistics.
     if args.simulate:
         pairs = [
@@ -155,15 +172,19 @@ def main():
         ]
         hazy, clear = [pair.hazy.numpy() for pair in pairs], [pair.clear.numpy() for pair in pairs]
         pixel_sizes = [pair.parameters["pixel_size"] for pair in pairs]
-        image_processor = fit_image_processor(args.normalization, hazy, clear)
-        fields = SimulatedFields(image_processor, args.simulation_seed, args.simulation_size, args.patches_per_field)
     else:
         hazy, clear, pixel_sizes = read_pairs(args.train_data_dir)
+    if initial is not None and initial.config.normalization == args.normalization == "image":
+        image_processor = initial.image_processor  # whose units the network has learned
+    else:
         image_processor = fit_image_processor(args.normalization, hazy, clear)
+    if args.simulate:
+        fields = SimulatedFields(image_processor, args.simulation_seed, args.simulation_size, args.patches_per_field)
+    else:
         fields = FolderFields(hazy, clear, image_processor, args.resolution)
     examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     length = args.max_train_steps * examples_per_step
-    dataset = TrainingExamples(fields, args.resolution, args.posterior_mean_share, args.seed, length)
+    dataset = TrainingExamples(fields, args.resolution, args.posterior_mean_share, args.t_sampling, args.seed, length)
     logger.info(
         "statistics of %d pairs: target mean %.4g, deviation %.4g",
         len(hazy),
@@ -184,7 +205,9 @@ def main():
     config = DEFAULT_UNET
     if args.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(args.model_config_name_or_path)
-    unet = UNet2DModel.from_config({**config, "sample_size": args.resolution})
+    unet = UNet2DModel.from_config({**config, "sample_size": args.resolution}) if initial is None else initial.unet
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     factor = 2 ** (len(unet.config.block_out_channels) - 1)
     if args.resolution % factor:
         raise ValueError(f"--resolution must be a multiple of {factor} for this network, got {args.resolution}.")
