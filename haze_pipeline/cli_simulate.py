@@ -13,6 +13,9 @@ import typer
 from .console import make_parents, progress_bar
 
 
+SPECIMENS, STACK = "Random specimens", "From a confocal stack"  # panels of the help
+
+
 def simulate(
     output: Annotated[Path, typer.Argument(help="Folder to make, with hazy/, clear/ and parameters.jsonl.")],
     num_images: Annotated[
@@ -23,49 +26,69 @@ def simulate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds give other specimens and noise.")] = 0,
     size: Annotated[
-        int | None, typer.Option(min=16, help="Random specimens: side of the images in pixels; 512 if omitted.")
+        int | None,
+        typer.Option(min=16, rich_help_panel=SPECIMENS, help="Side of the images in pixels; 512 if omitted."),
     ] = None,
     pinholes: Annotated[
         str | None,
         typer.Option(
-            help='Random specimens: series of ever hazier images, by pinholes in Airy units, "open" for widefield: 1,2,4,open.'
+            rich_help_panel=SPECIMENS,
+            help='Series of ever hazier images, by pinholes in Airy units, "open" for widefield: 1,2,4,open.',
         ),
     ] = None,
     bleaching: Annotated[
-        float | None, typer.Option(min=0, help="Series: share of the light lost from one image to the next.")
+        float | None,
+        typer.Option(min=0, rich_help_panel=SPECIMENS, help="Share of the light lost from one image to the next."),
     ] = None,
     drift: Annotated[
-        float | None, typer.Option(min=0, help="Series: deviation in pixels of the step before every image.")
+        float | None,
+        typer.Option(min=0, rich_help_panel=SPECIMENS, help="Deviation in pixels of the step before every image."),
     ] = None,
     from_stack: Annotated[
         Path | None,
-        typer.Option(help="Confocal z-stack (ZYX) whose planes become the clear images, or a folder of them."),
+        typer.Option(
+            rich_help_panel=STACK,
+            help="Confocal z-stack (ZYX) whose planes become the clear images, or a folder of them.",
+        ),
     ] = None,
     z_range: Annotated[
-        str | None, typer.Option(help="Stack: START:STOP, planes to make pairs of; the others only add haze.")
+        str | None,
+        typer.Option(rich_help_panel=STACK, help="START:STOP, planes to make pairs of; the others only add haze."),
     ] = None,
     background: Annotated[
-        float | None, typer.Option(help="Stack: intensity without light; its 1st percentile if omitted.")
+        float | None,
+        typer.Option(rich_help_panel=STACK, help="Intensity without light; its 1st percentile if omitted."),
     ] = None,
     pixel_size: Annotated[
-        float | None, typer.Option(help="Stack: µm; from its metadata if omitted.", show_default=False)
+        float | None, typer.Option(rich_help_panel=STACK, help="In µm; from its metadata if omitted.")
     ] = None,
-    z_step: Annotated[float | None, typer.Option(help="Stack: µm; from its metadata if omitted.")] = None,
-    na: Annotated[float | None, typer.Option(help="Stack: numerical aperture; needed.")] = None,
-    emission: Annotated[float | None, typer.Option(help="Stack: emission wavelength, µm; 0.52 if omitted.")] = None,
+    z_step: Annotated[
+        float | None, typer.Option(rich_help_panel=STACK, help="In µm; from its metadata if omitted.")
+    ] = None,
+    na: Annotated[float | None, typer.Option(rich_help_panel=STACK, help="Numerical aperture; needed.")] = None,
+    emission: Annotated[
+        float | None, typer.Option(rich_help_panel=STACK, help="Emission wavelength, µm; 0.52 if omitted.")
+    ] = None,
     excitation: Annotated[
-        float | None, typer.Option(help="Stack: excitation wavelength, µm; 0.488 if omitted.")
+        float | None, typer.Option(rich_help_panel=STACK, help="Excitation wavelength, µm; 0.488 if omitted.")
     ] = None,
     immersion_index: Annotated[
-        float | None, typer.Option(help="Stack: 1, 1.33 or 1.515 by the numerical aperture if omitted.")
+        float | None,
+        typer.Option(rich_help_panel=STACK, help="1, 1.33 or 1.515 by the numerical aperture if omitted."),
     ] = None,
     sample_index: Annotated[
-        float | None, typer.Option(help="Stack: index of the specimen; that of the immersion if omitted.")
+        float | None,
+        typer.Option(rich_help_panel=STACK, help="Index of the specimen; that of the immersion if omitted."),
     ] = None,
     depth: Annotated[
-        float | None, typer.Option(help="Stack: its depth below the coverslip, µm; with --sample-index.")
+        float | None,
+        typer.Option(
+            rich_help_panel=STACK, help="Depth of the specimen below the coverslip, µm; with --sample-index."
+        ),
     ] = None,
-    pinhole: Annotated[float | None, typer.Option(help="Stack: pinhole in Airy units; 1 if omitted.")] = None,
+    pinhole: Annotated[
+        float | None, typer.Option(rich_help_panel=STACK, help="Pinhole in Airy units; 1 if omitted.")
+    ] = None,
 ):
     """
     Simulate pairs of hazy and clear micrographs, of random specimens or from your own confocal stacks.
@@ -95,6 +118,8 @@ def simulate(
     else:
         if na is None:
             raise ValueError("--from-stack needs the numerical aperture of its objective: add --na.")
+        if depth is not None and sample_index is None:
+            raise ValueError("--depth matters in a specimen of another index than the immersion: add --sample-index.")
         immersion = next((n for n in (1.0, 1.33) if na < 0.96 * n), 1.515)
         optics = {
             "numerical_aperture": na,

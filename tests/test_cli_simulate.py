@@ -91,6 +91,7 @@ def test_a_folder_of_stacks_gives_a_specimen_each(run, stack, tmp_path):
         (["--from-stack", "STACK", "--na", "1.2", "--size", "64"], "--size"),
         (["--from-stack", "STACK", "--na", "1.2", "--pinhole", "20"], "5 Airy units"),
         (["--from-stack", "STACK", "--na", "1.2", "--z-step", "0"], "z_step"),
+        (["--from-stack", "STACK", "--na", "1.2", "--depth", "5"], "--sample-index"),
         (["--pinhole", "4"], "--pinhole is for a confocal stack"),
         (["--from-stack", "STACK", "--na", "1.9"], "numerical_aperture"),
         (["--from-stack", "PLANE", "--na", "1.2", "--z-step", "1"], "stack ZYX"),
