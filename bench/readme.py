@@ -65,6 +65,7 @@ def sampling():
         for name in ("reference", "ours")
     }
     differences = [field["fast"] - field["reference"] for field in means["fields"]]
+    closer = sum(field["ours"] <= field["reference"] for field in distance["fields"])
     return [
         *lines,
         "",
@@ -80,10 +81,11 @@ def sampling():
         f"{distance['ours']:.3f} (`balanced`) |",
         f"| sample, jump across tile borders / elsewhere | {seams['reference']['mean']:.2f} | {seams['ours']['mean']:.2f} |",
         "",
-        f"Distances of samples on {distance['num_fields']} other fields, root mean square over all of them; field by field, the "
-        "reference's lie between {:.3f} and {:.3f} and ours between {:.3f} and {:.3f}.".format(
+        f"Distances of samples on {distance['num_fields']} other fields, root mean square over all of them. Field by field, the "
+        "reference's lie between {:.3f} and {:.3f} and ours between {:.3f} and {:.3f}; ".format(
             *ranges["reference"], *ranges["ours"]
-        ),
+        )
+        + f"ours is the smaller one on {closer} of them.",
         "",
         f"Means are scored on {means['parts_per_field']} parts of every 1024 × 1024 field, together; by field, `fast` differs "
         f"from the reference by {min(differences):+.2f} to {max(differences):+.2f} dB. Without tiles, a sample jumps "
