@@ -89,7 +89,7 @@ def sampling():
         "",
         f"Means are scored on {means['parts_per_field']} parts of every 1024 × 1024 field, together; by field, `fast` differs "
         f"from the reference by {min(differences):+.2f} to {max(differences):+.2f} dB. Without tiles, a sample jumps "
-        f"{seams['untiled']['mean']:.2f} times as much at the lines of our tile borders as elsewhere. On whole fields `fast` "
+        f"{seams['untiled']['mean']:.2f} times as much at the lines of our tile borders as elsewhere. On {tiling['num_fields']} whole fields `fast` "
         f"scores {tiling['psnr']['tiled']:.2f} dB in tiles and {tiling['psnr']['untiled']:.2f} dB without; tiles cost no field "
         f"more than {max(0, tiling['largest_loss']):.2f} dB.",
         "",
