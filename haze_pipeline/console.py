@@ -22,6 +22,7 @@ def progress_bar(description: str, total: int | None, stack: ExitStack):
 
 
 def make_parents(path: Path):
+    """Make the folders above `path`; a file among them is an error that names it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -65,14 +65,19 @@ class Optics:
         """Axial distance λ·n/NA² in µm over which a widefield image stays in focus (Born & Wolf, §8.8)."""
         return self.emission_wavelength * self.refractive_index / self.numerical_aperture**2
 
+    @property
+    def specimen_index(self) -> float:
+        """Refractive index of the specimen, whether it is that of the immersion medium or one of its own."""
+        return self.sample_index or self.refractive_index
+
 
 def widefield_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float | None = None) -> torch.Tensor:
     """
     Widefield transfer functions, the integration over the camera's pixels included.
 
     The PSF fades out between half the `reach` and the whole. The light that is missing then is spread evenly over the grid, as
-    if it came from a specimen that goes on beyond it. A widefield microscope so keeps the light of every plane, whatever its defocus (the missing cone), and
-    nothing wraps around the edges of an image with a margin of `reach`.
+    if it came from a specimen that goes on beyond it. A widefield microscope so keeps the light of every plane, whatever its
+    defocus (the missing cone), and nothing wraps around the edges of an image with a margin of `reach`.
 
     Args:
         optics (`Optics`): The microscope.
@@ -107,8 +112,7 @@ def confocal_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float 
     reach = reach or size * optics.pixel_size / 2
     diameter = optics.pinhole * 1.22 * optics.emission_wavelength / optics.numerical_aperture
     # The pinhole collects from all of its disc. Hardly any light passes it from farther than ten times as far.
-    index = optics.sample_index or optics.refractive_index
-    sine = min(optics.numerical_aperture / index, 0.99)
+    sine = min(optics.numerical_aperture / optics.specimen_index, 0.99)
     cone = 1.2 * defocus.abs().max().item() * sine / math.sqrt(1 - sine**2)
     extent = max(reach, 2 * diameter, min(cone, 10 * diameter))
     radius, area = _radial_grid(optics, extent, defocus.device)
@@ -161,22 +165,25 @@ def _taper(radius: torch.Tensor, reach: float) -> torch.Tensor:
 
 
 def _radial_psf(optics: Optics, wavelength: float, radius: torch.Tensor, defocus: torch.Tensor) -> torch.Tensor:
+    """Intensity `[Z, R]` at `radius` µm from the axis, of planes `defocus` µm from the best focus."""
+    return _intensity(optics, wavelength, radius, defocus.double() + best_focus(optics))
+
+
+def _intensity(optics: Optics, wavelength: float, radius: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """
-    Intensity `[Z, R]` at `radius` µm from the axis, of planes `defocus` µm from the best focus: |∫ J0(2π s r/λ) exp(iφ(s)) s ds|²
+    Intensity `[Z, R]` at `radius` µm from the axis, of planes `z` µm beyond the paraxial focus: |∫ J0(2π s r/λ) exp(iφ(s)) s ds|²
     over the pupil. Integrates to 1 over the plane.
     """
-    z = defocus.double() + best_focus(optics)
     s, weight, phase = _pupil(optics, wavelength, radius[-1].item(), z)
     kernel = torch.special.bessel_j0(2 * math.pi / wavelength * s[:, None] * radius)  # [S,R]
     real, imaginary = ((wave * s * weight) @ kernel for wave in (phase.cos(), phase.sin()))
     # Parseval: ∫ |A|² 2πr dr = 2π (λ/2π)² ∫ s ds = λ² NA² / (4π).
-    largest = _largest_sine(optics)
-    return (real**2 + imaginary**2) * (4 * math.pi / (wavelength * largest) ** 2)
+    return (real**2 + imaginary**2) * (4 * math.pi / (wavelength * _largest_sine(optics)) ** 2)
 
 
 def _largest_sine(optics: Optics) -> float:
     """The NA, or what of it the specimen does not reflect totally."""
-    return min(optics.numerical_aperture, 0.9999 * (optics.sample_index or optics.refractive_index))
+    return min(optics.numerical_aperture, 0.9999 * optics.specimen_index)
 
 
 def _pupil(
@@ -187,7 +194,7 @@ def _pupil(
     beyond the paraxial focus. At depth d of a specimen of index m, φ = 2π/λ [(d + z) √(m² − s²) − d (n/m) √(n² − s²)]
     (Gibson & Lanni 1991, without errors of the coverslip; the objective moves as far as focuses paraxial rays).
     """
-    sample_index = optics.sample_index or optics.refractive_index
+    sample_index = optics.specimen_index
     largest = _largest_sine(optics)
     extent = z.abs().max().item() + (optics.depth if optics.sample_index else 0)
     # Across the pupil the phase turns so often; three times as fast at its edge.
@@ -208,13 +215,8 @@ def best_focus(optics: Optics) -> float:
         return 0.0
     step = optics.depth_of_field / 20
     z = step * torch.arange(-math.ceil(optics.depth / step), math.ceil(optics.depth / step) + 1)
-    return z[_axial_intensity(optics, z).argmax()].item()
-
-
-def _axial_intensity(optics: Optics, z: torch.Tensor) -> torch.Tensor:
-    """Intensity on the axis, in arbitrary units, of planes `z` `[Z]` µm beyond the paraxial focus."""
-    s, weight, phase = _pupil(optics, optics.emission_wavelength, 0.0, z.double())
-    return ((phase.cos() * s * weight).sum(dim=1)) ** 2 + ((phase.sin() * s * weight).sum(dim=1)) ** 2
+    on_axis = _intensity(optics, optics.emission_wavelength, torch.zeros(1).double(), z.double())  # [Z,1]
+    return z[on_axis.argmax()].item()
 
 
 def _on_image_grid(optics: Optics, light: torch.Tensor, radius: torch.Tensor, size: int, reach: float) -> torch.Tensor:
