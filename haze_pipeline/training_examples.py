@@ -1,6 +1,7 @@
 """What training scripts learn from: patches of hazy and clear images, of a folder or simulated meanwhile."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from .image_processing import HazeImageProcessor
 from .microscopy_io import list_tiffs, read_micrograph
-from .simulation import pair_generator, simulate_pair
+from .simulation import SimulatedPair, pair_generator, simulate_pair
 
 
 def read_pairs(folder: str | Path) -> tuple[list[np.ndarray], list[np.ndarray], list[float]]:
@@ -112,10 +113,19 @@ class SimulatedFields:
 
     WINDOW = 24  # about 12 MB of fields of 256 px
 
-    def __init__(self, image_processor: HazeImageProcessor, seed: int, size: int, patches_per_field: int):
+    def __init__(
+        self,
+        image_processor: HazeImageProcessor,
+        seed: int,
+        size: int,
+        patches_per_field: int,
+        first_pairs: Sequence[SimulatedPair] = (),
+    ):
         self.image_processor = image_processor
         self.seed, self.size, self.patches_per_field = seed, size, patches_per_field
-        self.fields = {}
+        # What has been simulated of the series already need not be made again; workers inherit it.
+        made = [normalize_field(pair.hazy.numpy(), pair.clear.numpy(), image_processor) for pair in first_pairs]
+        self.fields = {number: field for number, field in enumerate(made) if field is not None}
 
     def choose(self, index: int, rng: np.random.Generator) -> torch.Tensor:
         """A normalised hazy and clear image `[2, H, W]` for example `index`."""

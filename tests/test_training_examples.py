@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from haze_pipeline.image_processing import HazeImageProcessor
+from haze_pipeline.simulation import pair_generator, simulate_pair
 from haze_pipeline.training_examples import SimulatedFields, TrainingExamples
 
 
@@ -22,6 +23,15 @@ def test_simulated_examples_do_not_depend_on_what_was_asked_for_before():
     for index in (300, 301):
         for name, value in again[index].items():
             assert torch.equal(value, dataset[index][name]), name
+
+
+def test_pairs_simulated_already_are_the_first_fields():
+    processor = HazeImageProcessor("image")
+    pairs = [simulate_pair(48, pair_generator(1, index)) for index in range(3)]
+    given, made = (SimulatedFields(processor, 1, 48, 8, first) for first in (pairs, ()))
+    assert set(given.fields) == {0, 1, 2}
+    for number, field in given.fields.items():
+        torch.testing.assert_close(field, made.simulate(number))
 
 
 def test_simulated_fields_come_and_go():

@@ -168,7 +168,8 @@ def main():
     # Data: all pairs of a folder are held in memory. Of simulated ones, the first tell the statistics.
     if args.simulate:
         pairs = [
-            simulate_pair(args.simulation_size, pair_generator(args.simulation_seed, index)) for index in range(24)
+            simulate_pair(args.simulation_size, pair_generator(args.simulation_seed, index))
+            for index in range(SimulatedFields.WINDOW)
         ]
         hazy, clear = [pair.hazy.numpy() for pair in pairs], [pair.clear.numpy() for pair in pairs]
         pixel_sizes = [pair.parameters["pixel_size"] for pair in pairs]
@@ -179,7 +180,9 @@ def main():
     else:
         image_processor = fit_image_processor(args.normalization, hazy, clear)
     if args.simulate:
-        fields = SimulatedFields(image_processor, args.simulation_seed, args.simulation_size, args.patches_per_field)
+        fields = SimulatedFields(
+            image_processor, args.simulation_seed, args.simulation_size, args.patches_per_field, pairs
+        )
     else:
         fields = FolderFields(hazy, clear, image_processor, args.resolution)
     examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
