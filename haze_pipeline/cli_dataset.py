@@ -60,7 +60,14 @@ def dataset(
 
     from .dataset_card import make_dataset_card
     from .microscopy_io import replace_when_complete
-    from .pair_datasets import build_dataset, import_datasets, push_dataset, save_dataset, split_by_specimen
+    from .pair_datasets import (
+        build_dataset,
+        import_datasets,
+        pair_row,
+        push_dataset,
+        save_dataset,
+        split_by_specimen,
+    )
     from .pair_sources import (
         describe_simulation,
         hazematching_splits,
@@ -100,13 +107,13 @@ def dataset(
         arrow = stack.enter_context(tempfile.TemporaryDirectory(prefix=".haze-", dir=output.parent))
         advance = progress_bar(f"Reading {source.name}", None, stack)
 
-        def build(rows, split: str):
-            def counted():
-                for row in rows:
-                    yield row
+        def build(pairs, split: str):
+            def rows():
+                for pair in pairs:
+                    yield pair_row(**vars(pair))
                     advance(1)
 
-            return build_dataset(counted(), Path(arrow, f"{split}.arrow"))
+            return build_dataset(rows(), Path(arrow, f"{split}.arrow"))
 
         # Neither the card nor the command in it say where the folders of the user are.
         arguments = ["haze-pipeline", "dataset", source.resolve().name, "-o", output.name]
@@ -130,8 +137,8 @@ def dataset(
             )
             if not validation_share and not test_share:
                 split_rule = "Everything is in `train`."
-            rows = build(pairs_from_folder(source, level), "all")
-            splits = split_by_specimen(rows, validation_share, test_share, seed)
+            everything = build(pairs_from_folder(source, level), "all")
+            splits = split_by_specimen(everything, validation_share, test_share, seed)
         card = make_dataset_card(splits, push_to or output.name, origin, split_rule, shlex.join(arguments), license_id)
         with replace_when_complete(output) as folder:
             save_dataset(splits, card, folder)

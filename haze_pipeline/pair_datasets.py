@@ -74,9 +74,17 @@ def decode_plane(image: "Image.Image | dict") -> np.ndarray:
     """
     The exact array `[H, W]` (uint8, uint16 or float32) of a value of the column `hazy` or `clear`, whether decoded to a
     PIL image, as usual, or not (`datasets.Image(decode=False)`).
+
+    Raises:
+        `ValueError`: If the image has colours, or several pages, of which Pillow would show the first.
     """
     if isinstance(image, dict):
         image = Image.open(BytesIO(image["bytes"]))
+    if image.mode not in DTYPES or getattr(image, "n_frames", 1) > 1:
+        raise ValueError(
+            f"The image must be a single plane without colours, got mode {image.mode} and {getattr(image, 'n_frames', 1)} "
+            "page(s)."
+        )
     return np.asarray(image).astype(DTYPES[image.mode])
 
 

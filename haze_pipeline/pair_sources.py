@@ -1,27 +1,54 @@
-"""Where pairs come from: folders of TIFFs and the published HazeMatching data. Both are read while they are used."""
+"""
+Where pairs come from: folders of TIFFs, the published HazeMatching data, datasets of the Hub. All are read while they are used.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .microscopy_io import list_tiffs, read_micrograph
-from .pair_datasets import pair_row
+from .pair_datasets import decode_plane
+
+
+@dataclass
+class Pair:
+    """
+    A hazy and a clear plane and what is known about them: the columns of a dataset, see [`pair_row`].
+
+    Args:
+        hazy (`np.ndarray` of shape `[H, W]`): The hazy plane.
+        clear (`np.ndarray` of shape `[H, W]`): The clear plane, pixel by pixel aligned with `hazy`.
+        specimen_id (`str`): The same for all planes of one specimen.
+        source (`str`): Where the pair comes from; errors name it.
+        level (`float`, *optional*): Pinhole of the hazy image in Airy units; `None` for a widefield image.
+        pixel_size_um (`float`, *optional*): Side of a pixel in µm.
+    """
+
+    hazy: np.ndarray
+    clear: np.ndarray
+    specimen_id: str
+    source: str
+    level: float | None = None
+    pixel_size_um: float | None = None
 
 
 # Folders of the published HazeMatching data. `train_crops_fid` repeats training images for another purpose.
 HAZEMATCHING_FOLDERS = {"train": ("train_crop", "train"), "validation": ("val_crop", "val"), "test": ("test",)}
 
 
-def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterator[dict]:
+def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterator[Pair]:
     """
-    Rows of a folder with TIFFs of equal names in `hazy/` and `clear/`, one for each plane.
+    Pairs of a folder with TIFFs of equal names in `hazy/` and `clear/`, one for each plane.
 
     A specimen is a file, or a sub-folder (`hazy/fish3/left.tif` belongs to `fish3`). All planes of a stack share it. For
     images that `haze-pipeline simulate` made, `parameters.jsonl` tells specimen and level.
 
     Args:
         folder (`str` or `Path`): The folder that holds `hazy/` and `clear/`.
-        level (`float`, *optional*): Pinhole of the hazy images in Airy units, see [`pair_row`].
+        level (`float`, *optional*): Pinhole of the hazy images in Airy units, see [`Pair`].
 
     Raises:
         `FileNotFoundError`: If an image has no partner, or there are none.
@@ -52,7 +79,7 @@ def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterato
         pixel_size = hazy.pixel_size_um or clear.pixel_size_um
         for index, (hazy_plane, clear_plane) in enumerate(zip(*planes, strict=True)):
             source = name.as_posix() if len(planes[0]) == 1 else f"{name.as_posix()}, plane {index}"
-            yield pair_row(
+            yield Pair(
                 hazy_plane, clear_plane, specimen, source, note.get("level") if level is None else level, pixel_size
             )
 
@@ -85,9 +112,9 @@ def describe_simulation(notes: list[dict]) -> str:
     )
 
 
-def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[dict]:
+def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[Pair]:
     """
-    Rows of one split of a published HazeMatching dataset: TIFFs of two channels, the confocal target and the widefield image.
+    Pairs of one split of a published HazeMatching dataset: TIFFs of two channels, the confocal target and the widefield image.
 
     The files don't say which of them show one specimen, so that every file counts as one.
 
@@ -108,7 +135,7 @@ def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[dict]:
                     "clear image as the first and the hazy one as the second channel."
                 )
             clear, hazy = micrograph.data
-            yield pair_row(hazy, clear, f"{name}/{_stem(path)}", source, None, micrograph.pixel_size_um)
+            yield Pair(hazy, clear, f"{name}/{_stem(path)}", source, None, micrograph.pixel_size_um)
 
 
 def hazematching_splits(folder: str | Path) -> list[str]:
@@ -122,6 +149,33 @@ def hazematching_splits(folder: str | Path) -> list[str]:
             f"{folder} holds none of the HazeMatching folders {expected}: name the one above them."
         )
     return splits
+
+
+def pairs_from_rows(rows: Iterable[dict]) -> Iterator[Pair]:
+    """
+    Pairs of a dataset as [`pair_row`] made it, or of any other that has columns `hazy` and `clear` of single planes.
+
+    Args:
+        rows (`datasets.Dataset`, `datasets.IterableDataset` or another iterable of `dict`): The rows.
+
+    Raises:
+        `ValueError`: If a row lacks one of the two, or they are not planes of one size.
+    """
+    for number, row in enumerate(rows):
+        source = row.get("source") or f"row {number}"
+        for name in ("hazy", "clear"):
+            if row.get(name) is None:
+                raise ValueError(
+                    f"{source} of the dataset has no image in the column `{name}`; it has {', '.join(row)}."
+                )
+        try:
+            hazy, clear = decode_plane(row["hazy"]), decode_plane(row["clear"])
+        except ValueError as error:
+            raise ValueError(f"{source} of the dataset: {error}") from error
+        if hazy.shape != clear.shape:
+            raise ValueError(f"{source}: `hazy` and `clear` must be of one shape, got {hazy.shape} and {clear.shape}.")
+        specimen = row.get("specimen_id") or source
+        yield Pair(hazy, clear, specimen, source, row.get("level"), row.get("pixel_size_um"))
 
 
 def _stem(name: Path) -> str:
