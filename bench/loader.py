@@ -11,6 +11,8 @@ which the first fields are made, is timed by itself. Writes `bench/loader.json`.
 import argparse
 import json
 import time
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -19,8 +21,7 @@ from diffusers import UNet2DModel
 
 from haze_pipeline import HazeMatchingPipeline
 from haze_pipeline.image_processing import HazeImageProcessor
-from haze_pipeline.simulation import pair_generator, simulate_pair
-from haze_pipeline.training_examples import FolderFields, SimulatedFields, TrainingExamples
+from haze_pipeline.training_examples import WINDOW, FieldsInMemory, FieldsInSeries, TrainingExamples, simulated_series
 
 
 HERE = Path(__file__).parent
@@ -29,7 +30,7 @@ BATCH, RESOLUTION, SIZE, PATCHES_PER_FIELD = 16, 64, 256, 256
 
 def train(fields, steps, workers):
     """Seconds of waiting and seconds in all of every step."""
-    dataset = TrainingExamples(fields, RESOLUTION, 0.0, "grid", 0, BATCH * steps)
+    dataset = TrainingExamples(fields, RESOLUTION, 0.0, "grid", 0.0, 0, BATCH * steps)
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=BATCH, num_workers=workers, prefetch_factor=4 if workers else None
     )
@@ -58,13 +59,11 @@ def main():
     )
     args = parser.parse_args()
     processor = HazeImageProcessor("image")
-    pairs = [simulate_pair(SIZE, pair_generator(1, index)) for index in range(SimulatedFields.WINDOW)]
-    ready = FolderFields(
-        [pair.hazy.numpy() for pair in pairs], [pair.clear.numpy() for pair in pairs], processor, RESOLUTION
-    )
+    series = partial(simulated_series, 1, SIZE)
+    ready = FieldsInMemory(islice(series(0), WINDOW), processor, RESOLUTION)
     results = {}
     for name, fields, workers in (
-        ("simulated meanwhile", SimulatedFields(processor, 1, SIZE, PATCHES_PER_FIELD), 1),
+        ("simulated meanwhile", FieldsInSeries(series, processor, RESOLUTION, PATCHES_PER_FIELD), 1),
         ("ready", ready, 0),
     ):
         waited, taken = train(fields, args.steps, workers)

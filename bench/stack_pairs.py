@@ -23,8 +23,8 @@ from PIL import Image
 
 from haze_pipeline import HazeMatchingPipeline
 from haze_pipeline.metrics import range_invariant_psnr
+from haze_pipeline.pair_sources import pairs_from_folder
 from haze_pipeline.pipeline_haze_matching import DEFAULT_CHECKPOINT
-from haze_pipeline.training_examples import read_pairs
 
 
 HERE = Path(__file__).parent
@@ -63,10 +63,11 @@ def main():
         )  # fmt: skip
         pipe = HazeMatchingPipeline.from_pretrained(folder / "run")
         default = HazeMatchingPipeline.from_default()
-        hazy, clear, _ = read_pairs(folder / "test")
+        pairs = list(pairs_from_folder(folder / "test"))
 
     scores, panels = {"input": [], "own": [], "default": []}, []
-    for index, (image, target) in enumerate(zip(hazy, clear, strict=True)):
+    for index, pair in enumerate(pairs):
+        image, target = pair.hazy, pair.clear
         predictions = {"input": image}
         for name, each in (("own", pipe), ("default", default)):
             each.set_progress_bar_config(disable=True)
@@ -78,7 +79,7 @@ def main():
             panels.append(np.hstack([stretched(each) for each in (*predictions.values(), target)]))
     results = {
         "max_train_steps": args.max_train_steps,
-        "num_images": len(hazy),
+        "num_images": len(pairs),
         "psnr": {name: float(np.mean(each)) for name, each in scores.items()},
         "smallest_gain": float(np.subtract(scores["own"], scores["input"]).min()),
     }

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 
+from .network import BLOCK_OUT_CHANNELS, build_unet
+
 
 @dataclass(frozen=True)
 class HazeMatchingSubset:
@@ -70,10 +72,6 @@ SUBSETS: dict[str, HazeMatchingSubset] = {
         patch_size=64,
     ),
 }
-
-# Channels of each level, by patch size. Attention stands where the feature map of a patch has 16 px a side, which is the
-# second coarsest level of both networks.
-BLOCK_OUT_CHANNELS = {128: (32, 32, 64, 96, 128), 64: (32, 64, 96, 128)}
 
 # Parts of a block: torchcfm (left) and diffusers (right). Query, key and value are thirds of one tensor in torchcfm.
 RESNET_PARTS = {
@@ -129,24 +127,6 @@ def _layers(num_levels: int) -> dict[str, tuple[str, ...]]:
     return layers
 
 
-def _build_unet(patch_size: int) -> UNet2DModel:
-    plain = len(BLOCK_OUT_CHANNELS[patch_size]) - 2  # levels above the one with attention
-    return UNet2DModel(
-        sample_size=patch_size,
-        in_channels=2,  # x_t and the hazy image
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=BLOCK_OUT_CHANNELS[patch_size],
-        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * plain,
-        attention_head_dim=None,  # one head
-        norm_num_groups=32,
-        norm_eps=1e-5,
-        flip_sin_to_cos=True,  # torchcfm puts the cosines first ...
-        freq_shift=0,  # ... and divides the exponent by the number of frequencies, not by one less
-    )
-
-
 def unet_from_torchcfm(state_dict: dict[str, torch.Tensor]) -> UNet2DModel:
     """Build the stock diffusers network that computes what HazeMatching's torchcfm network computes.
 
@@ -166,7 +146,7 @@ def unet_from_torchcfm(state_dict: dict[str, torch.Tensor]) -> UNet2DModel:
     # A level takes two of torchcfm's input blocks. Only the choice hangs on this count: all tensors are checked below.
     num_input_blocks = len({name.split(".")[1] for name in state_dict if name.startswith("input_blocks.")})
     patch_size = 64 if num_input_blocks <= 2 * len(BLOCK_OUT_CHANNELS[64]) else 128
-    unet = _build_unet(patch_size)
+    unet = build_unet(patch_size)
 
     ours = unet.state_dict()
     expected, converted, misshapen = set(), {}, []

@@ -62,6 +62,11 @@ class HazeImageProcessor:
         self.target_mean = target_mean
         self.target_std = target_std
 
+    @property
+    def target_dark_level(self) -> float:
+        """What the absence of light in the clear image is in network units."""
+        return -self.target_mean / self.target_std
+
     def preprocess(self, image: np.ndarray | torch.Tensor) -> torch.Tensor:
         """
         Check an image and cut it into planes.

@@ -1,52 +1,58 @@
-"""What training scripts learn from: patches of hazy and clear images, of a folder or simulated meanwhile."""
+"""What training scripts learn from: patches of hazy and clear images in network units."""
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 
 import numpy as np
 import torch
 
 from .image_processing import HazeImageProcessor
-from .microscopy_io import list_tiffs, read_micrograph
-from .simulation import SimulatedPair, pair_generator, simulate_pair
+from .pair_sources import Pair, pairs_from_rows
+from .simulation import pair_generator, simulate_pair
 
 
-def read_pairs(folder: str | Path) -> tuple[list[np.ndarray], list[np.ndarray], list[float]]:
+# The fields of an endless series that patches are cut from at one time; 24 are about 12 MB at 256 px.
+WINDOW = 24
+
+
+def simulated_series(seed: int, size: int, start: int) -> Iterator[Pair]:
+    """The endless series `seed` of simulated pairs of `size` pixels a side, from number `start` on."""
+    for number in count(start):
+        pair = simulate_pair(size, pair_generator(seed, number))
+        name = f"simulated pair {number} of seed {seed}"
+        yield Pair(pair.hazy.numpy(), pair.clear.numpy(), name, name, None, pair.parameters["pixel_size"])
+
+
+def streamed_series(dataset: Iterable[dict], start: int) -> Iterator[Pair]:
     """
-    Read a folder of pairs: `hazy/` and `clear/` with single-plane TIFFs of equal names.
+    The rows of a dataset, again and again, from number `start` on, counted over all rounds.
 
-    Returns:
-        `tuple`: Lists of `[H, W]` arrays, the hazy and the clear images, and of the pixel sizes in µm where known.
+    Args:
+        dataset (`datasets.IterableDataset`): With the columns `hazy` and `clear`. Rows before `start` are read, since only
+            that tells how many there are, but not decoded.
+        start (`int`): Number of the first pair.
 
     Raises:
-        `ValueError`: If there are no pairs, or one is not of two planes of one size.
+        `ValueError`: If the dataset has no rows, or one is not a pair.
     """
-    names = list_tiffs(Path(folder, "hazy"))
-    if not names:
-        raise ValueError(f"{folder} holds no TIFFs in hazy/; expected pairs of the same name in hazy/ and clear/.")
-    hazy, clear, pixel_sizes = [], [], []
-    for name in names:
-        hazy_path, clear_path = Path(folder, "hazy", name), Path(folder, "clear", name)
-        hazy_micrograph, clear_micrograph = read_micrograph(hazy_path), read_micrograph(clear_path)
-        if hazy_micrograph.data.ndim != 2 or hazy_micrograph.data.shape != clear_micrograph.data.shape:
-            raise ValueError(
-                f"{hazy_path} and {clear_path} must be single planes of one size, got shapes "
-                f"{hazy_micrograph.data.shape} and {clear_micrograph.data.shape}."
-            )
-        hazy.append(hazy_micrograph.data)
-        clear.append(clear_micrograph.data)
-        if hazy_micrograph.pixel_size_um is not None:
-            pixel_sizes.append(hazy_micrograph.pixel_size_um)
-    return hazy, clear, pixel_sizes
+    number = 0
+    while True:
+        before = number
+        for row in dataset:
+            if number >= start:
+                yield from pairs_from_rows([row])
+            number += 1
+        if number == before:
+            raise ValueError("The dataset has no rows.")
 
 
-def fit_image_processor(normalization: str, hazy: list[np.ndarray], clear: list[np.ndarray]) -> HazeImageProcessor:
-    """The image processor, normalising by `"image"` or `"fixed"`, with the statistics of a training set."""
+def fit_image_processor(normalization: str, pairs: list[Pair]) -> HazeImageProcessor:
+    """The image processor, normalising by `"image"` or `"fixed"`, with the statistics of training pairs."""
     if normalization == "fixed":
         pixels = {
-            "input": np.concatenate([h.ravel() for h in hazy]),
-            "target": np.concatenate([c.ravel() for c in clear]),
+            "input": np.concatenate([pair.hazy.ravel() for pair in pairs]),
+            "target": np.concatenate([pair.clear.ravel() for pair in pairs]),
         }
         return HazeImageProcessor(
             "fixed",
@@ -57,93 +63,109 @@ def fit_image_processor(normalization: str, hazy: list[np.ndarray], clear: list[
         )
     # Per image: the target in units of the hazy image's band-passed deviation, pooled over all images.
     unit = HazeImageProcessor("image")
-    count, total, squares = 0, 0.0, 0.0
-    for hazy_image, clear_image in zip(hazy, clear, strict=True):
-        scale = unit.compute_normalization(unit.preprocess(hazy_image)).target_std.item()
+    number, total, squares = 0, 0.0, 0.0
+    for pair in pairs:
+        scale = unit.compute_normalization(unit.preprocess(pair.hazy)).target_std.item()
         if scale > 0:
-            values = clear_image.astype(np.float64) / scale
-            count, total, squares = count + values.size, total + values.sum(), squares + (values**2).sum()
-    if count == 0:
+            values = pair.clear.astype(np.float64) / scale
+            number, total, squares = number + values.size, total + values.sum(), squares + (values**2).sum()
+    if number == 0:
         raise ValueError("No hazy training image has any contrast.")
-    mean = total / count
-    return HazeImageProcessor("image", target_mean=mean, target_std=math.sqrt(squares / count - mean**2))
+    mean = total / number
+    return HazeImageProcessor("image", target_mean=mean, target_std=math.sqrt(squares / number - mean**2))
 
 
-def normalize_field(hazy: np.ndarray, clear: np.ndarray, image_processor: HazeImageProcessor) -> torch.Tensor | None:
-    """Normalised hazy and clear image `[2, H, W]`, or `None` if the hazy one has no contrast, which teaches nothing."""
-    planes = image_processor.preprocess(hazy)  # [1,1,H,W]
-    statistics = image_processor.compute_normalization(planes)
+def normalize_pair(pair: Pair, image_processor: HazeImageProcessor, resolution: int) -> torch.Tensor | None:
+    """
+    Normalised hazy and clear image `[2, H, W]`, or `None` if the hazy one has no contrast, which teaches nothing.
+
+    Raises:
+        `ValueError`: If the images are smaller than patches of `resolution` pixels, or not finite.
+    """
+    if min(pair.hazy.shape) < resolution:
+        raise ValueError(
+            f"{pair.source}: an image of shape {pair.hazy.shape} is smaller than the patches of {resolution} pixels."
+        )
+    try:
+        hazy, clear = image_processor.preprocess(pair.hazy), image_processor.preprocess(pair.clear)  # [1,1,H,W]
+    except ValueError as error:
+        raise ValueError(f"{pair.source}: {error}") from error
+    statistics = image_processor.compute_normalization(hazy)
     if statistics.target_std.item() == 0:
         return None
-    clear = (image_processor.preprocess(clear) - statistics.target_mean) / statistics.target_std
-    return torch.cat([(planes - statistics.input_mean) / statistics.input_std, clear])[:, 0]
+    hazy = (hazy - statistics.input_mean) / statistics.input_std
+    clear = (clear - statistics.target_mean) / statistics.target_std
+    return torch.cat([hazy, clear])[:, 0]
 
 
-class FolderFields:
-    """The fields of a folder, any of which may serve any example."""
+class FieldsInMemory:
+    """A set of fields, any of which may serve any example."""
 
-    def __init__(
-        self,
-        hazy: list[np.ndarray],
-        clear: list[np.ndarray],
-        image_processor: HazeImageProcessor,
-        resolution: int,
-    ):
-        self.fields = []
-        for hazy_image, clear_image in zip(hazy, clear, strict=True):
-            if min(hazy_image.shape) < resolution:
-                raise ValueError(
-                    f"An image of shape {hazy_image.shape} is smaller than the patches of {resolution} pixels."
-                )
-            field = normalize_field(hazy_image, clear_image, image_processor)
-            if field is not None:
-                self.fields.append(field)
+    def __init__(self, pairs: Iterable[Pair], image_processor: HazeImageProcessor, resolution: int):
+        self.image_processor = image_processor
+        fields = (normalize_pair(pair, image_processor, resolution) for pair in pairs)
+        self.fields = [field for field in fields if field is not None]
+        if not self.fields:
+            raise ValueError("No hazy training image has any contrast.")
 
     def choose(self, index: int, rng: np.random.Generator) -> torch.Tensor:
         """A normalised hazy and clear image `[2, H, W]` for example `index`."""
         return self.fields[rng.integers(len(self.fields))]
 
 
-class SimulatedFields:
+class FieldsInSeries:
     """
-    An endless series of simulated fields. Example `index` gets one of a window of fields, which moves on by one every
-    `patches_per_field` examples, so that each is simulated once in every process and worker and serves as many. Field k is a
-    function of the seed and k, up to the rounding of float32.
-    """
+    Fields of an endless series. Example `index` gets one of a window of them, which moves on by one every `patches_per_field`
+    examples, so that every process and worker reads each once and cuts as many patches from it. Which one is a function of
+    index and random numbers alone.
 
-    WINDOW = 24  # about 12 MB of fields of 256 px
+    Args:
+        series (`Callable`): Yields the pairs from a number on, see [`simulated_series`] and [`streamed_series`].
+        image_processor ([`HazeImageProcessor`]): Knows the network's units.
+        resolution (`int`): Side of the patches, pixels.
+        patches_per_field (`int`): Patches from every field on average.
+        first_pairs (iterable of [`Pair`], *optional*): The first ones of the series, if they are known already.
+    """
 
     def __init__(
         self,
+        series: Callable[[int], Iterator[Pair]],
         image_processor: HazeImageProcessor,
-        seed: int,
-        size: int,
+        resolution: int,
         patches_per_field: int,
-        first_pairs: Sequence[SimulatedPair] = (),
+        first_pairs: Iterable[Pair] = (),
     ):
-        self.image_processor = image_processor
-        self.seed, self.size, self.patches_per_field = seed, size, patches_per_field
-        # What has been simulated of the series already need not be made again; workers inherit it.
-        made = [normalize_field(pair.hazy.numpy(), pair.clear.numpy(), image_processor) for pair in first_pairs]
-        self.fields = {number: field for number, field in enumerate(made) if field is not None}
+        self.series, self.patches_per_field = series, patches_per_field
+        self.image_processor, self.resolution = image_processor, resolution
+        self.fields = {
+            number: self._normalize(pair) for number, pair in enumerate(first_pairs)
+        }  # workers inherit them
+        self.next, self.rest = len(self.fields), None
 
     def choose(self, index: int, rng: np.random.Generator) -> torch.Tensor:
         """A normalised hazy and clear image `[2, H, W]` for example `index`."""
         first = index // self.patches_per_field
-        number = first + int(rng.integers(self.WINDOW))
-        if number not in self.fields:
-            self.fields = {old: field for old, field in self.fields.items() if old >= first}
-            self.fields[number] = self.simulate(number)
-        return self.fields[number]
-
-    def simulate(self, number: int) -> torch.Tensor:
-        """Field `number`, normalised."""
-        for attempt in range(100):  # hardly ever is a field without contrast
-            pair = simulate_pair(self.size, pair_generator(self.seed, number + 10**9 * attempt))
-            field = normalize_field(pair.hazy.numpy(), pair.clear.numpy(), self.image_processor)
+        for _ in range(100):  # hardly ever is a field without contrast
+            field = self._field(first, first + int(rng.integers(WINDOW)))
             if field is not None:
                 return field
-        raise RuntimeError(f"No simulated field of series {self.seed} has any contrast.")
+        raise ValueError(f"None of the training images around number {first} has any contrast.")
+
+    def _field(self, first: int, number: int) -> torch.Tensor | None:
+        """Field `number`; those before `first` are forgotten."""
+        if number not in self.fields:
+            if number < self.next or first > self.next:  # a jump, as at the start of a resumed training
+                self.fields, self.next, self.rest = {}, first, None
+            if self.rest is None:
+                self.rest = self.series(self.next)
+            while self.next <= number:
+                self.fields[self.next] = self._normalize(next(self.rest))
+                self.next += 1
+            self.fields = {old: field for old, field in self.fields.items() if old >= first}
+        return self.fields[number]
+
+    def _normalize(self, pair: Pair) -> torch.Tensor | None:
+        return normalize_pair(pair, self.image_processor, self.resolution)
 
 
 class TrainingExamples(torch.utils.data.Dataset):
@@ -153,20 +175,23 @@ class TrainingExamples(torch.utils.data.Dataset):
     interruption changes what is trained on.
 
     Args:
-        fields ([`FolderFields`] or [`SimulatedFields`]): What patches are cut from.
+        fields ([`FieldsInMemory`] or [`FieldsInSeries`]): What patches are cut from.
         resolution (`int`): Side of the patches, pixels.
         posterior_mean_share (`float`): Share of examples at t = 0.
         t_sampling (`str`): Times of the others: `"grid"`, `"uniform"` or `"logit_normal"`.
+        intensity_augmentation (`float`):
+            Deviation of a random logarithmic gain of both images, and of an offset of the hazy one in network units.
         seed (`int`): Another seed gives other examples.
         length (`int`): Their number.
     """
 
     def __init__(
         self,
-        fields: FolderFields | SimulatedFields,
+        fields: FieldsInMemory | FieldsInSeries,
         resolution: int,
         posterior_mean_share: float,
         t_sampling: str,
+        intensity_augmentation: float,
         seed: int,
         length: int,
     ):
@@ -174,6 +199,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         self.resolution = resolution
         self.posterior_mean_share = posterior_mean_share
         self.t_sampling = t_sampling
+        self.intensity_augmentation = intensity_augmentation
         self.seed = seed
         self.length = length
 
@@ -189,6 +215,10 @@ class TrainingExamples(torch.utils.data.Dataset):
         patch = torch.rot90(patch, int(rng.integers(4)), dims=(1, 2))
         if rng.integers(2):
             patch = patch.flip(2)
+        if self.intensity_augmentation > 0:
+            gain, offset = rng.normal(0, self.intensity_augmentation, 2)
+            dark = self.fields.image_processor.target_dark_level  # light scales about its absence
+            patch = torch.stack([patch[0] * math.exp(gain) + offset, (patch[1] - dark) * math.exp(gain) + dark])
         if rng.random() < self.posterior_mean_share:
             t = 0.0  # trains the posterior mean
         elif self.t_sampling == "grid":  # the paper's

@@ -1,9 +1,9 @@
 """
 An in-memory stand-in for the Hugging Face Hub: an HTTP server with the REST endpoints that `huggingface_hub` and `datasets`
-call to create a dataset repository, upload to it, list it, and download or stream from it.
+call to create a repository of a dataset or model, upload to it, list it, and download or stream from it.
 
 What works against it proves that our calls, files and cards fit those two libraries. It does not prove what only the real Hub
-does: it accepts any token and lets everybody read private repositories, has no xet storage (tests set `HF_HUB_DISABLE_XET=1`,
+does: a dataset and a model can't have one name, it accepts any token and lets everybody read private repositories, has no xet storage (tests set `HF_HUB_DISABLE_XET=1`,
 so that files go by git LFS), no quotas or rate limits, no pull requests or branches beside `main`, no dataset viewer, and it
 accepts any card, whereas the Hub checks licence and tags.
 """
@@ -69,16 +69,16 @@ class _Handler(BaseHTTPRequestHandler):
     ROUTES = (
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
-        ("GET", rf"/api/datasets/{REPO}", "info"),
-        ("GET", rf"/api/datasets/{REPO}/revision/(?P<revision>[^/]+)", "info"),
-        ("GET", rf"/api/datasets/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", "tree"),
-        ("POST", rf"/api/datasets/{REPO}/paths-info/(?P<revision>[^/]+)", "paths_info"),
-        ("POST", rf"/api/datasets/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
-        ("POST", rf"/datasets/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("GET", rf"/api/(?:datasets|models)/{REPO}", "info"),
+        ("GET", rf"/api/(?:datasets|models)/{REPO}/revision/(?P<revision>[^/]+)", "info"),
+        ("GET", rf"/api/(?:datasets|models)/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", "tree"),
+        ("POST", rf"/api/(?:datasets|models)/{REPO}/paths-info/(?P<revision>[^/]+)", "paths_info"),
+        ("POST", rf"/api/(?:datasets|models)/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
+        ("POST", rf"(?:/datasets)?/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
-        ("POST", rf"/api/datasets/{REPO}/commit/(?P<revision>[^/]+)", "commit"),
-        ("GET", rf"/datasets/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
-        ("HEAD", rf"/datasets/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("POST", rf"/api/(?:datasets|models)/{REPO}/commit/(?P<revision>[^/]+)", "commit"),
+        ("GET", rf"(?:/datasets)?/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("HEAD", rf"(?:/datasets)?/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     )
 
     def dispatch(self):
@@ -120,15 +120,15 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self):
         request = json.loads(self.body)
         repo = f"{request['organization']}/{request['name']}"
+        url = f"{self.hub.endpoint}/{'datasets/' if request.get('type') == 'dataset' else ''}{repo}"
         if repo in self.hub.repos:
-            taken = {"error": "You already created this dataset repo", "url": f"{self.hub.endpoint}/datasets/{repo}"}
-            self.answer(taken, 409)
+            self.answer({"error": "You already created this repo", "url": url}, 409)
             return
         self.hub.repos[repo] = []
-        self.hub.commit(repo, {".gitattributes": b"*.parquet filter=lfs\n"})
+        self.hub.commit(repo, {".gitattributes": b"*.parquet filter=lfs\n*.safetensors filter=lfs\n"})
         if request.get("private") or request.get("visibility") == "private":
             self.hub.private.add(repo)
-        self.answer({"url": f"{self.hub.endpoint}/datasets/{repo}"})
+        self.answer({"url": url})
 
     def validate(self):
         self.answer({"errors": [], "warnings": []})
@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         modes = [
             {
                 "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(".parquet") else "regular",
+                "uploadMode": "lfs" if file["path"].endswith((".parquet", ".safetensors")) else "regular",
                 "shouldIgnore": False,
             }
             for file in json.loads(self.body)["files"]
@@ -232,7 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer({"error": f"{key} is not part of the double"}, 400)
                 return
         sha = self.hub.commit(repo, files)
-        self.answer({"commitUrl": f"{self.hub.endpoint}/datasets/{repo}/commit/{sha}", "commitOid": sha})
+        kind = "datasets/" if self.path.startswith("/api/datasets/") else ""
+        self.answer({"commitUrl": f"{self.hub.endpoint}/{kind}{repo}/commit/{sha}", "commitOid": sha})
 
     # 4. Download, whole or in part.
     def resolve(self, repo, revision, path):

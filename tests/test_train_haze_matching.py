@@ -2,18 +2,28 @@
 
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
+import datasets
 import numpy as np
 import pytest
 import tifffile
 import torch
 from conftest import ROOT, tiny_unet
+from hub_double import hub_double
+from huggingface_hub import ModelCard
 
 from haze_pipeline import HazeMatchingPipeline
+from haze_pipeline.dataset_card import make_dataset_card
 from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
+from haze_pipeline.pair_datasets import build_dataset, pair_row, save_dataset
+from haze_pipeline.pair_sources import pairs_from_folder
+from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.simulation import pair_generator, simulate_pair
 
 
@@ -31,7 +41,7 @@ def pairs(tmp_path_factory):
     return folder
 
 
-def train(pairs, output, *arguments, processes=1, check=True):
+def command(pairs, output, *arguments, processes=1, script="train_haze_matching.py", config=None):
     launcher = [
         "accelerate.commands.launch",
         "--cpu",
@@ -44,21 +54,49 @@ def train(pairs, output, *arguments, processes=1, check=True):
     ]
     if processes > 1:  # `accelerate launch --cpu` starts only one process, whatever --num_processes says
         launcher = ["torch.distributed.run", "--nproc_per_node", processes, "--master_port", 29533]
-    command = [
-        sys.executable, "-m", *launcher, ROOT / "training" / "train_haze_matching.py",
-        *(() if "--simulate" in arguments else ("--train_data_dir", pairs)),
-        *(() if "--init_from" in arguments else ("--model_config_name_or_path", pairs / "network")),
-        "--output_dir", output, "--resolution", 32, "--lr_warmup_steps", 2, "--report_to", "none", *arguments,
+    if config is not None:
+        launcher = ["accelerate.commands.launch", "--config_file", config, "--main_process_port", 29534]
+    return [
+        sys.executable, "-m", *launcher, ROOT / "training" / script,
+        *(() if {"--simulate", "--dataset_name"} & set(arguments) else ("--train_data_dir", pairs)),
+        *(() if {"--init_from", "--model_config_name_or_path"} & set(arguments) else ("--model_config_name_or_path", pairs / "network")),
+        "--output_dir", output, "--resolution", 32, "--lr_warmup_steps", 2, *arguments,
     ]  # fmt: skip
-    # One thread per process, or sums come in another order.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
+
+
+# One thread per process, or sums come in another order.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+
+
+def train(pairs, output, *arguments, processes=1, check=True, environment=ENVIRONMENT, **options):
+    if "--report_to" not in arguments and "script" not in options:
+        arguments = (*arguments, "--report_to", "none")
+    parts = [str(part) for part in command(pairs, output, *arguments, processes=processes, **options)]
+    result = subprocess.run(parts, capture_output=True, text=True, env=environment)
     assert not check or result.returncode == 0, result.stderr[-3000:]
     return result
 
 
 def weights(folder):
     return HazeMatchingPipeline.from_pretrained(folder).unet.state_dict()
+
+
+def logged(folder, name):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(next(folder.glob("logs/*"))))
+    log.Reload()
+    return [event.value for event in log.Scalars(name)]
+
+
+@pytest.fixture(scope="module")
+def dataset(pairs, tmp_path_factory):
+    """The pairs as a dataset with the splits train and validation, as `haze-pipeline dataset` writes it."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rows = build_dataset((pair_row(**vars(pair)) for pair in pairs_from_folder(pairs)), folder / "rows.arrow")
+    splits = datasets.DatasetDict({"train": rows.select(range(4)), "validation": rows.select(range(4, 6))})
+    save_dataset(splits, make_dataset_card(splits, "pairs", "", "", ""), folder / "pairs")
+    return folder / "pairs"
 
 
 def test_training_makes_a_pipeline_that_explains_itself_and_has_learned(pairs, tmp_path):
@@ -74,38 +112,159 @@ def test_training_makes_a_pipeline_that_explains_itself_and_has_learned(pairs, t
     assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-120", "checkpoint-60"]
     assert json.loads((tmp_path / "best" / "score.json").read_text())["step"] in (60, 120)
     HazeMatchingPipeline.from_pretrained(tmp_path / "best")
-
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = EventAccumulator(str(next(tmp_path.glob("logs/*"))))
-    log.Reload()
-    losses = [event.value for event in log.Scalars("loss")]
+    losses = logged(tmp_path, "loss")
     assert len(losses) == 120
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
-    assert len(log.Scalars("validation_psnr")) == 2
+
+    # The scores of both validations in the tracker, in the log and, with the command but no folders, in the card.
+    log = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [60, 120]
+    assert logged(tmp_path, "validation_psnr") == pytest.approx([row["validation_psnr"] for row in log])
+    assert json.loads((tmp_path / "best" / "score.json").read_text())["validation_psnr"] == max(
+        row["validation_psnr"] for row in log
+    )
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "diffusers" and card.data.pipeline_tag == "image-to-image"
+    assert f"| 120 | {log[1]['loss']:.4f} | {log[1]['validation_psnr']:.2f} |" in card.text
+    assert "--max_train_steps 120" in card.text and str(tmp_path.parent) not in card.text
+    events = b"".join(path.read_bytes() for path in tmp_path.glob("logs/*/events*"))
+    assert b"validation/0" in events  # a picture
 
 
-def test_an_interrupted_training_resumes_to_the_same_weights(pairs, tmp_path):
-    arguments = ["--train_batch_size", 4, "--max_train_steps", 6, "--checkpointing_steps", 3]
+def kill(parts, moment):
+    """Start a training and kill it and its processes, which they can't notice, as soon as `moment()` is true."""
+    process = subprocess.Popen(
+        [str(part) for part in parts],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not moment():
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.0005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_training_killed_while_it_writes_a_checkpoint_resumes_to_the_same_weights(pairs, tmp_path):
+    arguments = [
+        "--train_batch_size", 4, "--max_train_steps", 8, "--checkpointing_steps", 3, "--gradient_accumulation_steps", 2,
+        "--validation_data_dir", pairs, "--validation_steps", 4, "--report_to", "none",
+    ]  # fmt: skip
     train(pairs, tmp_path / "whole", *arguments)
-    # The state after three steps, beside one that was cut off while being written.
-    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
-    (tmp_path / "resumed" / "incomplete-checkpoint-5").mkdir()
-    result = train(pairs, tmp_path / "resumed", *arguments, "--resume_from_checkpoint", "latest")
+    killed = tmp_path / "killed"
+    kill(command(pairs, killed, *arguments), lambda: (killed / "incomplete-checkpoint-6").exists())
+    assert (killed / "incomplete-checkpoint-6").exists() and not (killed / "checkpoint-6").exists()
+    result = train(pairs, killed, *arguments, "--resume_from_checkpoint", "latest")
     assert "resumed from" in result.stderr and "checkpoint-3" in result.stderr
-    expected, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    expected, resumed = weights(tmp_path / "whole"), weights(killed)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert not list(killed.glob("incomplete-*"))
+    scores = [
+        [json.loads(line)["validation_psnr"] for line in (folder / "training_log.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "whole", killed)
+    ]
+    assert len(scores[0]) == 2 and scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_streaming_trainings_killed_at_any_step_resume_to_the_same_weights(pairs, dataset, tmp_path, processes):
+    arguments = [
+        "--dataset_name", dataset, "--streaming", "--patches_per_field", 3, "--train_batch_size", 2,
+        "--max_train_steps", 60, "--checkpointing_steps", 4, "--report_to", "none",
+    ]  # fmt: skip
+    train(pairs, tmp_path / "whole", *arguments, processes=processes)
+    killed = tmp_path / "killed"
+    parts = command(pairs, killed, *arguments, processes=processes)
+    step = random.randint(2, 7)
+    kill(parts, lambda: (killed / f"checkpoint-{4 * step}").exists())
+    assert not (killed / "model_index.json").exists()
+    result = train(pairs, killed, *arguments, "--resume_from_checkpoint", "latest", processes=processes)
+    assert "resumed from" in result.stderr
+    expected, resumed = weights(tmp_path / "whole"), weights(killed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
 def test_two_processes_equal_one_with_the_same_global_batch(pairs, tmp_path):
-    steps = ["--max_train_steps", 5]
+    steps = ["--max_train_steps", 20, "--report_to", "tensorboard"]
     train(pairs, tmp_path / "one", "--train_batch_size", 4, *steps)
-    result = train(pairs, tmp_path / "two", "--train_batch_size", 2, *steps, processes=2)
+    config = ROOT / "training" / "accelerate_configs" / "cpu_2_processes.yaml"
+    result = train(pairs, tmp_path / "two", "--train_batch_size", 2, *steps, config=config)
     assert "2 process(es)" in result.stderr
     train(pairs, tmp_path / "accumulated", "--train_batch_size", 2, "--gradient_accumulation_steps", 2, *steps)
     expected = weights(tmp_path / "one")
-    for other in (weights(tmp_path / "two"), weights(tmp_path / "accumulated")):
-        assert all(torch.allclose(expected[name], other[name], atol=1e-4) for name in expected)
+    for name in ("two", "accumulated"):
+        np.testing.assert_allclose(logged(tmp_path / name, "loss"), logged(tmp_path / "one", "loss"), atol=1e-4)
+        assert all(torch.allclose(expected[key], value, atol=1e-4) for key, value in weights(tmp_path / name).items())
+
+
+def test_a_dataset_trains_as_the_folder_it_was_made_of(pairs, dataset, tmp_path):
+    few = tmp_path / "few"
+    for kind in ("hazy", "clear"):
+        (few / kind).mkdir(parents=True)
+        for index in range(4):
+            shutil.copy(pairs / kind / f"{index}.tif", few / kind)
+    steps = ["--train_batch_size", 2, "--max_train_steps", 2, "--validation_steps", 2]
+    (tmp_path / "published" / "train_crop").mkdir(parents=True)
+    (tmp_path / "published" / "val").mkdir()
+    for index in range(6):
+        channels = [tifffile.imread(pairs / kind / f"{index}.tif").astype(np.float32) for kind in ("clear", "hazy")]
+        folder = tmp_path / "published" / ("train_crop" if index < 4 else "val")
+        tifffile.imwrite(folder / f"{index}.tif", np.stack(channels), photometric="minisblack")
+    steps += ["--model_config_name_or_path", pairs / "network"]
+    train(few, tmp_path / "folder", *steps)
+    dataset_result = train(pairs, tmp_path / "dataset", *steps, "--dataset_name", dataset)
+    published_result = train(tmp_path / "published", tmp_path / "hazematching", *steps)
+    expected = weights(tmp_path / "folder")
+    for name, result in (("dataset", dataset_result), ("hazematching", published_result)):
+        found = weights(tmp_path / name)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+        assert "validation: 2 pairs" in result.stderr  # its own split
+
+
+def test_a_dry_run_says_what_a_training_takes_and_leaves_nothing(pairs, tmp_path):
+    result = train(
+        pairs, tmp_path / "run", "--dry_run", "--train_batch_size", 2, "--max_train_steps", 5000, "--validation_data_dir", pairs
+    )  # fmt: skip
+    assert "dry run: everything works" in result.stderr and "hours for 5000 steps" in result.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_trained_pipeline_goes_to_the_hub_in_one_commit(pairs, tmp_path):
+    with hub_double() as hub:
+        environment = {**ENVIRONMENT, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_test",
+                       "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}  # fmt: skip
+        steps = ["--train_batch_size", 2, "--max_train_steps", 2]
+        push = ["--push_to_hub", "--hub_model_id", "lab/microscope", "--hub_private_repo"]
+        train(pairs, tmp_path / "run", *steps, *push, environment=environment)
+        files = hub.files("lab/microscope")
+        assert len(hub.repos["lab/microscope"]) == 2 and "lab/microscope" in hub.private
+        assert {"model_index.json", "README.md", "unet/diffusion_pytorch_model.safetensors"} <= set(files)
+        assert not any("checkpoint" in name or "logs" in name for name in files)
+        assert b'from_pretrained("lab/microscope")' in files["README.md"]
+        # And back, to go on from.
+        tuned = ["--init_from", "lab/microscope", *steps, "--learning_rate", 0]
+        train(pairs, tmp_path / "tuned", *tuned, environment=environment)
+    first, second = weights(tmp_path / "run"), weights(tmp_path / "tuned")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_regression_baseline_learns_resumes_and_is_no_flow(pairs, tmp_path):
+    arguments = ["--train_batch_size", 4, "--max_train_steps", 40, "--checkpointing_steps", 20, "--learning_rate", "3e-3",
+                 "--ema_decay", 0.9, "--validation_data_dir", pairs, "--validation_steps", 20]  # fmt: skip
+    result = train(pairs, tmp_path / "whole", *arguments, script="train_regression.py")
+    losses = [json.loads(line[line.index("{") :])["loss"] for line in result.stderr.splitlines() if '"loss"' in line]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    shutil.copytree(tmp_path / "whole" / "checkpoint-20", tmp_path / "resumed" / "checkpoint-20")
+    resume = ["--resume_from_checkpoint", "latest"]
+    train(pairs, tmp_path / "resumed", *arguments, *resume, script="train_regression.py")
+    whole, resumed = (HazeRegressionPipeline.from_pretrained(tmp_path / name) for name in ("whole", "resumed"))
+    hazy = tifffile.imread(pairs / "hazy" / "0.tif")
+    np.testing.assert_array_equal(whole(hazy).prediction, resumed(hazy).prediction)
+    assert whole(hazy).prediction.shape == hazy.shape and whole(hazy).uncertainty is None
+    with pytest.raises(ValueError, match="scheduler"):
+        HazeMatchingPipeline.from_pretrained(tmp_path / "whole")
 
 
 def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
@@ -168,7 +327,7 @@ def test_simulated_training_resumes_at_the_same_examples(pairs, tmp_path):
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     result = train(pairs, tmp_path, "--simulate", "--train_data_dir", pairs, "--max_train_steps", 1, check=False)
-    assert result.returncode != 0 and "either --train_data_dir or --simulate" in result.stderr
+    assert result.returncode != 0 and "one of --train_data_dir, --dataset_name and --simulate" in result.stderr
 
 
 def test_fine_tuning_starts_from_a_checkpoint_and_its_units(pairs, tmp_path):

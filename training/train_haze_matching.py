@@ -1,21 +1,23 @@
 """
-Train a HazeMatching pipeline on a folder of pairs, or on pairs that are simulated meanwhile.
+Train a HazeMatching pipeline on a folder of pairs, a dataset of the Hub, or pairs that are simulated meanwhile.
 
     haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
     haze-pipeline simulate runs/validation --num-images 24 --size 192 --seed 2
     accelerate launch training/train_haze_matching.py --train_data_dir runs/train --validation_data_dir runs/validation \
         --output_dir runs/first
 
-A folder of pairs holds `hazy/` and `clear/` with single-plane TIFFs of the same names. The result is a pipeline folder for
-`HazeMatchingPipeline.from_pretrained`. `training/README.md` explains the choices.
+The result is a pipeline folder for `HazeMatchingPipeline.from_pretrained`. `training/README.md` has a recipe for every
+situation and explains the choices.
 """
 
 import argparse
 import json
 import logging
-import math
 import os
 import shutil
+import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,64 +29,46 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.hub import stored_variant
-from haze_pipeline.metrics import range_invariant_psnr
-from haze_pipeline.simulation import pair_generator, simulate_pair
-from haze_pipeline.training_examples import (
-    FolderFields,
-    SimulatedFields,
-    TrainingExamples,
-    fit_image_processor,
-    read_pairs,
+from haze_pipeline.model_card import make_model_card, shareable_command
+from haze_pipeline.network import build_unet
+from haze_pipeline.training_checkpoints import (
+    averaged_unet,
+    checkpoint_step,
+    find_checkpoint,
+    save_best,
+    save_checkpoint,
 )
+from haze_pipeline.training_data import add_data_arguments, check_data_arguments, load_training_data, validate
+from haze_pipeline.training_examples import FieldsInMemory, FieldsInSeries, TrainingExamples, fit_image_processor
 
 
 logger = get_logger(__name__)
 
-# HazeMatching's network for patches of 128 px as a stock UNet2DModel: 3.7 million parameters.
-DEFAULT_UNET = {
-    "in_channels": 2,
-    "out_channels": 1,
-    "layers_per_block": 1,
-    "block_out_channels": (32, 32, 64, 96, 128),
-    "down_block_types": ("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
-    "attention_head_dim": None,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-}
-
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="Train a HazeMatching pipeline on a folder of pairs.")
-    # Data.
-    parser.add_argument("--train_data_dir", help="Folder with hazy/ and clear/ single-plane TIFFs.")
-    parser.add_argument(
-        "--simulate", action="store_true", help="Train on random specimens, simulated meanwhile, in place of a folder."
-    )
-    parser.add_argument("--simulation_seed", type=int, default=1, help="Series of the specimens; never a test's.")
-    parser.add_argument("--simulation_size", type=int, default=256, help="Side of the simulated fields in pixels.")
-    parser.add_argument(
-        "--patches_per_field", type=int, default=256,
-        help="Patches cut from a simulated field on average; more leave more time for training.",
-    )  # fmt: skip
-    parser.add_argument("--validation_data_dir", help="Another such folder, of other specimens.")
+    parser = argparse.ArgumentParser(description="Train a HazeMatching pipeline.")
+    add_data_arguments(parser)
     parser.add_argument("--output_dir", required=True, help="Where checkpoints and the trained pipeline go.")
-    parser.add_argument("--resolution", type=int, default=64, help="Side of the training patches in pixels.")
     parser.add_argument(
         "--normalization", choices=["image", "fixed"], default="image",
         help='"image": every image by its own statistics; "fixed": by those of the training set, as in the paper.',
+    )  # fmt: skip
+    parser.add_argument(
+        "--intensity_augmentation", type=float, default=0.0,
+        help="Deviation of a random logarithmic gain of both images of a patch, and of an offset of the hazy one.",
     )  # fmt: skip
     parser.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that cut patches.")
     # Model.
     parser.add_argument(
         "--init_from",
-        help="Pipeline folder whose network, and unless --normalization is fixed statistics, to start from.",
+        help="Pipeline, a folder or a repository of the Hub, whose network, and unless --normalization is fixed statistics, "
+        "to start from.",
     )
     parser.add_argument(
         "--model_config_name_or_path", help="UNet2DModel config in place of the paper's 3.7-million-parameter network."
@@ -110,105 +94,132 @@ def parse_args():
     )  # fmt: skip
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Compute more to hold less in memory.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
-    # Checkpoints, validation, logs.
+    # Checkpoints, validation, logs, sharing.
     parser.add_argument(
         "--checkpointing_steps", type=int, default=500, help="Steps between checkpoints to resume from."
     )
     parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="Older checkpoints are deleted.")
     parser.add_argument("--resume_from_checkpoint", help='A "checkpoint-…" folder, or "latest".')
     parser.add_argument("--validation_steps", type=int, default=500, help="Steps between validations.")
-    parser.add_argument("--report_to", default="tensorboard", help="Tracker known to accelerate, or none.")
+    parser.add_argument("--num_validation_images", type=int, default=4, help="Pictures for the tracker.")
+    parser.add_argument("--report_to", default="tensorboard", help="tensorboard, wandb, trackio, …, or none.")
+    parser.add_argument(
+        "--dry_run", action="store_true",
+        help="Train three steps, validate and write everything once, say what the training will take, and delete it again.",
+    )  # fmt: skip
+    parser.add_argument("--push_to_hub", action="store_true", help="Upload the trained pipeline to the Hub.")
+    parser.add_argument("--hub_model_id", help="Repository for --push_to_hub, such as lab/microscope.")
+    parser.add_argument("--hub_private_repo", action="store_true", help="Make a new repository private.")
     args = parser.parse_args()
 
-    if args.simulate == (args.train_data_dir is not None):
-        parser.error("Pass either --train_data_dir or --simulate.")
-    if args.simulate and args.simulation_size < args.resolution:
-        parser.error(f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}.")
-    if args.patches_per_field < 1:
-        parser.error(f"--patches_per_field must be positive, got {args.patches_per_field}.")
-    if args.resolution < 16:
-        parser.error("--resolution must be at least 16.")
+    check_data_arguments(parser, args)
+    for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
+                 "checkpoints_total_limit", "validation_steps"):  # fmt: skip
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be positive, got {getattr(args, name)}.")
     if args.init_from is not None and args.model_config_name_or_path is not None:
         parser.error("--init_from brings its own network: leave out --model_config_name_or_path.")
     if args.init_from is not None and not Path(args.init_from, "model_index.json").is_file():
-        parser.error(f"--init_from must be a pipeline folder, but there is no {args.init_from}/model_index.json.")
+        try:
+            validate_repo_id(args.init_from)
+        except ValueError:
+            parser.error(f"--init_from must be a pipeline folder or a repository of the Hub, got {args.init_from}.")
     if not 0 <= args.posterior_mean_share <= 1:
         parser.error("--posterior_mean_share must lie between 0 and 1.")
+    if args.intensity_augmentation < 0:
+        parser.error("--intensity_augmentation must not be negative.")
+    if args.push_to_hub != (args.hub_model_id is not None):
+        parser.error("--push_to_hub and --hub_model_id go together.")
+    if args.push_to_hub:
+        validate_repo_id(args.hub_model_id)
     return args
 
 
-def validate(pipeline, hazy, clear):
-    """Mean range-invariant PSNR in dB of one-step posterior means of 4 noises, through the real pipeline."""
+def load_initial(name):
+    """The pipeline of a folder or of the Hub that a training starts from."""
+    folder = name if os.path.isdir(name) else snapshot_download(name)
+    return HazeMatchingPipeline.from_pretrained(folder, variant=stored_variant(folder))
+
+
+def predict_mean(pipeline, hazy):
+    """Posterior mean `[H, W]` of 4 noises in one step, through the real pipeline."""
     pipeline.set_progress_bar_config(disable=True)
-    scores = []
-    for hazy_image, clear_image in zip(hazy, clear, strict=True):
-        generator = torch.Generator().manual_seed(0)
-        out = pipeline(hazy_image, num_inference_steps=1, ensemble_size=4, generator=generator)
-        scores.append(range_invariant_psnr(clear_image, out.prediction))
-    return float(np.mean(scores))
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(hazy, num_inference_steps=1, ensemble_size=4, generator=generator).prediction
+
+
+def log_images(accelerator, pipeline, pairs, means, step):
+    """Hazy, dehazed and clear side by side, each with its own contrast, to the trackers that show pictures."""
+    picture = pipeline.image_processor.visualize_intensity
+    rows = [
+        np.concatenate([np.asarray(picture(image)) for image in (pair.hazy, mean, pair.clear)], axis=1)
+        for pair, mean in zip(pairs, means, strict=True)
+    ]
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            for number, row in enumerate(rows):
+                tracker.writer.add_image(f"validation/{number}", row, step, dataformats="HW")
+        elif tracker.name == "wandb":
+            tracker.log_images({"validation": rows}, step=step)
 
 
 def main():
     args = parse_args()
+    command = shareable_command(["accelerate", "launch", *sys.argv])
+    output_dir = Path(args.output_dir)
+    if args.dry_run:
+        output_dir = output_dir / "dry_run"
+        planned_steps, args.max_train_steps = args.max_train_steps, 3
+        args.checkpointing_steps = args.validation_steps = 3
+        args.resume_from_checkpoint, args.push_to_hub = None, False
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
-        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=Path(args.output_dir, "logs")),
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
     )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     set_seed(args.seed)
-    if accelerator.is_main_process:
-        os.makedirs(args.output_dir, exist_ok=True)
 
-    initial = None
-    if args.init_from is not None:
-        initial = HazeMatchingPipeline.from_pretrained(args.init_from, variant=stored_variant(args.init_from))
-
-    # Data: all pairs of a folder are held in memory. Of simulated ones, the first tell the statistics.
-    if args.simulate:
-        pairs = [
-            simulate_pair(args.simulation_size, pair_generator(args.simulation_seed, index))
-            for index in range(SimulatedFields.WINDOW)
-        ]
-        hazy, clear = [pair.hazy.numpy() for pair in pairs], [pair.clear.numpy() for pair in pairs]
-        pixel_sizes = [pair.parameters["pixel_size"] for pair in pairs]
-    else:
-        hazy, clear, pixel_sizes = read_pairs(args.train_data_dir)
+    # Data, in units that the initial network has learned or that these data tell.
+    initial = None if args.init_from is None else load_initial(args.init_from)
+    data = load_training_data(args)
     if initial is not None and initial.config.normalization == args.normalization == "image":
-        image_processor = initial.image_processor  # whose units the network has learned
+        image_processor = initial.image_processor
     else:
-        image_processor = fit_image_processor(args.normalization, hazy, clear)
-    if args.simulate:
-        fields = SimulatedFields(
-            image_processor, args.simulation_seed, args.simulation_size, args.patches_per_field, pairs
-        )
+        image_processor = fit_image_processor(args.normalization, data.pairs)
+    if data.series is None:
+        fields = FieldsInMemory(data.pairs, image_processor, args.resolution)
     else:
-        fields = FolderFields(hazy, clear, image_processor, args.resolution)
-    examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    length = args.max_train_steps * examples_per_step
-    dataset = TrainingExamples(fields, args.resolution, args.posterior_mean_share, args.t_sampling, args.seed, length)
+        fields = FieldsInSeries(data.series, image_processor, args.resolution, args.patches_per_field, data.pairs)
     logger.info(
         "statistics of %d pairs: target mean %.4g, deviation %.4g",
-        len(hazy),
+        len(data.pairs),
         image_processor.target_mean,
         image_processor.target_std,
     )
-    validation_hazy, validation_clear = [], []
-    if args.validation_data_dir is not None:
-        validation_hazy, validation_clear, _ = read_pairs(args.validation_data_dir)
-        inputs = [range_invariant_psnr(c, h) for h, c in zip(validation_hazy, validation_clear, strict=True)]
-        logger.info("validation: %d pairs, %.2f dB before dehazing", len(inputs), np.mean(inputs))
+    validation_input = data.validation_input
+    if data.validation:
+        logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), validation_input)
+    examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    dataset = TrainingExamples(
+        fields, args.resolution, args.posterior_mean_share, args.t_sampling, args.intensity_augmentation, args.seed,
+        length=args.max_train_steps * examples_per_step,
+    )  # fmt: skip
     # Not shuffled: the examples are random in themselves, and this order is the same after a resume.
     dataloader = torch.utils.data.DataLoader(
         dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True
     )
 
     # Model, averaged weights, optimiser, schedule.
-    config = DEFAULT_UNET
-    if args.model_config_name_or_path is not None:
+    if initial is not None:
+        unet = initial.unet
+    elif args.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(args.model_config_name_or_path)
-    unet = UNet2DModel.from_config({**config, "sample_size": args.resolution}) if initial is None else initial.unet
+        unet = UNet2DModel.from_config({**config, "sample_size": args.resolution})
+    else:
+        unet = build_unet()
+        unet.register_to_config(sample_size=args.resolution)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     factor = 2 ** (len(unet.config.block_out_channels) - 1)
@@ -220,10 +231,6 @@ def main():
         accelerator.num_processes,
         examples_per_step,
     )
-    ema = EMAModel(
-        unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4,
-        model_cls=UNet2DModel, model_config=unet.config,
-    )  # fmt: skip
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     # accelerate steps the schedule once per process, so that its lengths are counted in steps × processes.
     lr_scheduler = get_scheduler(
@@ -233,14 +240,15 @@ def main():
         num_training_steps=args.max_train_steps * accelerator.num_processes,
     )
     unet, optimizer, dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, dataloader, lr_scheduler)
-    ema.to(accelerator.device)
+    # Of the prepared network, whose parameters may be shards of the whole.
+    ema = EMAModel(unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4)
     accelerator.register_for_checkpointing(ema)
     if args.report_to != "none":
-        accelerator.init_trackers("haze_matching", config=vars(args))
+        accelerator.init_trackers("haze_matching", config={name: str(value) for name, value in vars(args).items()})
 
-    def build_pipeline():
+    def averaged_pipeline():
         return HazeMatchingPipeline(
-            unet=accelerator.unwrap_model(unet),
+            unet=averaged_unet(accelerator, unet, ema),
             scheduler=FlowMatchODEScheduler(),
             normalization=image_processor.normalization,
             input_mean=image_processor.input_mean,
@@ -248,24 +256,20 @@ def main():
             target_mean=image_processor.target_mean,
             target_std=image_processor.target_std,
             training_patch_size=args.resolution,
-            training_pixel_size={"min": min(pixel_sizes), "max": max(pixel_sizes)} if pixel_sizes else None,
+            training_pixel_size=data.pixel_size_span,
         )
 
     # Resume: weights, optimiser, schedule, averaged weights, random states; then skip the examples already seen.
-    step, best = 0, -math.inf
-    if args.resume_from_checkpoint is not None:
-        checkpoint = Path(args.resume_from_checkpoint)
-        if args.resume_from_checkpoint == "latest":
-            checkpoints = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-            checkpoint = checkpoints[-1] if checkpoints else None
-        if checkpoint is None:
-            logger.info("no checkpoint in %s, starting from scratch", args.output_dir)
-        else:
-            accelerator.load_state(checkpoint)
-            step = int(checkpoint.name.split("-")[1])
-            if Path(args.output_dir, "best", "score.json").exists():
-                best = json.loads(Path(args.output_dir, "best", "score.json").read_text())["validation_psnr"]
-            logger.info("resumed from %s", checkpoint)
+    step, log, log_file = 0, [], output_dir / "training_log.jsonl"
+    checkpoint = args.resume_from_checkpoint and find_checkpoint(output_dir, args.resume_from_checkpoint)
+    if checkpoint:
+        accelerator.load_state(checkpoint)
+        step = checkpoint_step(checkpoint)
+        if log_file.is_file():  # may have run ahead of the checkpoint
+            log = [row for row in map(json.loads, log_file.read_text().splitlines()) if row["step"] <= step]
+        logger.info("resumed from %s", checkpoint)
+    elif args.resume_from_checkpoint:
+        logger.info("no checkpoint in %s, starting from the beginning", output_dir)
     batches = accelerator.skip_first_batches(dataloader, step * args.gradient_accumulation_steps)
 
     # Train.
@@ -273,12 +277,15 @@ def main():
         total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
     )
     unet.train()
+    started, seconds_before = time.monotonic(), log[-1]["seconds"] if log else 0.0
+    step_loss, losses = 0.0, []
     for batch in batches:
         with accelerator.accumulate(unet):
             t = batch["t"].view(-1, 1, 1, 1)
             latents = (1 - t) * batch["noise"] + t * batch["clear"]  # [B,1,h,w]
             velocity = unet(torch.cat([latents, batch["hazy"]], dim=1), batch["t"], return_dict=False)[0]  # [B,1,h,w]
             loss = F.mse_loss(velocity.float(), batch["clear"] - batch["noise"])
+            step_loss += accelerator.reduce(loss.detach(), "mean").item() / args.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
@@ -290,47 +297,57 @@ def main():
         ema.step(unet.parameters())
         step += 1
         progress_bar.update()
+        accelerator.log({"loss": step_loss, "learning_rate": lr_scheduler.get_last_lr()[0]}, step=step)
+        losses.append(step_loss)
+        step_loss = 0.0
         last = step == args.max_train_steps
-        accelerator.log({"loss": loss.item(), "learning_rate": lr_scheduler.get_last_lr()[0]}, step=step)
+        if args.dry_run and step == 1:
+            started = time.monotonic()  # the first step allocates and compiles
 
-        if step % args.checkpointing_steps == 0 or last:
-            # Under a temporary name until complete: a checkpoint that a kill cuts short must not be resumed from.
-            checkpoint = Path(args.output_dir, f"checkpoint-{step}")
-            incomplete = Path(args.output_dir, f"incomplete-checkpoint-{step}")
-            accelerator.save_state(incomplete)
-            accelerator.wait_for_everyone()
+        if data.validation and (step % args.validation_steps == 0 or last):
+            pipeline = averaged_pipeline()
             if accelerator.is_main_process:
-                shutil.rmtree(checkpoint, ignore_errors=True)
-                incomplete.rename(checkpoint)
-                checkpoints = sorted(
-                    Path(args.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])
+                score, means = validate(partial(predict_mean, pipeline), data.validation)
+                accelerator.log({"validation_psnr": score}, step=step)
+                shown = slice(args.num_validation_images)
+                log_images(accelerator, pipeline, data.validation[shown], means[shown], step)
+                save_best(pipeline, output_dir, step, score)
+                seconds = seconds_before + time.monotonic() - started
+                log.append(
+                    {"step": step, "seconds": seconds, "loss": float(np.mean(losses)), "validation_psnr": score}
                 )
-                for old in checkpoints[: -args.checkpoints_total_limit]:
-                    shutil.rmtree(old)
+                log_file.write_text("".join(json.dumps(row) + "\n" for row in log))
+                logger.info("step %d: loss %.4f, validation %.2f dB", step, log[-1]["loss"], score)
+            losses = []
+        if step % args.checkpointing_steps == 0 or last:
+            if args.dry_run:
+                seconds_per_step = (time.monotonic() - started) / (step - 1)
+            save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit)
+    progress_bar.close()
 
-        if validation_hazy and accelerator.is_main_process and (step % args.validation_steps == 0 or last):
-            ema.store(unet.parameters())
-            ema.copy_to(unet.parameters())
-            unet.eval()
-            pipeline = build_pipeline()
-            score = validate(pipeline, validation_hazy, validation_clear)
-            accelerator.log({"validation_psnr": score}, step=step)
-            logger.info("step %d: loss %.4f, validation %.2f dB", step, loss.item(), score)
-            if score > best:
-                best = score
-                pipeline.save_pretrained(Path(args.output_dir, "best"))
-                Path(args.output_dir, "best", "score.json").write_text(
-                    json.dumps({"step": step, "validation_psnr": score})
-                )
-            ema.restore(unet.parameters())
-            unet.train()
-
-    # Keep the averaged weights.
-    accelerator.wait_for_everyone()
+    # Keep the averaged weights, with a card.
+    pipeline = averaged_pipeline()
     if accelerator.is_main_process:
-        ema.copy_to(unet.parameters())
-        build_pipeline().save_pretrained(args.output_dir)
+        pipeline.save_pretrained(output_dir)
+        card = make_model_card(
+            pipeline, args.hub_model_id or Path(args.output_dir).name, data.description, command, log,
+            len(data.validation), validation_input, accelerator.num_processes, examples_per_step,
+            args.dataset_name if args.dataset_name and not os.path.isdir(args.dataset_name) else None,
+        )  # fmt: skip
+        card.save(output_dir / "README.md")
+        if args.push_to_hub:
+            api = HfApi()
+            api.create_repo(args.hub_model_id, private=args.hub_private_repo or None, exist_ok=True)
+            patterns = ["model_index.json", "unet/*", "scheduler/*", "README.md", "training_log.jsonl"]
+            api.upload_folder(repo_id=args.hub_model_id, folder_path=output_dir, allow_patterns=patterns)
+            logger.info("pushed to %s", args.hub_model_id)
     accelerator.end_training()
+    if args.dry_run and accelerator.is_main_process:
+        shutil.rmtree(output_dir)
+        logger.info(
+            "dry run: everything works; %.2f s a step with its share of a validation, %.1f hours for %d steps",
+            seconds_per_step, seconds_per_step * planned_steps / 3600, planned_steps,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

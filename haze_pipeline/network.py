@@ -1,0 +1,27 @@
+"""HazeMatching's two networks as stock `UNet2DModel`s."""
+
+from diffusers import UNet2DModel
+
+
+# Channels of each level, by patch size. Attention stands where the feature map of a patch has 16 px a side, which is the
+# second coarsest level of both networks.
+BLOCK_OUT_CHANNELS = {128: (32, 32, 64, 96, 128), 64: (32, 64, 96, 128)}
+
+
+def build_unet(patch_size: int = 128) -> UNet2DModel:
+    """A new velocity field for training on patches of 128 px (3.7 million parameters) or 64 px."""
+    plain = len(BLOCK_OUT_CHANNELS[patch_size]) - 2  # levels above the one with attention
+    return UNet2DModel(
+        sample_size=patch_size,
+        in_channels=2,  # x_t and the hazy image
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=BLOCK_OUT_CHANNELS[patch_size],
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * plain,
+        attention_head_dim=None,  # one head
+        norm_num_groups=32,
+        norm_eps=1e-5,
+        flip_sin_to_cos=True,  # torchcfm puts the cosines first ...
+        freq_shift=0,  # ... and divides the exponent by the number of frequencies, not by one less
+    )

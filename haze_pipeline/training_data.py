@@ -1,0 +1,165 @@
+"""The data arguments that all training scripts share, the pairs that they name, and validation on them."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from .metrics import range_invariant_psnr
+from .pair_datasets import import_datasets
+from .pair_sources import Pair, hazematching_splits, pairs_from_folder, pairs_from_hazematching, pairs_from_rows
+from .training_examples import WINDOW, simulated_series, streamed_series
+
+
+@dataclass
+class TrainingData:
+    """
+    Args:
+        pairs (`list[Pair]`): All pairs, or the first ones of `series`, for the statistics.
+        series (`Callable`, *optional*): Yields the pairs of an endless series from a number on.
+        validation (`list[Pair]`): Pairs of other specimens; may be empty.
+        description (`str`): Sentence for a card.
+    """
+
+    pairs: list[Pair]
+    series: Callable[[int], Iterator[Pair]] | None
+    validation: list[Pair]
+    description: str
+
+    @property
+    def pixel_size_span(self) -> dict | None:
+        """Smallest and largest pixel in µm, as `training_pixel_size` of a pipeline has it; `None` if unknown."""
+        sizes = [pair.pixel_size_um for pair in self.pairs if pair.pixel_size_um is not None]
+        return {"min": min(sizes), "max": max(sizes)} if sizes else None
+
+    @property
+    def validation_input(self) -> float | None:
+        """Mean range-invariant PSNR of the hazy validation images, dB; `None` if there are none."""
+        return validate(lambda hazy: hazy, self.validation)[0] if self.validation else None
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that [`load_training_data`] reads."""
+    parser.add_argument(
+        "--train_data_dir", type=Path,
+        help="Folder with TIFFs of equal names in hazy/ and clear/, or a published HazeMatching folder, such as zebrafish.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dataset_name", help="Dataset of the Hub, or folder of one, with the columns `hazy` and `clear`."
+    )
+    parser.add_argument("--dataset_config_name", help="Configuration of the dataset, if it has several.")
+    parser.add_argument(
+        "--streaming", action="store_true", help="Read the dataset while training instead of holding it in memory."
+    )
+    parser.add_argument(
+        "--simulate", action="store_true", help="Train on random specimens, simulated meanwhile, in place of data."
+    )
+    parser.add_argument("--simulation_seed", type=int, default=1, help="Series of the specimens; never a test's.")
+    parser.add_argument("--simulation_size", type=int, default=256, help="Side of the simulated fields in pixels.")
+    parser.add_argument(
+        "--patches_per_field", type=int, default=256,
+        help="Patches cut from a simulated or streamed field on average; more leave more time for training.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--validation_data_dir", type=Path,
+        help="Folder as --train_data_dir, of other specimens; the split `validation` of the training data if omitted.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_validation_pairs", type=int, default=64, help="Only so many validation pairs are looked at."
+    )
+    parser.add_argument("--resolution", type=int, default=64, help="Side of the training patches in pixels.")
+
+
+def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what cannot be trained on before anything is read."""
+    if sum([args.train_data_dir is not None, args.dataset_name is not None, args.simulate]) != 1:
+        parser.error("Pass one of --train_data_dir, --dataset_name and --simulate.")
+    if args.streaming and args.dataset_name is None:
+        parser.error("--streaming needs --dataset_name.")
+    if args.simulate and args.simulation_size < args.resolution:
+        parser.error(f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}.")
+    for name in ("patches_per_field", "max_validation_pairs"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be positive, got {getattr(args, name)}.")
+    if args.resolution < 16:
+        parser.error("--resolution must be at least 16.")
+
+
+def load_training_data(args: argparse.Namespace) -> TrainingData:
+    """
+    Read the pairs that the data arguments name.
+
+    Raises:
+        `FileNotFoundError`: If a folder holds no pairs.
+        `ValueError`: If an image cannot be read or has no partner of its size.
+    """
+    series, splits = None, {}
+    if args.simulate:
+        series = partial(simulated_series, args.simulation_seed, args.simulation_size)
+        description = (
+            f"pairs of {args.simulation_size} px, simulated meanwhile with `haze_pipeline.simulation`, seed "
+            f"{args.simulation_seed}."
+        )
+    elif args.dataset_name is not None:
+        splits = import_datasets().load_dataset(args.dataset_name, args.dataset_config_name, streaming=args.streaming)
+        if "train" not in splits:
+            raise ValueError(f"{args.dataset_name} has no split `train`, only {', '.join(splits)}.")
+        if args.streaming:
+            series = partial(streamed_series, splits["train"])
+        description = f"the split `train` of the dataset `{_shareable_name(args.dataset_name)}`."
+    else:
+        description = f"the pairs of the folder `{args.train_data_dir.resolve().name}`."
+
+    if series is not None:
+        pairs = list(islice(series(0), WINDOW))
+    elif args.dataset_name is not None:
+        pairs = list(pairs_from_rows(splits["train"]))
+    else:
+        pairs = list(_pairs_of_folder(args.train_data_dir, "train"))
+
+    validation = iter(())
+    if args.validation_data_dir is not None:
+        validation = _pairs_of_folder(args.validation_data_dir, "validation")
+    elif "validation" in splits:
+        validation = pairs_from_rows(splits["validation"])
+    elif args.train_data_dir is not None and _has_hazematching_split(args.train_data_dir, "validation"):
+        validation = pairs_from_hazematching(args.train_data_dir, "validation")
+    return TrainingData(pairs, series, list(islice(validation, args.max_validation_pairs)), description)
+
+
+def validate(predict: Callable[[np.ndarray], np.ndarray], pairs: list[Pair]) -> tuple[float, list[np.ndarray]]:
+    """
+    Mean range-invariant PSNR of predictions, dB, and the predictions themselves.
+
+    Args:
+        predict (`Callable`): From a hazy image `[H, W]` to a clear one.
+        pairs (`list[Pair]`): What to predict.
+    """
+    predictions = [predict(pair.hazy) for pair in pairs]
+    scores = [range_invariant_psnr(pair.clear, each) for pair, each in zip(pairs, predictions, strict=True)]
+    return float(np.mean(scores)), predictions
+
+
+def _pairs_of_folder(folder: Path, split: str) -> Iterator[Pair]:
+    """The pairs of a folder with hazy/ and clear/, or of one split of a published HazeMatching folder."""
+    if _has_hazematching_split(folder, split):
+        return pairs_from_hazematching(folder, split)
+    return pairs_from_folder(folder)
+
+
+def _has_hazematching_split(folder: Path, split: str) -> bool:
+    if Path(folder, "hazy").is_dir():
+        return False
+    try:
+        return split in hazematching_splits(folder)
+    except FileNotFoundError:
+        return False
+
+
+def _shareable_name(dataset_name: str) -> str:
+    """The name of a dataset, but not where a folder lies."""
+    return Path(dataset_name).resolve().name if Path(dataset_name).is_dir() else dataset_name

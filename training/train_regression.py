@@ -1,0 +1,166 @@
+"""
+Train the baseline of HazeMatching: its U-Net, predicting the clear image at once by mean squared error.
+
+    accelerate launch training/train_regression.py --train_data_dir runs/train --validation_data_dir runs/validation \
+        --output_dir runs/regression
+
+Data, patches and network are those of `train_haze_matching.py`; noise and time are left out. The result is a folder for
+`HazeRegressionPipeline.from_pretrained`.
+"""
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+from diffusers import UNet2DModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from haze_pipeline.network import build_unet
+from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
+from haze_pipeline.training_checkpoints import (
+    averaged_unet,
+    checkpoint_step,
+    find_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from haze_pipeline.training_data import add_data_arguments, check_data_arguments, load_training_data, validate
+from haze_pipeline.training_examples import FieldsInMemory, FieldsInSeries, TrainingExamples, fit_image_processor
+
+
+logger = get_logger(__name__)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Train a U-Net that predicts clear images by regression.")
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="Where checkpoints and the trained pipeline go."
+    )
+    parser.add_argument("--normalization", choices=["image", "fixed"], default="image", help="By which statistics.")
+    parser.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that cut patches.")
+    parser.add_argument("--model_config_name_or_path", help="UNet2DModel config in place of the paper's network.")
+    parser.add_argument("--seed", type=int, default=0, help="Decides initial weights and patches.")
+    parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
+    parser.add_argument("--max_train_steps", type=int, default=6000, help="Optimiser steps in all.")
+    parser.add_argument("--learning_rate", type=float, default=5e-4, help="Peak learning rate of AdamW.")
+    parser.add_argument("--lr_warmup_steps", type=int, default=200, help="Steps of linear warm-up, before a cosine.")
+    parser.add_argument("--weight_decay", type=float, default=1e-4, help="Weight decay of AdamW.")
+    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm.")
+    parser.add_argument("--ema_decay", type=float, default=0.999, help="Decay of the averaged weights that are kept.")
+    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
+    parser.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between checkpoints.")
+    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="Older checkpoints are deleted.")
+    parser.add_argument("--resume_from_checkpoint", help='A "checkpoint-…" folder, or "latest".')
+    parser.add_argument("--validation_steps", type=int, default=500, help="Steps between validations.")
+    args = parser.parse_args()
+    check_data_arguments(parser, args)
+    return args
+
+
+def main():
+    args = parse_args()
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    set_seed(args.seed)
+
+    data = load_training_data(args)
+    image_processor = fit_image_processor(args.normalization, data.pairs)
+    if data.series is None:
+        fields = FieldsInMemory(data.pairs, image_processor, args.resolution)
+    else:
+        fields = FieldsInSeries(data.series, image_processor, args.resolution, args.patches_per_field, data.pairs)
+    length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
+    dataset = TrainingExamples(fields, args.resolution, 1.0, "grid", 0.0, args.seed, length)  # the times do not matter
+    dataloader = torch.utils.data.DataLoader(
+        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True
+    )
+    if data.validation:
+        logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), data.validation_input)
+
+    unet = build_unet()
+    if args.model_config_name_or_path is not None:
+        unet = UNet2DModel.from_config(UNet2DModel.load_config(args.model_config_name_or_path))
+    unet.register_to_config(sample_size=args.resolution)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+    # accelerate steps the schedule once per process, so that its lengths are counted in steps × processes.
+    lr_scheduler = get_scheduler(
+        "cosine",
+        optimizer=optimizer,
+        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
+        num_training_steps=args.max_train_steps * accelerator.num_processes,
+    )
+    unet, optimizer, dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, dataloader, lr_scheduler)
+    ema = EMAModel(unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4)
+    accelerator.register_for_checkpointing(ema)
+
+    def averaged_pipeline():
+        pipeline = HazeRegressionPipeline(
+            unet=averaged_unet(accelerator, unet, ema),
+            normalization=image_processor.normalization,
+            input_mean=image_processor.input_mean,
+            input_std=image_processor.input_std,
+            target_mean=image_processor.target_mean,
+            target_std=image_processor.target_std,
+            training_patch_size=args.resolution,
+            training_pixel_size=data.pixel_size_span,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    step = 0
+    checkpoint = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    if checkpoint:
+        accelerator.load_state(checkpoint)
+        step = checkpoint_step(checkpoint)
+        logger.info("resumed from %s", checkpoint)
+
+    progress_bar = tqdm(
+        total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
+    )
+    unet.train()
+    started, losses = time.monotonic(), []
+    for batch in accelerator.skip_first_batches(dataloader, step):
+        inputs = torch.cat([torch.zeros_like(batch["hazy"]), batch["hazy"]], dim=1)  # [B,2,h,w]
+        prediction = unet(inputs, torch.zeros_like(batch["t"]), return_dict=False)[0]  # [B,1,h,w]
+        loss = F.mse_loss(prediction.float(), batch["clear"])
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+        optimizer.step()
+        lr_scheduler.step()
+        optimizer.zero_grad()
+        ema.step(unet.parameters())
+        step += 1
+        progress_bar.update()
+        losses.append(loss.item())
+        last = step == args.max_train_steps
+        if data.validation and (step % args.validation_steps == 0 or last):
+            pipeline = averaged_pipeline()
+            if accelerator.is_main_process:
+                score, _ = validate(lambda hazy, pipeline=pipeline: pipeline(hazy).prediction, data.validation)
+                save_best(pipeline, args.output_dir, step, score)
+                record = {"step": step, "seconds": time.monotonic() - started, "loss": float(np.mean(losses))}
+                logger.info("%s", json.dumps({**record, "validation_psnr": score}))
+            losses = []
+        if step % args.checkpointing_steps == 0 or last:
+            save_checkpoint(accelerator, args.output_dir, step, args.checkpoints_total_limit)
+    progress_bar.close()
+
+    pipeline = averaged_pipeline()
+    if accelerator.is_main_process:
+        pipeline.save_pretrained(args.output_dir)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
