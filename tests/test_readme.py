@@ -34,7 +34,11 @@ def test_every_command_and_flag_in_the_documents_exists():
         for line in re.findall(rf"haze-pipeline {command} [^#\n`]*", text):
             for flag in re.findall(r"--[\w-]+", line):
                 assert flag in help_.stdout, f"{command} {flag}"
-    script = (ROOT / "training" / "train_haze_matching.py").read_text()
-    for line in re.findall(r"train_haze_matching\.py .*(?:\\\n.*)?", text):
-        for flag in re.findall(r"--\w+", line):
-            assert f'"{flag}"' in script, flag
+    shared = (ROOT / "haze_pipeline" / "training_data.py").read_text()
+    for name in ("train_haze_matching", "train_regression"):
+        script = (ROOT / "training" / f"{name}.py").read_text() + shared
+        for line in re.findall(rf"{name}\.py .*(?:\\\n.*)*", text):
+            for flag in re.findall(r"--\w+", line):
+                assert f'"{flag}"' in script, flag
+    configurations = {path.stem for path in (ROOT / "training" / "accelerate_configs").iterdir()}
+    assert configurations == set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from conftest import ROOT, tiny_unet
 from hub_double import hub_double
 from huggingface_hub import ModelCard
@@ -197,6 +198,17 @@ def test_two_processes_equal_one_with_the_same_global_batch(pairs, tmp_path):
     for name in ("two", "accumulated"):
         np.testing.assert_allclose(logged(tmp_path / name, "loss"), logged(tmp_path / "one", "loss"), atol=1e-4)
         assert all(torch.allclose(expected[key], value, atol=1e-4) for key, value in weights(tmp_path / name).items())
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "training" / "accelerate_configs").iterdir()), ids=lambda path: path.stem
+)
+def test_accelerate_reads_the_configurations(path):
+    parser = launch_command_parser()
+    args, _, _ = _validate_launch_command(parser.parse_args(["--config_file", str(path), "script.py"]))
+    assert args.num_processes == {"gpu": 1, "cpu_2_processes": 2, "multi_node": 32}.get(path.stem, 8)
+    launchers = {"fsdp": args.use_fsdp, "deepspeed_zero2": args.use_deepspeed, "gpu": not args.multi_gpu}
+    assert launchers.get(path.stem, args.multi_gpu)
 
 
 def test_a_dataset_trains_as_the_folder_it_was_made_of(pairs, dataset, tmp_path):
