@@ -3,8 +3,8 @@ Measure the default checkpoint's uncertainty on simulated pairs of a seed that n
 
     python bench/calibration.py
 
-Twenty samples of the preset `balanced` for every image. The ratio of RMS error to RMS predicted deviation, both in units of
-the clear image's range, is 1 for a calibrated model; of k samples, (RMSE)² = (1 + 1/k) (RMV)². Scale and offset are fitted on
+Twenty samples of the preset `balanced` for every image. The ratio of RMS error to RMS predicted deviation, both in network
+units, is 1 for a calibrated model; of k samples, (RMSE)² = (1 + 1/k) (RMV)². Scale and offset are fitted on
 the validation images. Writes `bench/calibration.json`.
 """
 

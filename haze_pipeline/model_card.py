@@ -26,6 +26,7 @@ def make_model_card(
     processes: int,
     examples_per_step: int,
     dataset_name: str | None = None,
+    base_model: str | None = None,
     license_id: str | None = None,
 ) -> "ModelCard":
     """
@@ -42,6 +43,7 @@ def make_model_card(
         processes (`int`): Number of processes that trained.
         examples_per_step (`int`): Patches per optimiser step, of all processes.
         dataset_name (`str`, *optional*): Dataset of the Hub that it was trained on.
+        base_model (`str`, *optional*): Name of the pipeline whose network it started from.
         license_id (`str`, *optional*): Licence in the spelling of the Hub, such as `"apache-2.0"`.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -51,6 +53,7 @@ def make_model_card(
         pipeline_tag="image-to-image",
         tags=["microscopy", "fluorescence", "dehazing", "flow-matching"],
         datasets=None if dataset_name is None else [dataset_name],
+        base_model=base_model if base_model is not None and "/" in base_model else None,  # a repository, not a folder
         license=license_id,
     )
     return ModelCard.from_template(
@@ -59,6 +62,7 @@ def make_model_card(
         title=title,
         config=pipeline.config,
         data=data,
+        base_model=base_model,
         command=command,
         log=log,
         validation_pairs=validation_pairs,
@@ -71,5 +75,14 @@ def make_model_card(
 
 
 def shareable_command(arguments: list[str]) -> str:
-    """A command line in which files and folders are named, but not where they lie."""
-    return shlex.join(Path(argument).name if Path(argument).exists() else argument for argument in arguments)
+    """A command line that names files and folders of the user, but does not say where they lie."""
+
+    def shorten(value: str) -> str:
+        path = Path(value)
+        return path.name if path.is_absolute() or value.startswith("~") or ".." in path.parts else value
+
+    shown = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        shown.append(f"{flag}={shorten(value)}" if flag.startswith("--") and equals else shorten(argument))
+    return shlex.join(shown)

@@ -25,3 +25,10 @@ def build_unet(patch_size: int = 128) -> UNet2DModel:
         flip_sin_to_cos=True,  # torchcfm puts the cosines first ...
         freq_shift=0,  # ... and divides the exponent by the number of frequencies, not by one less
     )
+
+
+def check_resolution(unet: UNet2DModel, resolution: int) -> None:
+    """Raise a `ValueError` if patches of `resolution` pixels cannot be halved at every level of a network but the last."""
+    factor = 2 ** (len(unet.config.block_out_channels) - 1)
+    if resolution % factor:
+        raise ValueError(f"--resolution must be a multiple of {factor} for this network, got {resolution}.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from huggingface_hub import DatasetCard
 
 # What Pillow calls the types of a plane. Pillow 10.1 opens 16-bit PNGs as "I"; we store nothing else that opens so.
-DTYPES = {"L": "uint8", "I;16": "uint16", "I": "uint16", "F": "float32"}
+DTYPES = {"L": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "uint16", "F": "float32"}
 
 
 def encode_plane(plane: np.ndarray) -> dict:
@@ -76,16 +76,20 @@ def decode_plane(image: "Image.Image | dict") -> np.ndarray:
     PIL image, as usual, or not (`datasets.Image(decode=False)`).
 
     Raises:
-        `ValueError`: If the image has colours, or several pages, of which Pillow would show the first.
+        `ValueError`: If the image has colours, several pages, of which Pillow would show the first, or integers beyond
+            uint16.
     """
     if isinstance(image, dict):
-        image = Image.open(BytesIO(image["bytes"]))
+        image = Image.open(BytesIO(image["bytes"]) if image.get("bytes") else image["path"])
     if image.mode not in DTYPES or getattr(image, "n_frames", 1) > 1:
         raise ValueError(
             f"The image must be a single plane without colours, got mode {image.mode} and {getattr(image, 'n_frames', 1)} "
             "page(s)."
         )
-    return np.asarray(image).astype(DTYPES[image.mode])
+    plane = np.asarray(image)
+    if image.mode == "I" and not (0 <= plane.min() and plane.max() <= 65535):
+        raise ValueError("The image holds 32-bit integers that uint16 does not: convert it to float32.")
+    return plane.astype(DTYPES[image.mode])
 
 
 def pair_row(

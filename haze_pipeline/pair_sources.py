@@ -151,17 +151,18 @@ def hazematching_splits(folder: str | Path) -> list[str]:
     return splits
 
 
-def pairs_from_rows(rows: Iterable[dict]) -> Iterator[Pair]:
+def pairs_from_rows(rows: Iterable[dict], start: int = 0) -> Iterator[Pair]:
     """
     Pairs of a dataset as [`pair_row`] made it, or of any other that has columns `hazy` and `clear` of single planes.
 
     Args:
         rows (`datasets.Dataset`, `datasets.IterableDataset` or another iterable of `dict`): The rows.
+        start (`int`): Number of the first one, for errors.
 
     Raises:
         `ValueError`: If a row lacks one of the two, or they are not planes of one size.
     """
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, start):
         source = row.get("source") or f"row {number}"
         for name in ("hazy", "clear"):
             if row.get(name) is None:

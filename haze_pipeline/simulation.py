@@ -18,6 +18,10 @@ from .optics import Optics, confocal_otf, widefield_otf
 from .specimens import SPECIMENS, log_uniform, uniform
 
 
+# Of random microscopes, in µm.
+PIXEL_SIZES = {"min": 0.03, "max": 0.6}
+
+
 @dataclass
 class SimulatedPair:
     """
@@ -282,7 +286,7 @@ def draw_optics(generator: torch.Generator) -> Optics:
         emission_wavelength=emission,
         excitation_wavelength=emission - uniform(0.02, 0.06, generator),
         refractive_index=refractive_index,
-        pixel_size=min(max(nyquist * log_uniform(0.25, 2.7, generator), 0.03), 0.6),
+        pixel_size=min(max(nyquist * log_uniform(0.25, 2.7, generator), PIXEL_SIZES["min"]), PIXEL_SIZES["max"]),
         pinhole=uniform(0.7, 1.2, generator),
         sample_index=uniform(1.34, 1.45, generator) if mismatched else None,
         depth=log_uniform(1, 15, generator) if mismatched else 0.0,

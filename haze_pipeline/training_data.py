@@ -11,7 +11,16 @@ import numpy as np
 
 from .metrics import range_invariant_psnr
 from .pair_datasets import import_datasets
-from .pair_sources import Pair, hazematching_splits, pairs_from_folder, pairs_from_hazematching, pairs_from_rows
+from .pair_sources import (
+    Pair,
+    describe_simulation,
+    hazematching_splits,
+    pairs_from_folder,
+    pairs_from_hazematching,
+    pairs_from_rows,
+    simulation_notes,
+)
+from .simulation import PIXEL_SIZES
 from .training_examples import WINDOW, simulated_series, streamed_series
 
 
@@ -23,18 +32,14 @@ class TrainingData:
         series (`Callable`, *optional*): Yields the pairs of an endless series from a number on.
         validation (`list[Pair]`): Pairs of other specimens; may be empty.
         description (`str`): Sentence for a card.
+        pixel_size_span (`dict`, *optional*): `{"min": …, "max": …}` in µm, of a stream that of `pairs`; `None` if unknown.
     """
 
     pairs: list[Pair]
     series: Callable[[int], Iterator[Pair]] | None
     validation: list[Pair]
     description: str
-
-    @property
-    def pixel_size_span(self) -> dict | None:
-        """Smallest and largest pixel in µm, as `training_pixel_size` of a pipeline has it; `None` if unknown."""
-        sizes = [pair.pixel_size_um for pair in self.pairs if pair.pixel_size_um is not None]
-        return {"min": min(sizes), "max": max(sizes)} if sizes else None
+    pixel_size_span: dict | None
 
     @property
     def validation_input(self) -> float | None:
@@ -72,18 +77,22 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_validation_pairs", type=int, default=64, help="Only so many validation pairs are looked at."
     )
     parser.add_argument("--resolution", type=int, default=64, help="Side of the training patches in pixels.")
+    parser.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that cut patches.")
 
 
-def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse what cannot be trained on before anything is read."""
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what cannot be trained before anything is read."""
     if sum([args.train_data_dir is not None, args.dataset_name is not None, args.simulate]) != 1:
         parser.error("Pass one of --train_data_dir, --dataset_name and --simulate.")
     if args.streaming and args.dataset_name is None:
         parser.error("--streaming needs --dataset_name.")
+    if args.streaming and args.dataloader_num_workers > 1:  # `datasets` would give each worker other rows
+        parser.error("--streaming goes with at most one --dataloader_num_workers.")
     if args.simulate and args.simulation_size < args.resolution:
         parser.error(f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}.")
-    for name in ("patches_per_field", "max_validation_pairs"):
-        if getattr(args, name) < 1:
+    for name in ("patches_per_field", "max_validation_pairs", "train_batch_size", "gradient_accumulation_steps", "max_train_steps",
+                 "checkpointing_steps", "checkpoints_total_limit", "validation_steps"):  # fmt: skip
+        if getattr(args, name, 1) < 1:
             parser.error(f"--{name} must be positive, got {getattr(args, name)}.")
     if args.resolution < 16:
         parser.error("--resolution must be at least 16.")
@@ -109,10 +118,13 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
         if "train" not in splits:
             raise ValueError(f"{args.dataset_name} has no split `train`, only {', '.join(splits)}.")
         if args.streaming:
-            series = partial(streamed_series, splits["train"])
+            # Not decoded by `datasets`, which would be in vain for the rows before a resumed training's.
+            series = partial(streamed_series, splits["train"].decode(False))
         description = f"the split `train` of the dataset `{_shareable_name(args.dataset_name)}`."
     else:
         description = f"the pairs of the folder `{args.train_data_dir.resolve().name}`."
+        if notes := simulation_notes(args.train_data_dir):
+            description += f" {describe_simulation(notes)}"
 
     if series is not None:
         pairs = list(islice(series(0), WINDOW))
@@ -128,7 +140,16 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
         validation = pairs_from_rows(splits["validation"])
     elif args.train_data_dir is not None and _has_hazematching_split(args.train_data_dir, "validation"):
         validation = pairs_from_hazematching(args.train_data_dir, "validation")
-    return TrainingData(pairs, series, list(islice(validation, args.max_validation_pairs)), description)
+    sizes = [pair.pixel_size_um for pair in pairs if pair.pixel_size_um is not None]
+    span = {"min": min(sizes), "max": max(sizes)} if sizes else None
+    validation = list(islice(validation, args.max_validation_pairs))
+    for pair in validation:
+        for name, image in (("hazy", pair.hazy), ("clear", pair.clear)):
+            if not np.isfinite(image).all() or image.min() == image.max():
+                raise ValueError(
+                    f"{pair.source}: the {name} image of a validation pair must be finite and not constant."
+                )
+    return TrainingData(pairs, series, validation, description, PIXEL_SIZES if args.simulate else span)
 
 
 def validate(predict: Callable[[np.ndarray], np.ndarray], pairs: list[Pair]) -> tuple[float, list[np.ndarray]]:

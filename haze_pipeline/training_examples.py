@@ -29,8 +29,8 @@ def streamed_series(dataset: Iterable[dict], start: int) -> Iterator[Pair]:
     The rows of a dataset, again and again, from number `start` on, counted over all rounds.
 
     Args:
-        dataset (`datasets.IterableDataset`): With the columns `hazy` and `clear`. Rows before `start` are read, since only
-            that tells how many there are, but not decoded.
+        dataset (`datasets.IterableDataset`): With the columns `hazy` and `clear`, best not yet decoded. The rows before `start`
+            are read once, since only that tells how many there are.
         start (`int`): Number of the first pair.
 
     Raises:
@@ -38,13 +38,14 @@ def streamed_series(dataset: Iterable[dict], start: int) -> Iterator[Pair]:
     """
     number = 0
     while True:
-        before = number
-        for row in dataset:
+        length = 0
+        for length, row in enumerate(dataset, 1):
             if number >= start:
-                yield from pairs_from_rows([row])
+                yield from pairs_from_rows([row], length - 1)
             number += 1
-        if number == before:
+        if length == 0:
             raise ValueError("The dataset has no rows.")
+        number += max(0, start - number) // length * length  # whole rounds before `start` need not be read
 
 
 def fit_image_processor(normalization: str, pairs: list[Pair]) -> HazeImageProcessor:
@@ -65,7 +66,10 @@ def fit_image_processor(normalization: str, pairs: list[Pair]) -> HazeImageProce
     unit = HazeImageProcessor("image")
     number, total, squares = 0, 0.0, 0.0
     for pair in pairs:
-        scale = unit.compute_normalization(unit.preprocess(pair.hazy)).target_std.item()
+        try:
+            scale = unit.compute_normalization(unit.preprocess(pair.hazy)).target_std.item()
+        except ValueError as error:
+            raise ValueError(f"{pair.source}: {error}") from error
         if scale > 0:
             values = pair.clear.astype(np.float64) / scale
             number, total, squares = number + values.size, total + values.sum(), squares + (values**2).sum()

@@ -75,6 +75,9 @@ def test_a_stream_is_read_again_and_again():
     for start in (0, 2, 7):
         found = [pair.source for pair in islice(streamed_series(rows, start), 4)]
         assert found == [f"{(start + index) % 3}.tif" for index in range(4)]
+    del rows[1]["clear"], rows[1]["source"]
+    with pytest.raises(ValueError, match="row 1 of the dataset has no image in the column `clear`"):
+        list(islice(streamed_series(rows, 0), 3))
     with pytest.raises(ValueError, match="has no rows"):
         next(streamed_series([], 0))
 

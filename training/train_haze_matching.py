@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -36,19 +37,23 @@ from tqdm.auto import tqdm
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.hub import stored_variant
 from haze_pipeline.model_card import make_model_card, shareable_command
-from haze_pipeline.network import build_unet
+from haze_pipeline.network import build_unet, check_resolution
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
+    check_facts,
     checkpoint_step,
     find_checkpoint,
     save_best,
     save_checkpoint,
+    start_output,
 )
-from haze_pipeline.training_data import add_data_arguments, check_data_arguments, load_training_data, validate
+from haze_pipeline.training_data import add_data_arguments, check_arguments, load_training_data, validate
 from haze_pipeline.training_examples import FieldsInMemory, FieldsInSeries, TrainingExamples, fit_image_processor
 
 
 logger = get_logger(__name__)
+
+DRY_RUN_STEPS = 3
 
 
 def parse_args():
@@ -56,19 +61,18 @@ def parse_args():
     add_data_arguments(parser)
     parser.add_argument("--output_dir", required=True, help="Where checkpoints and the trained pipeline go.")
     parser.add_argument(
-        "--normalization", choices=["image", "fixed"], default="image",
-        help='"image": every image by its own statistics; "fixed": by those of the training set, as in the paper.',
+        "--normalization", choices=["image", "fixed"],
+        help='"image": every image by its own statistics, the default; "fixed": by those of the training set, as in the paper. '
+        "With --init_from, both are as there.",
     )  # fmt: skip
     parser.add_argument(
         "--intensity_augmentation", type=float, default=0.0,
         help="Deviation of a random logarithmic gain of both images of a patch, and of an offset of the hazy one.",
     )  # fmt: skip
-    parser.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that cut patches.")
     # Model.
     parser.add_argument(
         "--init_from",
-        help="Pipeline, a folder or a repository of the Hub, whose network, and unless --normalization is fixed statistics, "
-        "to start from.",
+        help="Pipeline, a folder or a repository of the Hub, whose network and units to start from.",
     )
     parser.add_argument(
         "--model_config_name_or_path", help="UNet2DModel config in place of the paper's 3.7-million-parameter network."
@@ -109,14 +113,11 @@ def parse_args():
     )  # fmt: skip
     parser.add_argument("--push_to_hub", action="store_true", help="Upload the trained pipeline to the Hub.")
     parser.add_argument("--hub_model_id", help="Repository for --push_to_hub, such as lab/microscope.")
-    parser.add_argument("--hub_private_repo", action="store_true", help="Make a new repository private.")
+    parser.add_argument("--hub_private_repo", action="store_true", help="Make the new repository private.")
+    parser.add_argument("--license", help="Licence of the trained pipeline for its card, such as apache-2.0.")
     args = parser.parse_args()
 
-    check_data_arguments(parser, args)
-    for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
-                 "checkpoints_total_limit", "validation_steps"):  # fmt: skip
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be positive, got {getattr(args, name)}.")
+    check_arguments(parser, args)
     if args.init_from is not None and args.model_config_name_or_path is not None:
         parser.error("--init_from brings its own network: leave out --model_config_name_or_path.")
     if args.init_from is not None and not Path(args.init_from, "model_index.json").is_file():
@@ -130,8 +131,8 @@ def parse_args():
         parser.error("--intensity_augmentation must not be negative.")
     if args.push_to_hub != (args.hub_model_id is not None):
         parser.error("--push_to_hub and --hub_model_id go together.")
-    if args.push_to_hub:
-        validate_repo_id(args.hub_model_id)
+    if args.init_from is not None and args.normalization is not None:
+        parser.error("--init_from brings its own units: leave out --normalization.")
     return args
 
 
@@ -161,33 +162,71 @@ def log_images(accelerator, pipeline, pairs, means, step):
                 tracker.writer.add_image(f"validation/{number}", row, step, dataformats="HW")
         elif tracker.name == "wandb":
             tracker.log_images({"validation": rows}, step=step)
+        elif tracker.name == "trackio":
+            import trackio
+
+            tracker.log({"validation": [trackio.Image(row) for row in rows]}, step=step)
+
+
+def create_repository(name, private):
+    """The full name of a repository of the Hub that exists, is made if need be, and is as private as it was to be."""
+    api = HfApi()
+    repository = api.create_repo(name, private=private or None, exist_ok=True).repo_id
+    if private and not api.repo_info(repository).private:
+        raise ValueError(
+            f"{repository} exists and is public: choose another name, or make it private on the Hub first."
+        )
+    return repository
 
 
 def main():
     args = parse_args()
     command = shareable_command(["accelerate", "launch", *sys.argv])
-    output_dir = Path(args.output_dir)
-    if args.dry_run:
-        output_dir = output_dir / "dry_run"
-        planned_steps, args.max_train_steps = args.max_train_steps, 3
-        args.checkpointing_steps = args.validation_steps = 3
-        args.resume_from_checkpoint, args.push_to_hub = None, False
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
+        log_with=None if args.report_to == "none" or args.dry_run else args.report_to,
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=Path(args.output_dir, "logs")),
     )
+    if args.report_to != "none" and not args.dry_run and not accelerator.log_with:
+        raise ValueError(f"--report_to {args.report_to} needs a package that is not installed.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     set_seed(args.seed)
+    if accelerator.is_main_process and args.push_to_hub:  # now, since days later it would be too late to fail
+        args.hub_model_id = create_repository(args.hub_model_id, args.hub_private_repo)
+    if not args.dry_run:
+        if accelerator.is_main_process:
+            start_output(args.output_dir, resume=args.resume_from_checkpoint is not None)
+        accelerator.wait_for_everyone()
+        train(args, command, accelerator, Path(args.output_dir))
+        return
+
+    # All processes write to the folder that the main one makes.
+    folder = [tempfile.mkdtemp() if accelerator.is_main_process else None]
+    broadcast_object_list(folder)
+    try:
+        seconds_per_step, seconds_per_validation = train(args, command, accelerator, Path(folder[0]))
+    finally:
+        if accelerator.is_main_process:
+            shutil.rmtree(folder[0])
+    steps, validations = args.max_train_steps, args.max_train_steps // args.validation_steps
+    logger.info(
+        "dry run: everything works; %.2f s a step and %.0f s a validation make %.2f hours for %d steps", seconds_per_step,
+        seconds_per_validation, (steps * seconds_per_step + validations * seconds_per_validation) / 3600, steps,
+    )  # fmt: skip
+
+
+def train(args, command, accelerator, output_dir):
+    """Train and write everything to `output_dir`. Returns the seconds of a step and of a validation."""
+    max_train_steps = DRY_RUN_STEPS if args.dry_run else args.max_train_steps
 
     # Data, in units that the initial network has learned or that these data tell.
     initial = None if args.init_from is None else load_initial(args.init_from)
     data = load_training_data(args)
-    if initial is not None and initial.config.normalization == args.normalization == "image":
+    if initial is not None:
         image_processor = initial.image_processor
     else:
-        image_processor = fit_image_processor(args.normalization, data.pairs)
+        image_processor = fit_image_processor(args.normalization or "image", data.pairs)
     if data.series is None:
         fields = FieldsInMemory(data.pairs, image_processor, args.resolution)
     else:
@@ -198,18 +237,20 @@ def main():
         image_processor.target_mean,
         image_processor.target_std,
     )
+    data.pairs.clear()  # `fields` holds them normalised
     validation_input = data.validation_input
     if data.validation:
         logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), validation_input)
     examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     dataset = TrainingExamples(
         fields, args.resolution, args.posterior_mean_share, args.t_sampling, args.intensity_augmentation, args.seed,
-        length=args.max_train_steps * examples_per_step,
+        length=max_train_steps * examples_per_step,
     )  # fmt: skip
     # Not shuffled: the examples are random in themselves, and this order is the same after a resume.
     dataloader = torch.utils.data.DataLoader(
-        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True
-    )
+        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
+        generator=torch.Generator(),  # workers' seeds must not come from the generator that a checkpoint restores
+    )  # fmt: skip
 
     # Model, averaged weights, optimiser, schedule.
     if initial is not None:
@@ -222,9 +263,7 @@ def main():
         unet.register_to_config(sample_size=args.resolution)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    factor = 2 ** (len(unet.config.block_out_channels) - 1)
-    if args.resolution % factor:
-        raise ValueError(f"--resolution must be a multiple of {factor} for this network, got {args.resolution}.")
+    check_resolution(unet, args.resolution)
     logger.info(
         "%d parameters, %d process(es), %d patches per step",
         unet.num_parameters(),
@@ -237,13 +276,13 @@ def main():
         args.lr_scheduler,
         optimizer=optimizer,
         num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
-        num_training_steps=args.max_train_steps * accelerator.num_processes,
+        num_training_steps=max_train_steps * accelerator.num_processes,
     )
     unet, optimizer, dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, dataloader, lr_scheduler)
     # Of the prepared network, whose parameters may be shards of the whole.
     ema = EMAModel(unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4)
     accelerator.register_for_checkpointing(ema)
-    if args.report_to != "none":
+    if accelerator.log_with:
         accelerator.init_trackers("haze_matching", config={name: str(value) for name, value in vars(args).items()})
 
     def averaged_pipeline():
@@ -259,22 +298,38 @@ def main():
             training_pixel_size=data.pixel_size_span,
         )
 
+    # What must be the same when the training is resumed.
+    facts = {
+        "patches per step": examples_per_step,
+        "processes": accelerator.num_processes,
+        "gradient accumulation": args.gradient_accumulation_steps,
+        "seed": args.seed,
+        "resolution": args.resolution,
+        "normalization": image_processor.normalization,
+        "target mean": image_processor.target_mean,
+        "target deviation": image_processor.target_std,
+    }
+
     # Resume: weights, optimiser, schedule, averaged weights, random states; then skip the examples already seen.
     step, log, log_file = 0, [], output_dir / "training_log.jsonl"
-    checkpoint = args.resume_from_checkpoint and find_checkpoint(output_dir, args.resume_from_checkpoint)
+    checkpoint = (
+        not args.dry_run and args.resume_from_checkpoint and find_checkpoint(output_dir, args.resume_from_checkpoint)
+    )
     if checkpoint:
+        check_facts(checkpoint, facts)
         accelerator.load_state(checkpoint)
+        ema.to(accelerator.device)  # is loaded to the CPU
         step = checkpoint_step(checkpoint)
         if log_file.is_file():  # may have run ahead of the checkpoint
             log = [row for row in map(json.loads, log_file.read_text().splitlines()) if row["step"] <= step]
         logger.info("resumed from %s", checkpoint)
-    elif args.resume_from_checkpoint:
+    elif args.resume_from_checkpoint and not args.dry_run:
         logger.info("no checkpoint in %s, starting from the beginning", output_dir)
     batches = accelerator.skip_first_batches(dataloader, step * args.gradient_accumulation_steps)
 
     # Train.
     progress_bar = tqdm(
-        total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
+        total=max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
     )
     unet.train()
     started, seconds_before = time.monotonic(), log[-1]["seconds"] if log else 0.0
@@ -300,10 +355,14 @@ def main():
         accelerator.log({"loss": step_loss, "learning_rate": lr_scheduler.get_last_lr()[0]}, step=step)
         losses.append(step_loss)
         step_loss = 0.0
-        last = step == args.max_train_steps
+        last = step == max_train_steps
         if args.dry_run and step == 1:
-            started = time.monotonic()  # the first step allocates and compiles
+            started = time.monotonic()  # the first step allocates memory
+        seconds_per_step = (time.monotonic() - started) / max(
+            1, step - 1
+        )  # of use in a dry run, before the validation
 
+        validation_started = time.monotonic()
         if data.validation and (step % args.validation_steps == 0 or last):
             pipeline = averaged_pipeline()
             if accelerator.is_main_process:
@@ -316,13 +375,14 @@ def main():
                 log.append(
                     {"step": step, "seconds": seconds, "loss": float(np.mean(losses)), "validation_psnr": score}
                 )
-                log_file.write_text("".join(json.dumps(row) + "\n" for row in log))
+                incomplete = log_file.with_name(f"incomplete-{log_file.name}")
+                incomplete.write_text("".join(json.dumps(row) + "\n" for row in log))
+                incomplete.replace(log_file)
                 logger.info("step %d: loss %.4f, validation %.2f dB", step, log[-1]["loss"], score)
             losses = []
+        seconds_per_validation = time.monotonic() - validation_started
         if step % args.checkpointing_steps == 0 or last:
-            if args.dry_run:
-                seconds_per_step = (time.monotonic() - started) / (step - 1)
-            save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit)
+            save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, facts)
     progress_bar.close()
 
     # Keep the averaged weights, with a card.
@@ -332,22 +392,17 @@ def main():
         card = make_model_card(
             pipeline, args.hub_model_id or Path(args.output_dir).name, data.description, command, log,
             len(data.validation), validation_input, accelerator.num_processes, examples_per_step,
-            args.dataset_name if args.dataset_name and not os.path.isdir(args.dataset_name) else None,
+            dataset_name=args.dataset_name if args.dataset_name and not os.path.isdir(args.dataset_name) else None,
+            base_model=args.init_from and (Path(args.init_from).name if os.path.isdir(args.init_from) else args.init_from),
+            license_id=args.license,
         )  # fmt: skip
         card.save(output_dir / "README.md")
-        if args.push_to_hub:
-            api = HfApi()
-            api.create_repo(args.hub_model_id, private=args.hub_private_repo or None, exist_ok=True)
+        if args.push_to_hub and not args.dry_run:
             patterns = ["model_index.json", "unet/*", "scheduler/*", "README.md", "training_log.jsonl"]
-            api.upload_folder(repo_id=args.hub_model_id, folder_path=output_dir, allow_patterns=patterns)
+            HfApi().upload_folder(repo_id=args.hub_model_id, folder_path=output_dir, allow_patterns=patterns)
             logger.info("pushed to %s", args.hub_model_id)
     accelerator.end_training()
-    if args.dry_run and accelerator.is_main_process:
-        shutil.rmtree(output_dir)
-        logger.info(
-            "dry run: everything works; %.2f s a step with its share of a validation, %.1f hours for %d steps",
-            seconds_per_step, seconds_per_step * planned_steps / 3600, planned_steps,
-        )  # fmt: skip
+    return seconds_per_step, seconds_per_validation
 
 
 if __name__ == "__main__":

@@ -25,16 +25,18 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from haze_pipeline.network import build_unet
+from haze_pipeline.network import build_unet, check_resolution
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
+    check_facts,
     checkpoint_step,
     find_checkpoint,
     save_best,
     save_checkpoint,
+    start_output,
 )
-from haze_pipeline.training_data import add_data_arguments, check_data_arguments, load_training_data, validate
+from haze_pipeline.training_data import add_data_arguments, check_arguments, load_training_data, validate
 from haze_pipeline.training_examples import FieldsInMemory, FieldsInSeries, TrainingExamples, fit_image_processor
 
 
@@ -48,7 +50,6 @@ def parse_args():
         "--output_dir", type=Path, required=True, help="Where checkpoints and the trained pipeline go."
     )
     parser.add_argument("--normalization", choices=["image", "fixed"], default="image", help="By which statistics.")
-    parser.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that cut patches.")
     parser.add_argument("--model_config_name_or_path", help="UNet2DModel config in place of the paper's network.")
     parser.add_argument("--seed", type=int, default=0, help="Decides initial weights and patches.")
     parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
@@ -64,7 +65,7 @@ def parse_args():
     parser.add_argument("--resume_from_checkpoint", help='A "checkpoint-…" folder, or "latest".')
     parser.add_argument("--validation_steps", type=int, default=500, help="Steps between validations.")
     args = parser.parse_args()
-    check_data_arguments(parser, args)
+    check_arguments(parser, args)
     return args
 
 
@@ -73,6 +74,9 @@ def main():
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     set_seed(args.seed)
+    if accelerator.is_main_process:
+        start_output(args.output_dir, resume=args.resume_from_checkpoint is not None)
+    accelerator.wait_for_everyone()
 
     data = load_training_data(args)
     image_processor = fit_image_processor(args.normalization, data.pairs)
@@ -80,11 +84,13 @@ def main():
         fields = FieldsInMemory(data.pairs, image_processor, args.resolution)
     else:
         fields = FieldsInSeries(data.series, image_processor, args.resolution, args.patches_per_field, data.pairs)
+    data.pairs.clear()  # `fields` holds them normalised
     length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
     dataset = TrainingExamples(fields, args.resolution, 1.0, "grid", 0.0, args.seed, length)  # the times do not matter
     dataloader = torch.utils.data.DataLoader(
-        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True
-    )
+        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
+        generator=torch.Generator(),  # workers' seeds must not come from the generator that a checkpoint restores
+    )  # fmt: skip
     if data.validation:
         logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), data.validation_input)
 
@@ -92,6 +98,7 @@ def main():
     if args.model_config_name_or_path is not None:
         unet = UNet2DModel.from_config(UNet2DModel.load_config(args.model_config_name_or_path))
     unet.register_to_config(sample_size=args.resolution)
+    check_resolution(unet, args.resolution)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     # accelerate steps the schedule once per process, so that its lengths are counted in steps × processes.
     lr_scheduler = get_scheduler(
@@ -118,12 +125,25 @@ def main():
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
+    # What must be the same when the training is resumed.
+    facts = {
+        "patches per step": args.train_batch_size * accelerator.num_processes,
+        "processes": accelerator.num_processes,
+        "seed": args.seed,
+        "resolution": args.resolution,
+        "target mean": image_processor.target_mean,
+        "target deviation": image_processor.target_std,
+    }
     step = 0
     checkpoint = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     if checkpoint:
+        check_facts(checkpoint, facts)
         accelerator.load_state(checkpoint)
+        ema.to(accelerator.device)  # is loaded to the CPU
         step = checkpoint_step(checkpoint)
         logger.info("resumed from %s", checkpoint)
+    elif args.resume_from_checkpoint:
+        logger.info("no checkpoint in %s, starting from the beginning", args.output_dir)
 
     progress_bar = tqdm(
         total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
@@ -153,7 +173,7 @@ def main():
                 logger.info("%s", json.dumps({**record, "validation_psnr": score}))
             losses = []
         if step % args.checkpointing_steps == 0 or last:
-            save_checkpoint(accelerator, args.output_dir, step, args.checkpoints_total_limit)
+            save_checkpoint(accelerator, args.output_dir, step, args.checkpoints_total_limit, facts)
     progress_bar.close()
 
     pipeline = averaged_pipeline()
