@@ -42,7 +42,7 @@ def main():
     parser = argparse.ArgumentParser(
         description="Train on pairs made from a confocal z-stack and dehaze held-out planes."
     )
-    parser.add_argument("--max_train_steps", type=int, default=3500)
+    parser.add_argument("--max_train_steps", type=int, default=7000)
     parser.add_argument("--mixed_precision", default="no", help="bf16 where the processor is fast at it.")
     parser.add_argument("--folder", type=Path, help="Where pairs and checkpoints go; a temporary one if omitted.")
     args = parser.parse_args()
@@ -72,7 +72,7 @@ def main():
         for name, each in (("own", pipe), ("default", default)):
             each.set_progress_bar_config(disable=True)
             generator = torch.Generator().manual_seed(index)
-            predictions[name] = each(image, num_inference_steps=1, ensemble_size=8, generator=generator).prediction
+            predictions[name] = each(image, num_inference_steps=1, ensemble_size=20, generator=generator).prediction
         for name, prediction in predictions.items():
             scores[name].append(range_invariant_psnr(target, prediction))
         if index in (2, 5, 8):

@@ -75,7 +75,6 @@ def _load_pipeline(model: str | None):
     """The pipeline in a folder or a Hub repository, or the default one; errors name `model` in one sentence."""
     from diffusers.utils import logging as diffusers_logging
 
-    from .hub import stored_variant
     from .pipeline_haze_matching import HazeMatchingPipeline
 
     diffusers_logging.disable_progress_bar()
@@ -88,9 +87,7 @@ def _load_pipeline(model: str | None):
         name = json.loads(Path(model, "model_index.json").read_text())["_class_name"]
         if name != "HazeMatchingPipeline":
             raise ValueError(f"it is a {name}, not a HazeMatchingPipeline")
-        return HazeMatchingPipeline.from_pretrained(
-            model, variant=stored_variant(model), use_safetensors=True, low_cpu_mem_usage=False
-        )
+        return HazeMatchingPipeline.from_pretrained(model, use_safetensors=True, low_cpu_mem_usage=False)
     except Exception as error:  # a damaged folder shows as anything from KeyError to SafetensorError
         raise ValueError(
             f"{model} could not be loaded as a pipeline; make it anew or check the copy: {error}"

@@ -1,6 +1,28 @@
-"""Pipeline folders, laid out as repositories of the Hub."""
+"""Pipeline folders, and repositories of the Hub that hold one each."""
 
 from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+
+# Nothing that runs: no code, no pickles.
+PIPELINE_FILES = ["*.json", "*.safetensors"]
+
+
+def fetch_pipeline(name: str | Path, **kwargs) -> str:
+    """
+    The folder of a pipeline.
+
+    Args:
+        name (`str` or `Path`): A folder, or a repository of the Hub, of which configurations and weights are fetched.
+        kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and others of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        `huggingface_hub.errors.HfHubHTTPError`, `LocalEntryNotFoundError` or `HFValidationError`: If there is neither.
+    """
+    if Path(name).is_dir():
+        return str(name)
+    return snapshot_download(str(name), allow_patterns=PIPELINE_FILES, **kwargs)
 
 
 def stored_variant(folder: str | Path) -> str | None:

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2D
 
 from .field_sampling import DEFAULT_PATCH_SIZE, FieldSampler
 from .hardware import allocate
+from .hub import fetch_pipeline, stored_variant
 from .image_processing import HazeImageProcessor
 from .pipeline_output import HazeMatchingOutput
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
@@ -82,11 +83,26 @@ class HazeMatchingPipeline(DiffusionPipeline):
         self.unet_scale_factor = 2 ** (len(unet.config.block_out_channels) - 1)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "HazeMatchingPipeline":
+        """
+        Load a pipeline from a folder or a repository of the Hub, of which no code is fetched or run.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`): The folder or repository.
+            kwargs: As in diffusers. `variant` need not be given where only half-precision weights are stored.
+        """
+        # diffusers itself would look for the code of our scheduler in the repository.
+        names = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+        where = {name: kwargs.pop(name) for name in names if name in kwargs}
+        folder = fetch_pipeline(pretrained_model_name_or_path, **where)
+        return super().from_pretrained(folder, **{"variant": stored_variant(folder), **kwargs})
+
+    @classmethod
     def from_default(cls, **kwargs) -> "HazeMatchingPipeline":
         """Load the checkpoint that ships inside the package; needs no network. `kwargs` as in `from_pretrained`."""
         # `low_cpu_mem_usage` matters to large models only, and asks for accelerate.
         kwargs = {"low_cpu_mem_usage": False, **kwargs}
-        return cls.from_pretrained(str(DEFAULT_CHECKPOINT), variant="fp16", use_safetensors=True, **kwargs)
+        return cls.from_pretrained(DEFAULT_CHECKPOINT, use_safetensors=True, **kwargs)
 
     @property
     def num_timesteps(self) -> int:

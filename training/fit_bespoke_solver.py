@@ -20,7 +20,6 @@ from scipy.optimize import minimize
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.hardware import map_on_cores
-from haze_pipeline.hub import stored_variant
 from haze_pipeline.microscopy_io import read_micrograph
 
 
@@ -47,9 +46,7 @@ def parse_args():
 def main():
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pipe = HazeMatchingPipeline.from_pretrained(
-        args.model, variant=stored_variant(args.model), low_cpu_mem_usage=False
-    )
+    pipe = HazeMatchingPipeline.from_pretrained(args.model, low_cpu_mem_usage=False)
     pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
     # Data: patches, their noise, and the converged trajectories from it.

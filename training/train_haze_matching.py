@@ -30,12 +30,11 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_se
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.hub import stored_variant
 from haze_pipeline.model_card import make_model_card, shareable_command
 from haze_pipeline.network import build_unet, check_resolution
 from haze_pipeline.training_checkpoints import (
@@ -136,12 +135,6 @@ def parse_args():
     return args
 
 
-def load_initial(name):
-    """The pipeline of a folder or of the Hub that a training starts from."""
-    folder = name if os.path.isdir(name) else snapshot_download(name)
-    return HazeMatchingPipeline.from_pretrained(folder, variant=stored_variant(folder))
-
-
 def predict_mean(pipeline, hazy):
     """Posterior mean `[H, W]` of 4 noises in one step, through the real pipeline."""
     pipeline.set_progress_bar_config(disable=True)
@@ -221,7 +214,7 @@ def train(args, command, accelerator, output_dir):
     max_train_steps = DRY_RUN_STEPS if args.dry_run else args.max_train_steps
 
     # Data, in units that the initial network has learned or that these data tell.
-    initial = None if args.init_from is None else load_initial(args.init_from)
+    initial = None if args.init_from is None else HazeMatchingPipeline.from_pretrained(args.init_from)
     data = load_training_data(args)
     if initial is not None:
         image_processor = initial.image_processor
