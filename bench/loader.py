@@ -25,7 +25,7 @@ from haze_pipeline.training_examples import WINDOW, FieldsInMemory, FieldsInSeri
 
 
 HERE = Path(__file__).parent
-BATCH, RESOLUTION, SIZE, PATCHES_PER_FIELD = 16, 64, 256, 256
+BATCH, RESOLUTION, SIZE, PATCHES_PER_FIELD = 16, 64, 256, 512
 
 
 def train(fields, steps, workers):

@@ -66,7 +66,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--simulation_seed", type=int, default=1, help="Series of the specimens; never a test's.")
     parser.add_argument("--simulation_size", type=int, default=256, help="Side of the simulated fields in pixels.")
     parser.add_argument(
-        "--patches_per_field", type=int, default=256,
+        "--patches_per_field", type=int, default=512,
         help="Patches cut from a simulated or streamed field on average; more leave more time for training.",
     )  # fmt: skip
     parser.add_argument(
