@@ -29,7 +29,9 @@ bench: .venv/.installed-test
 	$(BIN)/python bench/solvers.py
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/loader.py
+	$(BIN)/python bench/training.py
 	$(BIN)/python bench/stack_pairs.py
+	$(BIN)/python bench/calibration.py
 	$(BIN)/python bench/readme.py
 
 .venv/.installed: pyproject.toml constraints.txt

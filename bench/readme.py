@@ -123,6 +123,16 @@ def loader():
     ]
 
 
+def training():
+    results = json.loads((HERE / "training.json").read_text())
+    rates = results["images_per_second"]
+    return [
+        f"Measured with batches of {results['batch']} patches of {results['resolution']} px on {results['threads']} CPU threads "
+        f"(mixed precision: {results['mixed_precision']}): {rates['script']:.0f} patches a second, "
+        f"{100 * results['ratio']:.0f} % of a bare loop of forward, backward and optimiser (`bench/training.py`)."
+    ]
+
+
 def stack_pairs():
     results = json.loads((HERE / "stack_pairs.json").read_text())
     psnr = results["psnr"]
@@ -144,7 +154,7 @@ def fresh_clone():
 
 PAGES = {
     HERE.parent / "README.md": (real_pairs, simulated_pairs, sampling, solvers, fresh_clone),
-    HERE.parent / "training" / "README.md": (loader, stack_pairs),
+    HERE.parent / "training" / "README.md": (training, loader, stack_pairs),
 }
 
 
