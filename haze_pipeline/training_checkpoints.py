@@ -55,7 +55,10 @@ def start_output(output_dir: str | Path, resume: bool) -> None:
     if replaced.is_dir() and not best.exists():  # killed between the two renames
         replaced.rename(best)
     for leftover in output_dir.glob("incomplete-*"):
-        shutil.rmtree(leftover)
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:  # of the log
+            leftover.unlink()
     if not resume and (best.exists() or _checkpoints(output_dir)):
         raise FileExistsError(
             f"{output_dir} holds checkpoints of another training: pass --resume_from_checkpoint latest to go on with it, or "
