@@ -1,8 +1,8 @@
-"""Pipeline folders, and repositories of the Hub that hold one each."""
+"""Pipeline folders, and repositories of the Hub."""
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, RepoUrl, snapshot_download
 
 
 # Nothing that runs: no code, no pickles.
@@ -23,6 +23,28 @@ def fetch_pipeline(name: str | Path, **kwargs) -> str:
     if Path(name).is_dir():
         return str(name)
     return snapshot_download(str(name), allow_patterns=PIPELINE_FILES, **kwargs)
+
+
+def create_repository(name: str, repo_type: str, private: bool | None = None) -> RepoUrl:
+    """
+    A repository of the Hub, made if need be.
+
+    Args:
+        name (`str`): `"organisation/name"`.
+        repo_type (`str`): `"model"` or `"dataset"`.
+        private (`bool`, *optional*): Who may see a new repository; by default what the organisation has set.
+
+    Raises:
+        `ValueError`: If the repository was to be private, but exists and is public.
+        `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses.
+    """
+    api = HfApi()
+    url = api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True)
+    if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
+        raise ValueError(
+            f"{url.repo_id} exists and is public: choose another name, or make it private on the Hub first."
+        )
+    return url
 
 
 def stored_variant(folder: str | Path) -> str | None:

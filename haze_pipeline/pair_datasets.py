@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from .hub import create_repository
+
 
 if TYPE_CHECKING:
     import datasets
@@ -262,14 +264,7 @@ def push_dataset(
         `ValueError`: If the repository was to be private, but exists and is public.
         `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses.
     """
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    if private and not api.repo_info(url.repo_id, repo_type="dataset").private:
-        raise ValueError(
-            f"{url.repo_id} exists and is public: choose another name, or make it private on the Hub first."
-        )
+    url = create_repository(repo_id, "dataset", private)
     card.push_to_hub(url.repo_id, commit_message="Upload dataset card")
     splits.push_to_hub(url.repo_id)
     return str(url)

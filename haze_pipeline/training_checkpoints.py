@@ -1,6 +1,7 @@
 """What training scripts keep: checkpoints to resume from, averaged weights, the best pipeline. All whole or not there."""
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -14,32 +15,7 @@ from diffusers.training_utils import EMAModel
 if TYPE_CHECKING:
     import accelerate
 
-
-def find_checkpoint(output_dir: str | Path, name: str) -> Path | None:
-    """
-    The checkpoint to resume from.
-
-    Args:
-        output_dir (`str` or `Path`): Where the training writes.
-        name (`str`): A checkpoint's folder, by its path or by its name in `output_dir`, or `"latest"`.
-
-    Returns:
-        `Path`, or `None` if the latest is asked for and there is none yet.
-
-    Raises:
-        `FileNotFoundError`: If there is no such folder.
-    """
-    if name == "latest":
-        return max(_checkpoints(output_dir), key=checkpoint_step, default=None)
-    for path in (Path(name), Path(output_dir, name)):
-        if path.is_dir():
-            return path
-    raise FileNotFoundError(f"--resume_from_checkpoint must be `latest` or a checkpoint folder, but {name} is none.")
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """The optimiser step after which a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+logger = logging.getLogger(__name__)
 
 
 def start_output(output_dir: str | Path, resume: bool) -> None:
@@ -79,7 +55,7 @@ def save_checkpoint(
         output_dir (`str` or `Path`): Where the training writes.
         step (`int`): Optimiser steps so far.
         total_limit (`int`): Number of checkpoints to keep.
-        facts (`dict`): What must be the same when the training is resumed, see [`check_facts`].
+        facts (`dict`): What must be the same when the training is resumed, see [`resume`].
     """
     checkpoint, incomplete = Path(output_dir, f"checkpoint-{step}"), Path(output_dir, f"incomplete-checkpoint-{step}")
     accelerator.save_state(incomplete)
@@ -87,27 +63,62 @@ def save_checkpoint(
     if accelerator.is_main_process:
         (incomplete / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
         _replace(checkpoint, incomplete)
-        for old in sorted(_checkpoints(output_dir), key=checkpoint_step)[:-total_limit]:
+        for old in sorted(_checkpoints(output_dir), key=_step)[:-total_limit]:
             _delete(old)
 
 
-def check_facts(checkpoint: Path, facts: dict) -> None:
+def resume(
+    accelerator: "accelerate.Accelerator", ema: EMAModel, output_dir: str | Path, name: str | None, facts: dict
+) -> int:
     """
-    Refuse to go on from a checkpoint with other data, examples or units than it was trained with.
+    Load weights, optimiser, schedule, averaged weights and random states.
+
+    Args:
+        accelerator (`accelerate.Accelerator`): Holds the state.
+        ema (`EMAModel`): The averaged weights, registered with it.
+        output_dir (`str` or `Path`): Where the training writes.
+        name (`str`, *optional*): A checkpoint's folder, by its path or by its name in `output_dir`, or `"latest"`.
+        facts (`dict`): Data, examples and units of this training, which must be those of the checkpoint.
+
+    Returns:
+        `int`: Optimiser steps so far; 0 if no checkpoint is asked for, or the latest and there is none yet.
 
     Raises:
-        `ValueError`: Naming what differs.
+        `FileNotFoundError`: If there is no such checkpoint.
+        `ValueError`: If one of the facts differs, or processes share the parameters (FSDP).
     """
+    if name is None:
+        return 0
+    if accelerator.distributed_type == "FSDP":
+        raise ValueError(
+            "--resume_from_checkpoint does not work with FSDP: of the averaged weights, accelerate stores one shard only."
+        )
+    if name == "latest":
+        candidates = [max(_checkpoints(output_dir), key=_step, default=None)]
+        if candidates == [None]:
+            logger.info("no checkpoint in %s, starting from the beginning", output_dir)
+            return 0
+    else:
+        candidates = [path for path in (Path(name), Path(output_dir, name)) if path.is_dir()]
+    if not candidates:
+        raise FileNotFoundError(
+            f"--resume_from_checkpoint must be `latest` or a checkpoint folder, but {name} is none."
+        )
+    checkpoint = candidates[0]
     stored = json.loads((checkpoint / "facts.json").read_text())
-    for name, value in facts.items():
-        same = stored.get(name) == value
-        if isinstance(value, float) and isinstance(stored.get(name), float):
-            same = math.isclose(stored[name], value, rel_tol=1e-6)  # sums differ a little between machines
+    for fact, value in facts.items():
+        same = stored.get(fact) == value
+        if isinstance(value, float) and isinstance(stored.get(fact), float):
+            same = math.isclose(stored[fact], value, rel_tol=1e-6)  # sums differ a little between machines
         if not same:
             raise ValueError(
-                f"{checkpoint} was trained with {name} {stored.get(name)}, not {value}: resume with the same arguments and "
+                f"{checkpoint} was trained with {fact} {stored.get(fact)}, not {value}: resume with the same arguments and "
                 "data."
             )
+    accelerator.load_state(checkpoint)
+    ema.to(accelerator.device)  # is loaded to the CPU
+    logger.info("resumed from %s", checkpoint)
+    return _step(checkpoint)
 
 
 def averaged_unet(accelerator: "accelerate.Accelerator", unet: torch.nn.Module, ema: EMAModel) -> UNet2DModel:
@@ -139,6 +150,11 @@ def save_best(pipeline: DiffusionPipeline, output_dir: str | Path, step: int, sc
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:
     return [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
+
+
+def _step(checkpoint: Path) -> int:
+    """The optimiser step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _replace(folder: Path, complete: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .image_processing import HazeImageProcessor
 from .metrics import range_invariant_psnr
 from .pair_datasets import import_datasets
 from .pair_sources import (
@@ -21,7 +22,7 @@ from .pair_sources import (
     simulation_notes,
 )
 from .simulation import PIXEL_SIZES
-from .training_examples import WINDOW, simulated_series, streamed_series
+from .training_examples import WINDOW, FieldsInMemory, FieldsInSeries, simulated_series, streamed_series
 
 
 @dataclass
@@ -40,6 +41,17 @@ class TrainingData:
     validation: list[Pair]
     description: str
     pixel_size_span: dict | None
+
+    def normalize(
+        self, image_processor: HazeImageProcessor, args: argparse.Namespace
+    ) -> FieldsInMemory | FieldsInSeries:
+        """The pairs in network units, to cut patches from. `pairs` are let go, since they are in them."""
+        if self.series is None:
+            fields = FieldsInMemory(self.pairs, image_processor, args.resolution)
+        else:
+            fields = FieldsInSeries(self.series, image_processor, args.resolution, args.patches_per_field, self.pairs)
+        self.pairs.clear()
+        return fields
 
     @property
     def validation_input(self) -> float | None:

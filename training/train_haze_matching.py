@@ -35,19 +35,18 @@ from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.hub import create_repository
 from haze_pipeline.model_card import make_model_card, shareable_command
 from haze_pipeline.network import build_unet, check_resolution
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
-    check_facts,
-    checkpoint_step,
-    find_checkpoint,
+    resume,
     save_best,
     save_checkpoint,
     start_output,
 )
 from haze_pipeline.training_data import add_data_arguments, check_arguments, load_training_data, validate
-from haze_pipeline.training_examples import FieldsInMemory, FieldsInSeries, TrainingExamples, fit_image_processor
+from haze_pipeline.training_examples import TrainingExamples, fit_image_processor
 
 
 logger = get_logger(__name__)
@@ -161,17 +160,6 @@ def log_images(accelerator, pipeline, pairs, means, step):
             tracker.log({"validation": [trackio.Image(row) for row in rows]}, step=step)
 
 
-def create_repository(name, private):
-    """The full name of a repository of the Hub that exists, is made if need be, and is as private as it was to be."""
-    api = HfApi()
-    repository = api.create_repo(name, private=private or None, exist_ok=True).repo_id
-    if private and not api.repo_info(repository).private:
-        raise ValueError(
-            f"{repository} exists and is public: choose another name, or make it private on the Hub first."
-        )
-    return repository
-
-
 def main():
     args = parse_args()
     command = shareable_command(["accelerate", "launch", *sys.argv])
@@ -186,7 +174,7 @@ def main():
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     set_seed(args.seed)
     if accelerator.is_main_process and args.push_to_hub:  # now, since days later it would be too late to fail
-        args.hub_model_id = create_repository(args.hub_model_id, args.hub_private_repo)
+        args.hub_model_id = create_repository(args.hub_model_id, "model", args.hub_private_repo or None).repo_id
     if not args.dry_run:
         if accelerator.is_main_process:
             start_output(args.output_dir, resume=args.resume_from_checkpoint is not None)
@@ -220,17 +208,13 @@ def train(args, command, accelerator, output_dir):
         image_processor = initial.image_processor
     else:
         image_processor = fit_image_processor(args.normalization or "image", data.pairs)
-    if data.series is None:
-        fields = FieldsInMemory(data.pairs, image_processor, args.resolution)
-    else:
-        fields = FieldsInSeries(data.series, image_processor, args.resolution, args.patches_per_field, data.pairs)
     logger.info(
         "statistics of %d pairs: target mean %.4g, deviation %.4g",
         len(data.pairs),
         image_processor.target_mean,
         image_processor.target_std,
     )
-    data.pairs.clear()  # `fields` holds them normalised
+    fields = data.normalize(image_processor, args)
     validation_input = data.validation_input
     if data.validation:
         logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), validation_input)
@@ -304,20 +288,10 @@ def train(args, command, accelerator, output_dir):
     }
 
     # Resume: weights, optimiser, schedule, averaged weights, random states; then skip the examples already seen.
-    step, log, log_file = 0, [], output_dir / "training_log.jsonl"
-    checkpoint = (
-        not args.dry_run and args.resume_from_checkpoint and find_checkpoint(output_dir, args.resume_from_checkpoint)
-    )
-    if checkpoint:
-        check_facts(checkpoint, facts)
-        accelerator.load_state(checkpoint)
-        ema.to(accelerator.device)  # is loaded to the CPU
-        step = checkpoint_step(checkpoint)
-        if log_file.is_file():  # may have run ahead of the checkpoint
-            log = [row for row in map(json.loads, log_file.read_text().splitlines()) if row["step"] <= step]
-        logger.info("resumed from %s", checkpoint)
-    elif args.resume_from_checkpoint and not args.dry_run:
-        logger.info("no checkpoint in %s, starting from the beginning", output_dir)
+    log, log_file = [], output_dir / "training_log.jsonl"
+    step = resume(accelerator, ema, output_dir, None if args.dry_run else args.resume_from_checkpoint, facts)
+    if step > 0 and log_file.is_file():  # may have run ahead of the checkpoint
+        log = [row for row in map(json.loads, log_file.read_text().splitlines()) if row["step"] <= step]
     batches = accelerator.skip_first_batches(dataloader, step * args.gradient_accumulation_steps)
 
     # Train.
@@ -351,9 +325,8 @@ def train(args, command, accelerator, output_dir):
         last = step == max_train_steps
         if args.dry_run and step == 1:
             started = time.monotonic()  # the first step allocates memory
-        seconds_per_step = (time.monotonic() - started) / max(
-            1, step - 1
-        )  # of use in a dry run, before the validation
+        # Of use in a dry run, which starts at step 0.
+        seconds_per_step = (time.monotonic() - started) / max(1, step - 1)
 
         validation_started = time.monotonic()
         if data.validation and (step % args.validation_steps == 0 or last):

@@ -29,15 +29,13 @@ from haze_pipeline.network import build_unet, check_resolution
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
-    check_facts,
-    checkpoint_step,
-    find_checkpoint,
+    resume,
     save_best,
     save_checkpoint,
     start_output,
 )
 from haze_pipeline.training_data import add_data_arguments, check_arguments, load_training_data, validate
-from haze_pipeline.training_examples import FieldsInMemory, FieldsInSeries, TrainingExamples, fit_image_processor
+from haze_pipeline.training_examples import TrainingExamples, fit_image_processor
 
 
 logger = get_logger(__name__)
@@ -80,11 +78,7 @@ def main():
 
     data = load_training_data(args)
     image_processor = fit_image_processor(args.normalization, data.pairs)
-    if data.series is None:
-        fields = FieldsInMemory(data.pairs, image_processor, args.resolution)
-    else:
-        fields = FieldsInSeries(data.series, image_processor, args.resolution, args.patches_per_field, data.pairs)
-    data.pairs.clear()  # `fields` holds them normalised
+    fields = data.normalize(image_processor, args)
     length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
     dataset = TrainingExamples(fields, args.resolution, 1.0, "grid", 0.0, args.seed, length)  # the times do not matter
     dataloader = torch.utils.data.DataLoader(
@@ -134,16 +128,7 @@ def main():
         "target mean": image_processor.target_mean,
         "target deviation": image_processor.target_std,
     }
-    step = 0
-    checkpoint = args.resume_from_checkpoint and find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    if checkpoint:
-        check_facts(checkpoint, facts)
-        accelerator.load_state(checkpoint)
-        ema.to(accelerator.device)  # is loaded to the CPU
-        step = checkpoint_step(checkpoint)
-        logger.info("resumed from %s", checkpoint)
-    elif args.resume_from_checkpoint:
-        logger.info("no checkpoint in %s, starting from the beginning", args.output_dir)
+    step = resume(accelerator, ema, args.output_dir, args.resume_from_checkpoint, facts)
 
     progress_bar = tqdm(
         total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
