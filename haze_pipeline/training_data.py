@@ -126,7 +126,9 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
             f"{args.simulation_seed}."
         )
     elif args.dataset_name is not None:
-        splits = import_datasets().load_dataset(args.dataset_name, args.dataset_config_name, streaming=args.streaming)
+        # A folder is read itself: `datasets` would take the cached copy of any other of its name, card and size for it.
+        streaming = args.streaming or Path(args.dataset_name).is_dir()
+        splits = import_datasets().load_dataset(args.dataset_name, args.dataset_config_name, streaming=streaming)
         if "train" not in splits:
             raise ValueError(f"{args.dataset_name} has no split `train`, only {', '.join(splits)}.")
         if args.streaming:

@@ -1,0 +1,26 @@
+"""What the data arguments of the training scripts name; the rest of it is tested with the scripts."""
+
+import argparse
+import shutil
+
+import datasets
+import numpy as np
+
+from haze_pipeline.dataset_card import make_dataset_card
+from haze_pipeline.pair_datasets import build_dataset, pair_row, save_dataset
+from haze_pipeline.training_data import add_data_arguments, load_training_data
+
+
+def test_a_dataset_that_was_made_anew_is_read_anew(tmp_path):
+    # `datasets` caches folders by name, card and size, none of which tells these two apart.
+    folder = tmp_path / "pairs"
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    for value in (1, 2):
+        plane = np.full((8, 8), value, np.uint16)
+        rows = build_dataset(iter([pair_row(plane, plane, "specimen", "source")]), tmp_path / f"{value}.arrow")
+        splits = datasets.DatasetDict({"train": rows})
+        shutil.rmtree(folder, ignore_errors=True)
+        save_dataset(splits, make_dataset_card(splits, "pairs", "", "", ""), folder)
+        data = load_training_data(parser.parse_args(["--dataset_name", str(folder)]))
+        assert len(data.pairs) == 1 and (data.pairs[0].hazy == value).all()
