@@ -55,7 +55,7 @@ def main():
 
         # The preset `fast`.
         mean = pipe(
-            hazy, num_inference_steps=1, ensemble_size=2, generator=torch.Generator().manual_seed(0)
+            hazy, num_inference_steps=1, ensemble_size=4, generator=torch.Generator().manual_seed(0)
         ).prediction
         candidates = {"input": [hazy], "rolling_ball": [], "posterior_mean": [mean]}
         for radius in RADII:

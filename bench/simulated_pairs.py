@@ -39,7 +39,7 @@ def main():
         pair = simulate_pair(192, pair_generator(SEED, index))
         hazy, clear = pair.hazy.numpy(), pair.clear.numpy()
         generator = torch.Generator().manual_seed(0)
-        mean = pipe(hazy, num_inference_steps=1, ensemble_size=2, generator=generator).prediction
+        mean = pipe(hazy, num_inference_steps=1, ensemble_size=4, generator=generator).prediction
         balls = [hazy - rolling_ball(hazy, radius=radius) for radius in RADII]
         scores["input"].append(range_invariant_psnr(clear, hazy))
         scores["rolling_ball"].append(max(range_invariant_psnr(clear, ball) for ball in balls))

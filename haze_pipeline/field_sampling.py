@@ -1,7 +1,7 @@
 """Solving the ODE of whole fields with a network that is shown tiles."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -28,6 +28,9 @@ DEFAULT_PATCH_SIZE = 128
 # Larger fields are integrated in blocks of this size, so that states and slopes of a whole field need not fit in memory.
 BLOCK_SIZE = 2048
 BLOCK_OVERLAP = 32
+
+# Axes of `[..., H, W]` along which the network is shown the fields of an ensemble in turn.
+FLIPS = ((), (-1,), (-2,), (-2, -1))
 
 
 class FieldSampler:
@@ -104,6 +107,7 @@ class FieldSampler:
         noise: torch.Tensor,
         hazy: torch.Tensor,
         on_step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        flips: Sequence[tuple[int, ...]] | None = None,
     ) -> torch.Tensor:
         """
         Posterior samples of whole fields from their noise.
@@ -117,13 +121,15 @@ class FieldSampler:
             hazy (`torch.Tensor` of shape `[B, 1, h, w]`): Normalised hazy images.
             on_step (`Callable`, *optional*):
                 `on_step(timestep, state)` returns the state to go on with; is called after every network call on a block.
+            flips (sequence of `tuple[int, ...]`, *optional*): Axes along which the network is shown each field mirrored.
 
         Returns:
             `torch.Tensor` of shape `[B, 1, h, w]`, float32, on the CPU, like `noise` and `hazy`.
         """
+        flips = [()] * len(noise) if flips is None else flips
         while True:
             try:
-                return self._sample(noise, hazy, on_step)
+                return self._sample(noise, hazy, on_step, flips)
             except Exception as error:
                 if not is_out_of_memory(error) or not self._shrink():
                     raise
@@ -147,19 +153,21 @@ class FieldSampler:
             return False
         return True
 
-    def _sample(self, noise: torch.Tensor, hazy: torch.Tensor, on_step: Callable | None) -> torch.Tensor:
+    def _sample(
+        self, noise: torch.Tensor, hazy: torch.Tensor, on_step: Callable | None, flips: Sequence[tuple[int, ...]]
+    ) -> torch.Tensor:
         statistics = None
         if self.is_tiled:
             if len(noise) > 1:  # statistics belong to a field
-                fields = zip(noise.split(1), hazy.split(1), strict=True)
-                return torch.cat([self._sample(*field, on_step) for field in fields])
-            statistics = self.measure_statistics(noise, hazy)
+                fields = zip(noise.split(1), hazy.split(1), flips, strict=True)
+                return torch.cat([self._sample(*field, on_step, [flip]) for *field, flip in fields])
+            statistics = self.measure_statistics(noise, hazy, flips[0])
 
         def sample_block(rows: slice, columns: slice) -> torch.Tensor:
             condition = hazy[..., rows, columns].to(self.device)
 
             def velocity(state, t, call):
-                return self.predict_velocity(state, condition, t, statistics[call] if statistics else None)
+                return self.predict_velocity(state, condition, t, flips, statistics[call] if statistics else None)
 
             return self.integrate(noise[..., rows, columns].to(self.device), velocity, on_step).cpu()
 
@@ -170,7 +178,9 @@ class FieldSampler:
             sample[..., *block] += weight * sample_block(*block)
         return sample
 
-    def measure_statistics(self, noise: torch.Tensor, hazy: torch.Tensor) -> list[GroupNormStatistics]:
+    def measure_statistics(
+        self, noise: torch.Tensor, hazy: torch.Tensor, flip: tuple[int, ...] = ()
+    ) -> list[GroupNormStatistics]:
         """
         GroupNorm statistics of a field for every network call of a trajectory, measured on 9 patches of the size of the
         training patches from all over the field, which follow trajectories of their own from the field's noise.
@@ -178,6 +188,7 @@ class FieldSampler:
         Args:
             noise (`torch.Tensor` of shape `[1, 1, h, w]`): The state at t = 0.
             hazy (`torch.Tensor` of shape `[1, 1, h, w]`): The normalised hazy image.
+            flip (`tuple[int, ...]`, *optional*): Axes along which the network is shown the patches mirrored.
         """
         patches = spread_patches(*hazy.shape[-2:], self.patch_size, PATCHES_PER_SIDE, self.scale_factor)
         condition = torch.cat([hazy[..., rows, columns] for rows, columns in patches]).to(self.device)  # [P,1,p,p]
@@ -186,7 +197,8 @@ class FieldSampler:
         with measure_group_norms(self.unet) as statistics:
 
             def velocity(state, t, call):
-                velocity = self._call_unet(torch.cat([state, condition], dim=1), t, channels_last=True)
+                states = torch.cat([state, condition], dim=1).flip(flip)
+                velocity = self._call_unet(states, t, channels_last=True).flip(flip)
                 measured.append(dict(statistics))
                 return velocity
 
@@ -230,6 +242,7 @@ class FieldSampler:
         latents: torch.Tensor,
         hazy: torch.Tensor,
         t: torch.Tensor,
+        flips: Sequence[tuple[int, ...]],
         statistics: GroupNormStatistics | None = None,
     ) -> torch.Tensor:
         """
@@ -240,6 +253,7 @@ class FieldSampler:
             latents (`torch.Tensor` of shape `[B, 1, h, w]`): States x_t, float32.
             hazy (`torch.Tensor` of shape `[B, 1, h, w]`): Normalised hazy images.
             t (`torch.Tensor`): Time between 0 (noise) and 1 (clear). A Python float would be cast to 0 by the network.
+            flips (sequence of `tuple[int, ...]`): Axes along which the network is shown each field mirrored.
             statistics (`GroupNormStatistics`, *optional*): Shared by all tiles; each takes its own if omitted.
 
         Returns:
@@ -259,7 +273,7 @@ class FieldSampler:
 
         def run(batch) -> torch.Tensor:
             states = torch.stack(
-                [torch.stack([latents[i, 0, r, c], hazy[i, 0, r, c]]) for i, (r, c), _ in batch]
+                [torch.stack([latents[i, 0, r, c], hazy[i, 0, r, c]]).flip(flips[i]) for i, (r, c), _ in batch]
             )  # [b,2,h,w]
             return self._call_unet(states, t, channels_last=statistics is not None)  # [b,1,h,w]
 
@@ -269,7 +283,8 @@ class FieldSampler:
                 stack.enter_context(fix_group_norms(self.unet, statistics))
             for batch, velocities in zip(batches, map_on_cores(run, batches, self.workers), strict=True):
                 for (index, (rows, columns), weight), tile_velocity in zip(batch, velocities, strict=True):
-                    velocity[index, 0, rows, columns] += weight.to(velocity.device) * tile_velocity[0]
+                    tile_velocity = tile_velocity[0].flip(flips[index])
+                    velocity[index, 0, rows, columns] += weight.to(velocity.device) * tile_velocity
         return velocity
 
     def _call_unet(self, states: torch.Tensor, t: torch.Tensor, channels_last: bool = False) -> torch.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-from .field_sampling import DEFAULT_PATCH_SIZE, FieldSampler
+from .field_sampling import DEFAULT_PATCH_SIZE, FLIPS, FieldSampler
 from .hardware import allocate
 from .hub import fetch_pipeline, stored_variant
 from .image_processing import HazeImageProcessor
@@ -207,7 +207,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
                 noise + v(0, noise, hazy) = E[clear | hazy] (Liu et al. 2022; Albergo & Vanden-Eijnden 2022).
             ensemble_size (`int`, defaults to `1`):
                 Number of noises, and so of posterior samples, for every plane. With one step, every second noise is the
-                negative of the one before, which cancels the greater part of what a noise leaves in the posterior mean.
+                negative of the one before, which cancels the greater part of what a noise leaves in the posterior mean. The
+                members see the image as it is, mirrored from left to right, from top to bottom, and both, in turn: what
+                the network has not learned to do alike averages out of their mean, and shows in their spread.
             batch_size (`int`, *optional*):
                 Fields or tiles per network call; when omitted, what memory and cores allow. If memory runs out all the
                 same, less is computed at once, and a warning says so.
@@ -334,7 +336,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
                 start = _pad(start, padding)  # [B,1,h,w]
                 condition = hazy[plane : plane + 1] if len(batch) == 1 else hazy[[plane for plane, _ in batch]]
                 condition = _pad(condition, padding)  # [B,1,h,w]
-                results = sampler.sample(start, condition, on_step)  # [B,1,h,w]
+                flips = [FLIPS[member % len(FLIPS)] for _, member in batch]
+                results = sampler.sample(start, condition, on_step, flips)  # [B,1,h,w]
                 for (plane, member), result in zip(batch, results[..., :height, :width], strict=True):
                     if samples is not None:
                         samples[member, plane] = result

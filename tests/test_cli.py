@@ -48,7 +48,7 @@ def test_dehaze_keeps_shape_axes_sizes_and_names_and_says_how_it_was_made(run, s
     assert result.channel_names == ["actin", "DNA"]
     provenance = result.provenance
     assert provenance["package"] == f"haze-pipeline {__version__}" and provenance["model"] == str(model)
-    assert (provenance["seed"], provenance["num_inference_steps"], provenance["ensemble_size"]) == (5, 3, 2)
+    assert (provenance["seed"], provenance["num_inference_steps"], provenance["ensemble_size"]) == (5, 3, 4)
     assert len(provenance["revision"]) == 12
 
     # One call of the pipeline on the whole stack gives the same numbers.
@@ -56,7 +56,7 @@ def test_dehaze_keeps_shape_axes_sizes_and_names_and_says_how_it_was_made(run, s
     expected = pipe(
         read_micrograph(stack).data,
         num_inference_steps=3,
-        ensemble_size=2,
+        ensemble_size=4,
         generator=torch.Generator().manual_seed(5),
     )
     np.testing.assert_allclose(result.data, expected.prediction, rtol=1e-4, atol=1e-2)
@@ -101,7 +101,7 @@ def test_presets_differ_in_steps_members_and_solver(run, stack, model, tmp_path)
         assert run("dehaze", stack, "-o", output, "--model", model, "--preset", preset)[0] == 0
         chosen[preset] = read_micrograph(output).provenance
     keys = ("num_inference_steps", "ensemble_size", "solver", "shift")
-    assert [chosen["fast"][key] for key in keys] == [1, 2, "euler", 1.0]
+    assert [chosen["fast"][key] for key in keys] == [1, 4, "euler", 1.0]
     assert [chosen["balanced"][key] for key in keys] == [8, 8, "ab2", 2.0]  # nothing was fitted to this checkpoint
 
 

@@ -97,11 +97,17 @@ def test_the_result_is_a_function_of_image_and_noise_alone(pipe, image):
     torch.randn(5)
     two = pipe(image, num_inference_steps=3, ensemble_size=2, latents=torch.from_numpy(noise)).prediction
     np.testing.assert_array_equal(one, two)
-    assert (
-        np.abs(pipe(image, num_inference_steps=3, ensemble_size=2, latents=noise[::-1].copy()).prediction - one).max()
-        < 1e-3
-    )
     assert np.abs(pipe(image, num_inference_steps=3, ensemble_size=2, latents=noise + 1).prediction - one).max() > 1
+
+
+@pytest.mark.parametrize("tiles", [{}, {"tile_size": 32, "tile_overlap": 8}], ids=["untiled", "tiled"])
+def test_members_see_the_image_mirrored_in_turn(pipe, image, tiles):
+    noise = torch.randn(5, *image.shape, generator=seeded()).numpy()
+    samples = pipe(image, num_inference_steps=2, ensemble_size=5, latents=noise, output_samples=True, **tiles).samples
+    for sample, start, axes in zip(samples, noise, [(), (-1,), (-2,), (-2, -1), ()], strict=True):
+        seen, start = np.flip(image, axes).copy(), np.flip(start, axes).copy()
+        alone = pipe(seen, num_inference_steps=2, latents=start, **tiles).prediction
+        np.testing.assert_allclose(sample, np.flip(alone, axes), rtol=1e-4, atol=1e-2)
 
 
 def test_the_seed_decides_whatever_the_batch_size(pipe, image):
