@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.cli import PRESETS
+from haze_pipeline.presets import PRESETS
 from haze_pipeline.simulation import pair_generator, simulate_pair
 
 

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.cli import PRESETS
 from haze_pipeline.field_sampling import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE
 from haze_pipeline.hardware import fastest_dtype, map_on_cores
 from haze_pipeline.metrics import range_invariant_psnr
+from haze_pipeline.presets import PRESETS
 from haze_pipeline.simulation import pair_generator, simulate_pair
 from haze_pipeline.tiling import tile_intervals
 

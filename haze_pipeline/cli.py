@@ -12,9 +12,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .cli_calibrate import calibrate
 from .cli_dataset import dataset
+from .cli_model import Device, DType, load_pipeline, place_pipeline, weights_digest
 from .cli_simulate import simulate
 from .console import make_parents, progress_bar
+from .presets import PRESETS, Preset, choose_solver
 from .version import __version__
 
 
@@ -25,42 +28,6 @@ app = typer.Typer(
 )
 
 
-class Preset(StrEnum):
-    """Trade of time for what can be said about the result."""
-
-    fast = "fast"
-    balanced = "balanced"
-    quality = "quality"
-
-
-# Steps, members and solver. `fast`: posterior means by one step from two pairs of opposite noises (Liu et al. 2022).
-# `balanced`: the solver of 5 network calls fitted to the checkpoint (bench/solvers.py, bench/sampling.py). `quality`: the
-# paper's 19 Euler steps and 50 posterior samples.
-PRESETS = {
-    Preset.fast: {"num_inference_steps": 1, "ensemble_size": 4, "solver": "euler"},
-    Preset.balanced: {"num_inference_steps": 5, "ensemble_size": 8, "solver": "bespoke"},
-    Preset.quality: {"num_inference_steps": 19, "ensemble_size": 50, "solver": "euler"},
-}
-
-
-class Device(StrEnum):
-    """Where the network runs; `auto` takes the first of cuda, mps and cpu that there is."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-class DType(StrEnum):
-    """Arithmetic of the network; everything else is float32 anyway. `auto` takes what is fastest on the device."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 class Subset(StrEnum):
     """Datasets of the HazeMatching paper."""
 
@@ -69,44 +36,6 @@ class Subset(StrEnum):
     organoids2 = "organoids2"
     microtubule = "microtubule"
     neuron = "neuron"
-
-
-def _load_pipeline(model: str | None):
-    """The pipeline in a folder or a Hub repository, or the default one; errors name `model` in one sentence."""
-    from diffusers.utils import logging as diffusers_logging
-
-    from .pipeline_haze_matching import HazeMatchingPipeline
-
-    diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # what fails is said below, in one sentence
-    if model is None:
-        return HazeMatchingPipeline.from_default()
-    if not Path(model, "model_index.json").is_file():
-        raise ValueError(f"{model} is not a pipeline folder: there is no model_index.json in it.")
-    try:
-        name = json.loads(Path(model, "model_index.json").read_text())["_class_name"]
-        if name != "HazeMatchingPipeline":
-            raise ValueError(f"it is a {name}, not a HazeMatchingPipeline")
-        return HazeMatchingPipeline.from_pretrained(model, use_safetensors=True, low_cpu_mem_usage=False)
-    except Exception as error:  # a damaged folder shows as anything from KeyError to SafetensorError
-        raise ValueError(
-            f"{model} could not be loaded as a pipeline; make it anew or check the copy: {error}"
-        ) from error
-
-
-def _choose_solver(pipe, preset: Preset, num_inference_steps: int | None):
-    """The scheduler of a preset for the checkpoint of `pipe`, and the number of steps where none is given."""
-    from .scheduling_flow_match_ode import FlowMatchODEScheduler
-
-    solver = PRESETS[preset]["solver"]
-    steps = num_inference_steps or PRESETS[preset]["num_inference_steps"]
-    if solver != "bespoke":
-        return FlowMatchODEScheduler(solver=solver), steps
-    fitted = pipe.scheduler.config.get("bespoke") or {}
-    if str(steps) in fitted:
-        return FlowMatchODEScheduler(solver=solver, bespoke=fitted), steps
-    # The best of the solvers that need no fit, by bench/solvers.py.
-    return FlowMatchODEScheduler(solver="ab2", shift=2.0), num_inference_steps or 8
 
 
 @app.command()
@@ -156,7 +85,6 @@ def dehaze(
 
     Example: haze-pipeline dehaze cells.tif -o cells_clear.ome.tif --preset balanced --uncertainty
     """
-    from .hardware import fastest_dtype
     from .microscopy_io import read_micrograph, replace_when_complete, write_ome_tiff
 
     # Whatever can be refused without computing is refused first.
@@ -191,11 +119,10 @@ def dehaze(
     import numpy as np
     import torch
 
-    pipe = _load_pipeline(model)
-    revision = _weights_digest(pipe)
-    pipe = pipe.to(_resolve_device(device))
-    pipe = pipe.to(fastest_dtype(pipe.device) if dtype is DType.auto else getattr(torch, dtype.value))
-    pipe.scheduler, steps = _choose_solver(pipe, preset, num_inference_steps)
+    pipe = load_pipeline(model)
+    revision = weights_digest(pipe)
+    pipe = place_pipeline(pipe, device, dtype)
+    pipe.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
     pipe.set_progress_bar_config(disable=True)
 
     # Plane by plane, with one generator for all, which equals one call on the stack and shows progress.
@@ -274,6 +201,7 @@ def dehaze(
 
 app.command()(simulate)
 app.command()(dataset)
+app.command()(calibrate)
 
 
 @app.command()
@@ -314,10 +242,10 @@ def info(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ):
     """Print what a checkpoint says about itself."""
-    pipe = _load_pipeline(model)
+    pipe = load_pipeline(model)
     facts = {
         "model": model or "default checkpoint",
-        "revision": _weights_digest(pipe),
+        "revision": weights_digest(pipe),
         "parameters": pipe.unet.num_parameters(),
         "block_out_channels": list(pipe.unet.config.block_out_channels),
         "scheduler": type(pipe.scheduler).__name__,
@@ -329,28 +257,6 @@ def info(
         width = max(map(len, facts))
         for key, value in facts.items():
             print(f"{key:<{width}}  {value}")
-
-
-def _resolve_device(device: Device) -> str:
-    import torch
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device is Device.auto:
-        return next(name for name, there in available.items() if there)
-    if not available[device.value]:
-        raise ValueError(f"--device {device.value} is not available on this machine; use --device auto or cpu.")
-    return device.value
-
-
-def _weights_digest(pipe) -> str:
-    """First 12 hex digits of the SHA-256 over the weights, which tell one checkpoint from another."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(pipe.unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _version(value: bool):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .microscopy_io import list_tiffs, read_micrograph
-from .pair_datasets import decode_plane
+from .pair_datasets import decode_plane, import_datasets
 
 
 @dataclass
@@ -37,6 +37,31 @@ class Pair:
 
 # Folders of the published HazeMatching data. `train_crops_fid` repeats training images for another purpose.
 HAZEMATCHING_FOLDERS = {"train": ("train_crop", "train"), "validation": ("val_crop", "val"), "test": ("test",)}
+
+
+def load_pairs(source: str | Path, split: str) -> Iterator[Pair]:
+    """
+    Pairs of whatever a user may name: a folder with `hazy/` and `clear/`, all of whose pairs belong to any split; one split of a
+    published HazeMatching folder; or one split of a dataset, a folder or a repository of the Hub.
+
+    Args:
+        source (`str` or `Path`): The folder or repository.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+
+    Raises:
+        `FileNotFoundError`: If there are no pairs.
+        `ValueError`: If an image cannot be read or has no partner of its size, or the dataset has no such split.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.rglob("*.parquet")):
+        return (
+            pairs_from_hazematching(folder, split)
+            if has_hazematching_split(folder, split)
+            else pairs_from_folder(folder)
+        )
+    # Streamed, and so never the cached copy of another folder, which `datasets` tells by name, card and size only.
+    rows = import_datasets().load_dataset(str(source), split=split, streaming=True)
+    return pairs_from_rows(rows)
 
 
 def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterator[Pair]:
@@ -149,6 +174,16 @@ def hazematching_splits(folder: str | Path) -> list[str]:
             f"{folder} holds none of the HazeMatching folders {expected}: name the one above them."
         )
     return splits
+
+
+def has_hazematching_split(folder: str | Path, split: str) -> bool:
+    """Whether a folder is one of a published HazeMatching dataset that has a split."""
+    if Path(folder, "hazy").is_dir():
+        return False
+    try:
+        return split in hazematching_splits(folder)
+    except FileNotFoundError:
+        return False
 
 
 def pairs_from_rows(rows: Iterable[dict], start: int = 0) -> Iterator[Pair]:

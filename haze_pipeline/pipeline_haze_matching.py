@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
+from .calibration import predicted_deviation
 from .field_sampling import DEFAULT_PATCH_SIZE, FLIPS, FieldSampler
 from .hardware import allocate
 from .hub import fetch_pipeline, stored_variant
@@ -23,7 +24,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
     Dehazing by HazeMatching (arXiv 2506.22397): the network `unet` is the velocity v(x_t, hazy, t) of a flow from noise
     at t = 0 to the clear image at t = 1, *guided* by the hazy image as a second input channel (there is no
     `guidance_scale`). Every noise leads to one posterior sample; their mean estimates E[clear | hazy], and their standard
-    deviation, scaled as the checkpoint's calibration says, the uncertainty.
+    deviation, calibrated as the checkpoint says, how far it is from the truth.
 
     Args:
         unet ([`UNet2DModel`]): Velocity field, channels (state, hazy) in and one out; t in [0, 1] is fed unscaled.
@@ -34,9 +35,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
         target_mean (`float`, defaults to `0.0`): Mean of clear training images.
         target_std (`float`, defaults to `1.0`): Standard deviation of clear training images.
         default_num_inference_steps (`int`, defaults to `19`): Steps when a call names none; 19 is the paper's number.
-        uncertainty_scale (`float`, defaults to `1.0`): Calibration: factor on the ensemble's standard deviation.
-        uncertainty_offset (`float`, defaults to `0.0`):
-            Calibration: added to the scaled standard deviation, in network units (multiples of the target's deviation).
+        uncertainty_scale (`float`, defaults to `1.0`): Calibration, see [`predicted_deviation`].
+        uncertainty_offset (`float`, defaults to `0.0`): The same, in network units (multiples of the target's deviation).
+        interval_factors (`dict`, *optional*): `{"alpha": factor}` of [`conformal_factors`], for `out.interval`.
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
     """
@@ -56,6 +57,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         default_num_inference_steps: int = 19,
         uncertainty_scale: float = 1.0,
         uncertainty_offset: float = 0.0,
+        interval_factors: dict[str, float] | None = None,
         training_patch_size: int | None = None,
         training_pixel_size: dict | None = None,
     ):
@@ -75,6 +77,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
             default_num_inference_steps=default_num_inference_steps,
             uncertainty_scale=uncertainty_scale,
             uncertainty_offset=uncertainty_offset,
+            interval_factors=interval_factors,
             training_patch_size=training_patch_size,
             training_pixel_size=training_pixel_size,
         )
@@ -226,7 +229,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
                 CPU generator of the noise, which is drawn per plane and member for the whole field: neither tile size nor
                 batch size nor device changes it.
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
-            output_uncertainty (`bool`, defaults to `False`): Return the standard deviation, calibrated if the checkpoint is.
+            output_uncertainty (`bool`, defaults to `False`):
+                Return the deviation to expect between prediction and truth, calibrated if the checkpoint is.
             output_samples (`bool`, defaults to `False`): Return all members.
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, {"latents": …})` after every element of `scheduler.timesteps` of
@@ -261,6 +265,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
                 prediction=prediction,
                 uncertainty=uncertainty if output_uncertainty else None,
                 samples=samples if output_samples else None,
+                interval_factors=self.config.interval_factors,
             )
             return output if return_dict else (output.prediction, output.uncertainty, output.samples)
 
@@ -355,9 +360,10 @@ class HazeMatchingPipeline(DiffusionPipeline):
         prediction.mul_(normalization.target_std).add_(normalization.target_mean)
         uncertainty = None
         if output_uncertainty:
-            spread = squares.div_(ensemble_size - 1).sqrt_()
-            spread.mul_(self.config.uncertainty_scale).add_(self.config.uncertainty_offset)
-            uncertainty = spread.clamp_(min=0).mul_(normalization.target_std)  # [N,1,H,W]
+            scale, offset = self.config.uncertainty_scale, self.config.uncertainty_offset
+            for spread in squares.div_(ensemble_size - 1).sqrt_():  # plane by plane, since all may not fit in memory twice
+                spread.copy_(predicted_deviation(spread, ensemble_size, scale, offset))
+            uncertainty = squares.mul_(normalization.target_std)  # [N,1,H,W]
         if output_samples:
             samples.mul_(normalization.target_std).add_(normalization.target_mean)
         else:
@@ -371,8 +377,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
             return result.numpy() if output_type == "np" else result
 
         output = HazeMatchingOutput(
-            prediction=finish(prediction), uncertainty=finish(uncertainty), samples=finish(samples, ensemble_size)
-        )
+            prediction=finish(prediction), uncertainty=finish(uncertainty), samples=finish(samples, ensemble_size),
+            interval_factors=self.config.interval_factors,
+        )  # fmt: skip
         return output if return_dict else (output.prediction, output.uncertainty, output.samples)
 
     def prepare_latents(

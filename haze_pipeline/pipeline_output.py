@@ -17,12 +17,40 @@ class HazeMatchingOutput(BaseOutput):
         prediction (`np.ndarray` or `torch.Tensor` of the shape of the image, float32):
             Mean (or median) of the ensemble, the estimate of E[clear | hazy].
         uncertainty (`np.ndarray` or `torch.Tensor` of the shape of the image, float32, *optional*):
-            Standard deviation of a pixel: the spread of the ensemble, times the `uncertainty_scale` and plus the
-            `uncertainty_offset` of the checkpoint, which are 1 and 0 until it has been calibrated.
+            Deviation of a pixel to expect between prediction and truth: from the spread of the ensemble by
+            [`predicted_deviation`], with the scale and offset of the checkpoint, 1 and 0 until it has been calibrated.
         samples (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, float32, *optional*):
             The members of the ensemble.
+        interval_factors (`dict`, *optional*): What `interval` multiplies deviations with, by alpha.
     """
 
     prediction: np.ndarray | torch.Tensor | list
     uncertainty: np.ndarray | torch.Tensor | list | None = None
     samples: np.ndarray | torch.Tensor | list | None = None
+    interval_factors: dict[str, float] | None = None
+
+    def interval(self, alpha: float = 0.1) -> tuple:
+        """
+        Lower and upper bound of every pixel, prediction ∓ factor · uncertainty.
+
+        On average over images like those that the checkpoint was calibrated on, the truth lies outside in a share of the
+        pixels of at most `alpha` ([`conformal_factors`]). That promises nothing for a single image or structure, nor for images
+        of another kind.
+
+        Args:
+            alpha (`float`, defaults to `0.1`): One of the shares that the checkpoint was calibrated for.
+
+        Raises:
+            `ValueError`: If there is no uncertainty, or the checkpoint is not calibrated for `alpha`.
+        """
+        if self.uncertainty is None:
+            raise ValueError("Intervals need the uncertainty: call the pipeline with `output_uncertainty=True`.")
+        factors = {float(key): factor for key, factor in (self.interval_factors or {}).items()}
+        if alpha not in factors:
+            known = f"has intervals for {sorted(factors)} only" if factors else "has none: calibrate it first"
+            raise ValueError(f"`alpha` is {alpha}, but the checkpoint {known}.")
+        if isinstance(self.prediction, list):
+            pairs = list(zip(self.prediction, self.uncertainty, strict=True))
+            return [p - factors[alpha] * u for p, u in pairs], [p + factors[alpha] * u for p, u in pairs]
+        margin = factors[alpha] * self.uncertainty
+        return self.prediction - margin, self.prediction + margin

@@ -15,8 +15,8 @@ from .pair_datasets import import_datasets
 from .pair_sources import (
     Pair,
     describe_simulation,
-    hazematching_splits,
-    pairs_from_folder,
+    has_hazematching_split,
+    load_pairs,
     pairs_from_hazematching,
     pairs_from_rows,
     simulation_notes,
@@ -145,14 +145,14 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
     elif args.dataset_name is not None:
         pairs = list(pairs_from_rows(splits["train"]))
     else:
-        pairs = list(_pairs_of_folder(args.train_data_dir, "train"))
+        pairs = list(load_pairs(args.train_data_dir, "train"))
 
     validation = iter(())
     if args.validation_data_dir is not None:
-        validation = _pairs_of_folder(args.validation_data_dir, "validation")
+        validation = load_pairs(args.validation_data_dir, "validation")
     elif "validation" in splits:
         validation = pairs_from_rows(splits["validation"])
-    elif args.train_data_dir is not None and _has_hazematching_split(args.train_data_dir, "validation"):
+    elif args.train_data_dir is not None and has_hazematching_split(args.train_data_dir, "validation"):
         validation = pairs_from_hazematching(args.train_data_dir, "validation")
     sizes = [pair.pixel_size_um for pair in pairs if pair.pixel_size_um is not None]
     span = {"min": min(sizes), "max": max(sizes)} if sizes else None
@@ -177,22 +177,6 @@ def validate(predict: Callable[[np.ndarray], np.ndarray], pairs: list[Pair]) -> 
     predictions = [predict(pair.hazy) for pair in pairs]
     scores = [range_invariant_psnr(pair.clear, each) for pair, each in zip(pairs, predictions, strict=True)]
     return float(np.mean(scores)), predictions
-
-
-def _pairs_of_folder(folder: Path, split: str) -> Iterator[Pair]:
-    """The pairs of a folder with hazy/ and clear/, or of one split of a published HazeMatching folder."""
-    if _has_hazematching_split(folder, split):
-        return pairs_from_hazematching(folder, split)
-    return pairs_from_folder(folder)
-
-
-def _has_hazematching_split(folder: Path, split: str) -> bool:
-    if Path(folder, "hazy").is_dir():
-        return False
-    try:
-        return split in hazematching_splits(folder)
-    except FileNotFoundError:
-        return False
 
 
 def _shareable_name(dataset_name: str) -> str:

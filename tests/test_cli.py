@@ -80,7 +80,8 @@ def test_dehaze_writes_uncertainty_samples_and_preview(run, stack, model, tmp_pa
     samples = np.stack([read_micrograph(tmp_path / name).data for name in names[2:5]])
     np.testing.assert_allclose(read_micrograph(output).data, samples.mean(axis=0), rtol=1e-3, atol=0.1)
     deviation = read_micrograph(tmp_path / "clear_uncertainty.ome.tif")
-    np.testing.assert_allclose(deviation.data, samples.std(axis=0, ddof=1), rtol=1e-3, atol=0.1)
+    expected = samples.std(axis=0, ddof=1) * np.sqrt(1 + 1 / 3)  # of the mean of three from the truth
+    np.testing.assert_allclose(deviation.data, expected, rtol=1e-3, atol=0.1)
     assert deviation.provenance["content"] == "standard deviation"
     assert Image.open(preview).format == "PNG"
 

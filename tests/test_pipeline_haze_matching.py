@@ -331,6 +331,27 @@ def test_tensors_come_back_as_tensors(pipe, image):
 # The ensemble.
 
 
+def test_intervals_are_as_wide_as_the_calibration_says(pipe, image, tmp_path):
+    arguments = {"num_inference_steps": 2, "ensemble_size": 2, "generator": seeded()}
+    with pytest.raises(ValueError, match="output_uncertainty=True"):
+        pipe(image, **arguments).interval()
+    with pytest.raises(ValueError, match="has none: calibrate it"):
+        pipe(image, **arguments, output_uncertainty=True).interval()
+    pipe.register_to_config(interval_factors={"0.1": 2.0, "0.5": 0.7})
+    pipe.save_pretrained(tmp_path)
+    pipe = HazeMatchingPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe([image, image[0]], **arguments, output_uncertainty=True)
+    lower, upper = out.interval(0.1)
+    for low, high, mean, deviation in zip(lower, upper, out.prediction, out.uncertainty, strict=True):
+        np.testing.assert_allclose((low, high), (mean - 2 * deviation, mean + 2 * deviation))
+    narrow = pipe(image, **arguments, output_uncertainty=True, output_type="pt")
+    low, high = narrow.interval(alpha=0.5)
+    torch.testing.assert_close(high - low, 1.4 * narrow.uncertainty, rtol=1e-3, atol=1e-2)
+    with pytest.raises(ValueError, match=r"for \[0.1, 0.5\] only"):
+        narrow.interval(0.2)
+
+
 def test_prediction_and_uncertainty_summarise_the_samples(pipe, image):
     pipe.register_to_config(uncertainty_scale=1.5, uncertainty_offset=0.1)
     arguments = {"num_inference_steps": 2, "ensemble_size": 4, "output_uncertainty": True, "output_samples": True}
@@ -338,7 +359,8 @@ def test_prediction_and_uncertainty_summarise_the_samples(pipe, image):
     np.testing.assert_allclose(out.prediction, out.samples.mean(axis=0), rtol=1e-4, atol=1e-2)
     statistics = pipe.image_processor.compute_normalization(pipe.image_processor.preprocess(image))
     offset = 0.1 * statistics.target_std[:, 0].numpy()
-    np.testing.assert_allclose(out.uncertainty, 1.5 * out.samples.std(axis=0, ddof=1) + offset, rtol=1e-3, atol=1e-2)
+    spread = out.samples.std(axis=0, ddof=1)
+    np.testing.assert_allclose(out.uncertainty, np.hypot(1.5 * spread + offset, spread / 2), rtol=1e-3, atol=1e-2)
     median = pipe(image, generator=seeded(), ensembling_kwargs={"reduction": "median"}, **arguments)
     np.testing.assert_allclose(median.prediction, np.median(out.samples, axis=0), rtol=1e-4, atol=1e-2)
 

@@ -1,0 +1,260 @@
+"""
+Do predicted deviations say how large errors are? Curves, their fit, scores, and intervals with a guarantee.
+
+Of `k` samples with the unbiased deviation s, the mean has the error variance B² + s²/k: what the model gets wrong or cannot know,
+and what averaging few samples leaves. A calibration is a line for the first, B = scale · s + offset; a perfect model has
+scale 1 and offset 0, and so a root mean square error (RMSE) of sqrt(1 + 1/k) times its root mean variance (RMV).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import stats
+
+
+if TYPE_CHECKING:
+    from .pair_sources import Pair
+    from .pipeline_haze_matching import HazeMatchingPipeline
+
+
+# Of larger images so many pixels are drawn at random: neighbours say the same, and memory is not endless.
+MAX_PIXELS = 2**17
+
+
+def predicted_deviation(
+    spread: torch.Tensor, num_members: int, scale: float = 1.0, offset: float = 0.0
+) -> torch.Tensor:
+    """
+    Deviation to expect between the mean of an ensemble and the truth.
+
+    Args:
+        spread (`torch.Tensor`): Standard deviation s of the members, of squares divided by their number less one.
+        num_members (`int`): Their number k.
+        scale (`float`, defaults to `1.0`): Of the calibration.
+        offset (`float`, defaults to `0.0`): Of the calibration, in the unit of `spread`.
+
+    Returns:
+        `torch.Tensor`: sqrt(max(0, scale · s + offset)² + s²/k).
+    """
+    own = spread.mul(scale).add_(offset).clamp_(min=0)
+    return own.hypot_(spread / math.sqrt(num_members))
+
+
+def measure_errors(
+    pipe: "HazeMatchingPipeline", pairs: Iterable["Pair"], num_inference_steps: int, ensemble_size: int, seed: int = 0
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """
+    Spread of an ensemble's members and error of its mean for pixels of every specimen, in network units.
+
+    Prediction and truth are compared as they are, so that both must be in the same unit.
+
+    Args:
+        pipe ([`HazeMatchingPipeline`]): Its calibration, if any, is not used.
+        pairs (iterable of [`Pair`]): Hazy and clear images.
+        num_inference_steps (`int`): Steps of every member, with the scheduler of `pipe`.
+        ensemble_size (`int`): Members.
+        seed (`int`, defaults to `0`): Of the noise, and of which pixels of large images are taken.
+
+    Returns:
+        `dict`: By specimen, standard deviations of the members and errors of their mean.
+    """
+    specimens = {}
+    for index, pair in enumerate(pairs):
+        unit = pipe.image_processor.compute_normalization(pipe.image_processor.preprocess(pair.hazy)).target_std.item()
+        if unit == 0:
+            raise ValueError(f"{pair.source}: the hazy image has no contrast.")
+        generator = torch.Generator().manual_seed(seed + index)
+        out = pipe(pair.hazy, num_inference_steps, ensemble_size, generator=generator, output_samples=True)
+        spread = out.samples.std(axis=0, ddof=1).ravel() / unit
+        error = (out.prediction - pair.clear.astype(np.float32)).ravel() / unit
+        if spread.size > MAX_PIXELS:
+            chosen = np.random.default_rng([seed, index]).choice(spread.size, MAX_PIXELS, replace=False)
+            spread, error = spread[chosen], error[chosen]
+        specimens.setdefault(pair.specimen_id, []).append((spread, error))
+    return {
+        name: tuple(np.concatenate(parts) for parts in zip(*images, strict=True)) for name, images in specimens.items()
+    }
+
+
+def calibrate(specimens: dict[str, tuple[np.ndarray, np.ndarray]], num_members: int) -> dict:
+    """
+    What a pipeline's configuration needs to return calibrated deviations and intervals.
+
+    Args:
+        specimens (`dict`): Spread and errors of every specimen, see [`measure_errors`].
+        num_members (`int`): Members of every ensemble.
+
+    Returns:
+        `dict`: `uncertainty_scale`, `uncertainty_offset` and `interval_factors`, for `pipe.register_to_config`.
+    """
+    spread, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
+    scale, offset = fit_calibration(spread, errors, num_members)
+    images = (
+        (predicted_deviation(torch.from_numpy(spread), num_members, scale, offset).numpy(), errors)
+        for spread, errors in specimens.values()
+    )
+    factors = {str(alpha): factor for alpha, factor in conformal_factors(images).items()}
+    return {"uncertainty_scale": scale, "uncertainty_offset": offset, "interval_factors": factors}
+
+
+def calibration_curve(
+    deviations: np.ndarray, errors: np.ndarray, num_bins: int = 50, equal: str = "counts"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    RMV and RMSE of pixels in bins of similar deviation (Levi et al. 2022, doi 10.3390/s22155540).
+
+    Args:
+        deviations (`np.ndarray`): Predicted standard deviations, any shape.
+        errors (`np.ndarray` of the same shape): Prediction less truth, in the same unit.
+        num_bins (`int`, defaults to `50`): At most so many bins; empty ones are left out.
+        equal (`str`, defaults to `"counts"`):
+            `"counts"`: bins of equally many pixels. `"widths"`: of equal width from the smallest to the largest deviation, as
+            in the HazeMatching reference, where the outermost bins may hold a handful of pixels.
+
+    Returns:
+        RMV, RMSE and number of pixels of every bin, by rising deviation.
+
+    Raises:
+        `ValueError`: If the shapes differ, nothing is given, or a value is not finite.
+    """
+    deviations, errors = _checked(deviations, errors)
+    order = np.argsort(deviations, kind="stable")
+    deviations, errors = deviations[order], errors[order]
+    if equal == "counts":
+        edges = np.linspace(0, len(deviations), num_bins + 1).round().astype(int)
+    elif equal == "widths":
+        inner = np.linspace(deviations[0], deviations[-1], num_bins + 1)[1:-1]
+        edges = np.concatenate([[0], np.searchsorted(deviations, inner), [len(deviations)]])
+    else:
+        raise ValueError(f'`equal` must be "counts" or "widths", got {equal!r}.')
+    counts = np.diff(edges)
+    filled = counts > 0
+    starts, counts = edges[:-1][filled], counts[filled]
+    rmv = np.sqrt(np.add.reduceat(deviations**2, starts) / counts)
+    rmse = np.sqrt(np.add.reduceat(errors**2, starts) / counts)
+    return rmv, rmse, counts
+
+
+def fit_calibration(
+    spread: np.ndarray, errors: np.ndarray, num_members: int, num_bins: int = 50
+) -> tuple[float, float]:
+    """
+    Scale and offset of the line through the curve of a validation set, less what averaging few members leaves.
+
+    The HazeMatching reference fits RMSE itself over bins of equal width, without the last: with thousands of pixels in each
+    bin and many members, that is the same line.
+
+    Args:
+        spread (`np.ndarray`): Standard deviations of the members, divided by their number less one.
+        errors (`np.ndarray` of the same shape): Mean of the members less truth, in the same unit.
+        num_members (`int`): Their number.
+        num_bins (`int`, defaults to `50`): Bins of equally many pixels.
+
+    Returns:
+        `tuple[float, float]`: Scale, and offset in the unit of `spread`.
+
+    Raises:
+        `ValueError`: As [`calibration_curve`], or if all deviations are alike.
+    """
+    rmv, rmse, _ = calibration_curve(spread, errors, num_bins)
+    if len(rmv) < 2 or math.isclose(rmv[0], rmv[-1]):
+        raise ValueError("All predicted deviations are alike, so that no line can be fitted to their errors.")
+    own = np.sqrt(np.maximum(rmse**2 - rmv**2 / num_members, 0))
+    line = stats.linregress(rmv, own)
+    return float(line.slope), float(line.intercept)
+
+
+def expected_normalized_calibration_error(deviations: np.ndarray, errors: np.ndarray, num_bins: int = 50) -> float:
+    """Mean of |RMV - RMSE| / RMV over bins of equally many pixels (Levi et al. 2022); 0 is perfect."""
+    rmv, rmse, _ = calibration_curve(deviations, errors, num_bins)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.mean(np.where(rmv == rmse, 0, np.abs(rmv - rmse) / rmv)))
+
+
+def mean_squared_z_score(deviations: np.ndarray, errors: np.ndarray) -> float:
+    """Mean of (error / deviation)² (Pernot 2024, arXiv 2402.10043); 1 is perfect, above 1 is too sure."""
+    return float(np.mean(_z_scores(*_checked(deviations, errors)) ** 2))
+
+
+def coverage(deviations: np.ndarray, errors: np.ndarray, factor: float) -> float:
+    """Share of pixels whose truth lies within `factor` deviations of the prediction."""
+    deviations, errors = _checked(deviations, errors)
+    return float(np.mean(np.abs(errors) <= factor * deviations))
+
+
+def scores(deviations: np.ndarray, errors: np.ndarray) -> dict[str, float]:
+    """
+    Ratio of RMS error to RMS deviation, expected normalised calibration error, mean squared z-score, and coverage of the
+    intervals that normal errors would have.
+    """
+    flat = np.asarray(deviations, np.float64).ravel(), np.asarray(errors, np.float64).ravel()
+    rms_deviation, rms_error = (math.sqrt(np.mean(np.square(values))) for values in flat)
+    return {
+        "RMS error / RMS deviation": rms_error / rms_deviation,
+        "ENCE": expected_normalized_calibration_error(*flat),
+        "mean squared z": mean_squared_z_score(*flat),
+        **{f"coverage at {level:.0%}": coverage(*flat, stats.norm.ppf((1 + level) / 2)) for level in (0.5, 0.9, 0.95)},
+    }
+
+
+def conformal_factors(
+    images: Iterable[tuple[np.ndarray, np.ndarray]], alphas: Sequence[float] = (0.5, 0.32, 0.2, 0.1, 0.05)
+) -> dict[float, float]:
+    """
+    Factors on predicted deviations that make intervals with a guarantee, by conformal risk control (Angelopoulos et al. 2024,
+    arXiv 2208.02814): of a new image, drawn like these, prediction ± factor · deviation misses the truth in a share of its
+    pixels of at most alpha *on average over images*, whatever the model. It promises nothing for one image, one
+    structure, or images of another kind.
+
+    Args:
+        images (iterable of pairs of `np.ndarray`): Predicted deviations and errors of every image, of one specimen each.
+        alphas (sequence of `float`): Shares of pixels that may be missed.
+
+    Returns:
+        `dict[float, float]`: Factor for every alpha that so few images allow; n images allow 1 / (n + 1) and more.
+
+    Raises:
+        `ValueError`: If they allow none.
+    """
+    z_scores, weights, number = [], [], 0
+    for deviations, errors in images:
+        z_scores.append(np.abs(_z_scores(*_checked(deviations, errors))))
+        weights.append(np.full(errors.size, 1 / errors.size))  # every image counts the same
+        number += 1
+    allowed = [alpha for alpha in alphas if alpha * (number + 1) >= 1]
+    if not allowed:
+        raise ValueError(
+            f"{number} image(s) are too few for intervals: {math.ceil(1 / max(alphas)) - 1} or more are needed."
+        )
+    z_scores, weights = np.concatenate(z_scores), np.concatenate(weights)
+    order = np.argsort(z_scores)
+    z_scores = z_scores[order]
+    missed = number - np.cumsum(weights[order])  # sum over images of the shares above each of them
+    # The smallest factor with (sum of shares + 1) / (n + 1) <= alpha; 1e-9 for rounding.
+    factors = {}
+    for alpha in allowed:
+        first = np.searchsorted(-missed, 1 - alpha * (number + 1) - 1e-9)
+        factors[alpha] = float(z_scores[min(first, len(z_scores) - 1)])
+    return factors
+
+
+def _z_scores(deviations: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Errors in deviations; 0 where neither is any, infinite where only the deviation is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(errors == 0, 0, errors / deviations)
+
+
+def _checked(deviations: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as flat arrays in double precision."""
+    deviations, errors = np.asarray(deviations), np.asarray(errors)
+    if deviations.shape != errors.shape:
+        raise ValueError(f"`deviations` and `errors` must have one shape, got {deviations.shape} and {errors.shape}.")
+    deviations, errors = deviations.ravel().astype(np.float64), errors.ravel().astype(np.float64)
+    if deviations.size == 0 or not (np.isfinite(deviations).all() and np.isfinite(errors).all()):
+        raise ValueError("`deviations` and `errors` must hold finite values, and at least one.")
+    if (deviations < 0).any():
+        raise ValueError("`deviations` must not be negative.")
+    return deviations, errors

@@ -1,0 +1,132 @@
+"""The command `haze-pipeline calibrate`."""
+
+import json
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_model import Device, DType, load_pipeline, place_pipeline
+from .console import make_parents, progress_bar
+from .presets import PRESETS, Preset, choose_solver
+
+
+def calibrate(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PAIRS",
+            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset of the Hub; specimens that were not "
+            "trained on.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Pipeline folder to write.")],
+    model: Annotated[
+        str | None, typer.Option(help="Pipeline folder; by default the checkpoint in the package.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "validation",
+    preset: Annotated[Preset, typer.Option(help="Steps, members and solver of the ensembles.")] = Preset.balanced,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=2, help="Solver steps, in place of the preset's.")
+    ] = None,
+    ensemble_size: Annotated[
+        int | None, typer.Option(min=2, help="Members per plane, in place of the preset's.")
+    ] = None,
+    max_pairs: Annotated[int, typer.Option(min=1, help="Only so many pairs are looked at.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also write a PNG: error against predicted deviation, before and after.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.auto,
+    dtype: Annotated[
+        DType, typer.Option(help="Arithmetic of the network; auto is bfloat16 where the device is fast at it.")
+    ] = DType.auto,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
+):
+    """
+    Fit how far a checkpoint's deviations are to be believed, and write a copy of it that knows.
+
+    Its `--uncertainty` then is the error to expect, and in Python `out.interval(0.1)` bounds the truth in 90 % of the pixels,
+    on average over images like these. The clear images must be in the unit of the predictions: that of the hazy ones, or of
+    the training targets for a checkpoint with fixed statistics.
+
+    Example: haze-pipeline calibrate runs/validation --model runs/first/best -o runs/first_calibrated --plot calibration.png
+    """
+    if preset is Preset.fast:
+        raise ValueError("--preset fast yields means, which have no spread: choose balanced or quality.")
+    if output.exists():
+        raise FileExistsError(f"{output} exists; choose another name.")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise ValueError(f"{plot} must end in .png.")
+    if plot is not None and not plot.parent.is_dir():
+        raise FileNotFoundError(f"{plot.parent} is not a folder; create it first.")
+
+    import shutil
+
+    import numpy as np
+    import torch
+
+    from . import calibration
+    from .microscopy_io import replace_when_complete
+    from .pair_sources import load_pairs
+    from .pipeline_haze_matching import DEFAULT_CHECKPOINT
+
+    if plot is not None:
+        from .figures import plot_calibration
+    pairs = load_pairs(source, split)
+    pipe = place_pipeline(load_pipeline(model), device, dtype)
+    pipe.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
+    pipe.set_progress_bar_config(disable=True)
+    members = ensemble_size or PRESETS[preset]["ensemble_size"]
+    if steps < 2:
+        raise ValueError("--num-inference-steps must be 2 or more: one step yields means, which have no spread.")
+
+    with ExitStack() as stack:
+        advance = progress_bar("Calibrating", None, stack)
+
+        def counted():
+            for pair in islice(pairs, max_pairs):
+                yield pair
+                advance(1)
+
+        specimens = calibration.measure_errors(pipe, counted(), steps, members, seed)
+    fitted = calibration.calibrate(specimens, members)
+    spread, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
+    scale, offset = fitted["uncertainty_scale"], fitted["uncertainty_offset"]
+    raw, calibrated = (
+        calibration.predicted_deviation(torch.from_numpy(spread), members, *line).numpy()
+        for line in ((1.0, 0.0), (scale, offset))
+    )
+    facts = {
+        "specimens": len(specimens),
+        "num_inference_steps": steps,
+        "ensemble_size": members,
+        **fitted,
+        "before": calibration.scores(raw, errors),
+        "after, on the same pairs": calibration.scores(calibrated, errors),
+    }
+
+    make_parents(output)
+    with replace_when_complete(output) as folder:
+        shutil.copytree(model or DEFAULT_CHECKPOINT, folder, dirs_exist_ok=True)
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps({**index, **fitted}, indent=2, sort_keys=True) + "\n")
+    if plot is not None:
+        with replace_when_complete(plot) as temporary:
+            plot_calibration({"before": (raw, errors), "after": (calibrated, errors)}).savefig(temporary)
+    written = [str(path) for path in (output, plot) if path is not None]
+    if json_output:
+        print(json.dumps({**facts, "written": written}))
+        return
+    print(f"{len(specimens)} specimens, {members} members of {steps} steps: scale {scale:.3f}, offset {offset:.3f}")
+    for name, values in facts.items():
+        if isinstance(values, dict) and name != "interval_factors":
+            print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
+    factors = ", ".join(
+        f"{100 * (1 - float(alpha)):g} %: {factor:.2f}" for alpha, factor in fitted["interval_factors"].items()
+    )
+    print(f"deviations that bound the truth in a share of the pixels: {factors}")
+    for path in written:
+        print(path)

@@ -1,0 +1,71 @@
+"""The pipelines that commands run: where their weights are, on what device and in what arithmetic they run."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+
+
+class Device(StrEnum):
+    """Where the network runs; `auto` takes the first of cuda, mps and cpu that there is."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class DType(StrEnum):
+    """Arithmetic of the network; everything else is float32 anyway. `auto` takes what is fastest on the device."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def load_pipeline(model: str | None):
+    """The pipeline in a folder or a Hub repository, or the default one; errors name `model` in one sentence."""
+    from diffusers.utils import logging as diffusers_logging
+
+    from .pipeline_haze_matching import HazeMatchingPipeline
+
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # what fails is said below, in one sentence
+    if model is None:
+        return HazeMatchingPipeline.from_default()
+    if not Path(model, "model_index.json").is_file():
+        raise ValueError(f"{model} is not a pipeline folder: there is no model_index.json in it.")
+    try:
+        name = json.loads(Path(model, "model_index.json").read_text())["_class_name"]
+        if name != "HazeMatchingPipeline":
+            raise ValueError(f"it is a {name}, not a HazeMatchingPipeline")
+        return HazeMatchingPipeline.from_pretrained(model, use_safetensors=True, low_cpu_mem_usage=False)
+    except Exception as error:  # a damaged folder shows as anything from KeyError to SafetensorError
+        raise ValueError(
+            f"{model} could not be loaded as a pipeline; make it anew or check the copy: {error}"
+        ) from error
+
+
+def place_pipeline(pipe, device: Device, dtype: DType):
+    """The pipeline on the device and in the arithmetic that are asked for."""
+    import torch
+
+    from .hardware import fastest_dtype
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(name for name, there in available.items() if there) if device is Device.auto else device.value
+    if not available[name]:
+        raise ValueError(f"--device {name} is not available on this machine; use --device auto or cpu.")
+    pipe = pipe.to(name)
+    return pipe.to(fastest_dtype(pipe.device) if dtype is DType.auto else getattr(torch, dtype.value))
+
+
+def weights_digest(pipe) -> str:
+    """First 12 hex digits of the SHA-256 over the weights, which tell one checkpoint from another."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(pipe.unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,140 @@
+"""Calibration of ensembles whose truth is known, and the published definitions."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from haze_pipeline.calibration import (
+    calibration_curve,
+    conformal_factors,
+    coverage,
+    expected_normalized_calibration_error,
+    fit_calibration,
+    mean_squared_z_score,
+    predicted_deviation,
+)
+
+
+def make_ensemble(members, scale, offset, size=400_000, seed=0):
+    """
+    Spread and errors of ensembles whose spread s is known exactly and whose truth lies scale · s + offset away from the mean of
+    infinitely many members.
+    """
+    rng = np.random.default_rng(seed)
+    spread = rng.uniform(0.2, 2, size)
+    errors = rng.standard_normal(size) * (scale * spread + offset)
+    errors += rng.standard_normal(size) * spread / np.sqrt(members)
+    return spread, errors
+
+
+@pytest.mark.parametrize("members", [4, 20, 1000])
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1.7, 0.3), (2.5, -0.15)])
+def test_scale_and_offset_are_recovered(members, scale, offset):
+    found = fit_calibration(*make_ensemble(members, scale, offset), members)
+    assert found == pytest.approx((scale, offset), rel=0.02, abs=0.02)
+
+
+def test_deviations_of_a_perfect_ensemble_need_no_calibration():
+    # Drawn member by member, as a pipeline does.
+    rng = np.random.default_rng(0)
+    true = rng.uniform(0.2, 2, 200_000)
+    samples = rng.standard_normal((20, true.size)) * true
+    errors = samples.mean(axis=0) - rng.standard_normal(true.size) * true
+    spread = samples.std(axis=0, ddof=1)
+    assert np.sqrt(np.mean(errors**2) / np.mean(spread**2)) == pytest.approx(np.sqrt(1 + 1 / 20), rel=0.01)
+    deviations = predicted_deviation(torch.from_numpy(spread), 20).numpy()
+    assert np.sqrt(np.mean(errors**2) / np.mean(deviations**2)) == pytest.approx(1, rel=0.01)
+    # Not 0: the spread of 20 members is known to 16 % only, and bins of small ones hold those that came out too small.
+    assert expected_normalized_calibration_error(deviations, errors, 20) < 0.1
+    np.testing.assert_allclose(
+        predicted_deviation(torch.tensor([2.0]), 4, 1.5, -5), [1.0]
+    )  # never below the averaging's own
+
+
+def test_calibrating_mends_scores_that_were_off():
+    spread, errors = make_ensemble(20, 2.5, 0.3)
+    raw = predicted_deviation(torch.from_numpy(spread), 20).numpy()
+    calibrated = predicted_deviation(torch.from_numpy(spread), 20, *fit_calibration(spread, errors, 20)).numpy()
+    assert expected_normalized_calibration_error(raw, errors) > 1
+    assert expected_normalized_calibration_error(calibrated, errors) < 0.02
+    assert mean_squared_z_score(raw, errors) > 4
+    assert mean_squared_z_score(calibrated, errors) == pytest.approx(1, rel=0.02)
+    for level in (0.5, 0.9, 0.95):  # of normal errors
+        assert coverage(calibrated, errors, stats.norm.ppf((1 + level) / 2)) == pytest.approx(level, abs=0.01)
+
+
+def test_curves_equal_a_calculation_by_hand():
+    deviations, errors = np.array([4.0, 1, 1, 3, 2, 3]), np.array([-5.0, 1, -2, 0, 3, 4])
+    rmv, rmse, counts = calibration_curve(deviations, errors, num_bins=3)
+    np.testing.assert_allclose(rmv**2, [1, (4 + 9) / 2, (9 + 16) / 2])
+    np.testing.assert_allclose(rmse**2, [5 / 2, 9 / 2, (16 + 25) / 2])
+    assert counts.tolist() == [2, 2, 2]
+    rmv, rmse, counts = calibration_curve(deviations, errors, num_bins=2, equal="widths")  # up to 2.5 and above
+    np.testing.assert_allclose(rmv**2, [6 / 3, 34 / 3])
+    assert counts.tolist() == [3, 3]
+    expected = np.mean(
+        [abs(np.sqrt(6 / 3) - np.sqrt(14 / 3)) / np.sqrt(2), abs(np.sqrt(34) - np.sqrt(41)) / np.sqrt(34)]
+    )
+    found = expected_normalized_calibration_error(deviations, errors, 2)
+    assert found == pytest.approx(expected)
+    assert mean_squared_z_score(deviations, errors) == pytest.approx(np.mean([25 / 16, 1, 4, 0, 9 / 4, 16 / 9]))
+    assert coverage(deviations, errors, 1.4) == pytest.approx(4 / 6)
+
+
+def test_the_published_fit_gives_the_same_line():
+    """
+    The reference: 50 bins of equal width between the extreme deviations, RMSE against root mean variance, a line through the bins
+    between the quantiles 1e-5 and 0.99999, the last one left out. We differ in that bins hold equally many pixels, none is left
+    out, and the share of a finite ensemble is taken off.
+    """
+    spread, errors = make_ensemble(10**6, 1.7, 0.3)
+    edges = np.linspace(spread.min(), spread.max(), 51)
+    number = np.clip(np.digitize(spread, edges) - 1, 0, 49)
+    low, high = np.quantile(spread, [1e-5, 0.99999])
+    published = []
+    for each in range(50):
+        inside = number == each
+        published.append((np.sqrt(np.mean(spread[inside] ** 2)), np.sqrt(np.mean(errors[inside] ** 2))))
+    rmv, rmse, _ = calibration_curve(spread, errors, 50, equal="widths")
+    np.testing.assert_allclose(np.column_stack([rmv, rmse]), published, rtol=1e-3)
+    kept = np.array([pair for pair in published if low <= pair[0] <= high][:-1])
+    line = stats.linregress(*kept.T)
+    assert fit_calibration(spread, errors, 10**6) == pytest.approx((line.slope, line.intercept), abs=0.02)
+
+
+def test_intervals_cover_a_thousand_new_images_as_promised():
+    rng = np.random.default_rng(0)
+
+    def draw(number):
+        """Images of other difficulty each, whose deviations say nothing of it, with heavy-tailed errors."""
+        for _ in range(number):
+            deviations = rng.uniform(0.5, 2, 400)
+            yield deviations, deviations * rng.lognormal(0, 0.5) * rng.standard_t(4, 400)
+
+    factors = conformal_factors(draw(1000))
+    assert list(factors) == [0.5, 0.32, 0.2, 0.1, 0.05] and sorted(factors.values()) == list(factors.values())
+    new = list(draw(1000))
+    for alpha, factor in factors.items():
+        assert np.mean([coverage(*image, factor) for image in new]) == pytest.approx(1 - alpha, abs=0.01)
+
+
+def test_few_images_allow_few_intervals():
+    images = [(np.ones(4), np.array([0.0, 1, -2, 3])) for _ in range(9)]
+    # The shares that 9 images miss may sum up to 10 alpha - 1, as if the tenth missed all. Of every image a factor of 1
+    # misses 2 of 4 pixels, 4.5 in all; a factor of 2 misses 1, 2.25 in all; a factor of 3 none.
+    assert conformal_factors(images) == {0.5: 2.0, 0.32: 3.0, 0.2: 3.0, 0.1: 3.0}
+    with pytest.raises(ValueError, match="too few"):
+        conformal_factors(images[:1], alphas=(0.1, 0.05))
+
+
+@pytest.mark.parametrize(
+    ("deviations", "errors", "match"),
+    [([1, 2], [1], "one shape"), ([], [], "finite"), ([1, np.nan], [1, 1], "finite"), ([-1, 1], [1, 1], "negative")],
+)
+def test_what_is_no_calibration_data_is_refused(deviations, errors, match):
+    for function in (calibration_curve, mean_squared_z_score):
+        with pytest.raises(ValueError, match=match):
+            function(np.array(deviations, float), np.array(errors, float))
+    with pytest.raises(ValueError, match="alike"):
+        fit_calibration(np.ones(100), np.ones(100), 4)
