@@ -1,86 +1,64 @@
 """
-Measure the default checkpoint's uncertainty on simulated pairs of a seed that no training used.
+Measure the default checkpoint's uncertainty on simulated pairs of a seed that neither trained nor calibrated it.
 
     python bench/calibration.py
 
-Twenty samples of the preset `balanced` for every image. The ratio of RMS error to RMS predicted deviation, both in network
-units, is 1 for a calibrated model; of k samples, (RMSE)² = (1 + 1/k) (RMV)². Scale and offset are fitted on
-the validation images. Writes `bench/calibration.json`.
+Twenty samples of the preset `balanced` for every image, raw and with the checkpoint's calibration. Writes
+`bench/calibration.json` and `bench/calibration.png`.
 """
 
 import argparse
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.presets import PRESETS
-from haze_pipeline.simulation import pair_generator, simulate_pair
+from haze_pipeline import HazeMatchingPipeline
+from haze_pipeline.calibration import coverage, measure_errors, predicted_deviation, scores
+from haze_pipeline.figures import plot_calibration
+from haze_pipeline.hardware import fastest_dtype
+from haze_pipeline.presets import Preset, choose_solver
+from haze_pipeline.training_examples import simulated_series
 
 
 HERE = Path(__file__).parent
-VALIDATION_SEED, TEST_SEED = 2, 3  # 1 trained
-NUM_SAMPLES, NUM_BINS = 20, 20
-
-
-def deviations_and_errors(pipe, seed, num_images):
-    """Standard deviations of the samples and errors of their means, in network units, of all pixels of `num_images` pairs."""
-    deviations, errors = [], []
-    steps = PRESETS["balanced"]["num_inference_steps"]
-    for index in range(num_images):
-        pair = simulate_pair(192, pair_generator(seed, index))
-        unit = pipe.image_processor.compute_normalization(pair.hazy[None, None]).target_std.item()
-        out = pipe(
-            pair.hazy, steps, NUM_SAMPLES, generator=torch.Generator().manual_seed(index), output_uncertainty=True
-        )
-        deviations.append(out.uncertainty / unit)
-        errors.append((out.prediction - pair.clear.numpy()) / unit)
-    return np.stack(deviations), np.stack(errors)
-
-
-def rms(values):
-    return np.sqrt(np.mean(np.square(values, dtype=np.float64)))
-
-
-def fit_calibration(deviations, errors):
-    """Scale and offset of the line through RMS error against RMS deviation in bins of equally many pixels."""
-    order = np.argsort(deviations, axis=None)
-    bins = [(rms(deviations.flat[part]), rms(errors.flat[part])) for part in np.array_split(order, NUM_BINS)]
-    predicted, found = np.array(bins).T
-    return np.polyfit(predicted, found, 1)
+SEED = 3  # 1 trained, 2 calibrated
+NUM_SAMPLES = 20
 
 
 def main():
     parser = argparse.ArgumentParser(description="Measure how well the deviations of samples predict errors.")
-    parser.add_argument("--num_images", type=int, default=40, help="For the test, and as many to fit.")
+    parser.add_argument("--num_images", type=int, default=60)
     parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
     pipe = HazeMatchingPipeline.from_pretrained(args.model) if args.model else HazeMatchingPipeline.from_default()
-    pipe.register_to_config(uncertainty_scale=1.0, uncertainty_offset=0.0)  # raw
-    pipe.scheduler = FlowMatchODEScheduler(solver="bespoke", bespoke=pipe.scheduler.config.bespoke)
+    pipe = pipe.to(fastest_dtype(pipe.device))
+    pipe.scheduler, steps = choose_solver(pipe, Preset.balanced, None)
     pipe.set_progress_bar_config(disable=True)
-    scale, offset = fit_calibration(*deviations_and_errors(pipe, VALIDATION_SEED, args.num_images))
-    deviations, errors = deviations_and_errors(pipe, TEST_SEED, args.num_images)
-    finite = np.sqrt(1 + 1 / NUM_SAMPLES)
-    calibrated = np.clip(scale * deviations + offset, 0, None)
-    ratios = [rms(e) / rms(d) for d, e in zip(deviations, errors, strict=True)]
-    results = {
-        "num_images": args.num_images,
-        "num_samples": NUM_SAMPLES,
-        "ratio": {
-            "raw": rms(errors) / rms(deviations),
-            "raw, finite ensemble": rms(errors) / (finite * rms(deviations)),
-            "calibrated": rms(errors) / rms(calibrated),
-        },
-        "median_ratio_of_an_image": float(np.median(ratios)),
-        "largest_ratio_of_an_image": float(np.max(ratios)),
-        "scale": float(scale),
-        "offset": float(offset),
+
+    pairs = islice(simulated_series(SEED, 192, 0), args.num_images)
+    specimens = measure_errors(pipe, pairs, steps, NUM_SAMPLES)
+    lines = {"raw": (1.0, 0.0), "calibrated": (pipe.config.uncertainty_scale, pipe.config.uncertainty_offset)}
+    results = {"num_images": args.num_images, "num_samples": NUM_SAMPLES, "num_inference_steps": steps}
+    curves = {}
+    for name, line in lines.items():
+        images = [
+            (predicted_deviation(torch.from_numpy(spread), NUM_SAMPLES, *line).numpy(), errors)
+            for spread, errors in specimens.values()
+        ]
+        curves[name] = tuple(np.concatenate(parts) for parts in zip(*images, strict=True))
+        results[name] = scores(*curves[name])
+    spread, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
+    results["raw"]["RMS error / RMS spread of the samples"] = float(np.sqrt(np.mean(errors**2) / np.mean(spread**2)))
+    results["interval_coverage"] = {
+        f"{1 - float(alpha):.0%}": float(np.mean([coverage(*image, factor) for image in images]))
+        for alpha, factor in (pipe.config.interval_factors or {}).items()
     }
     print(json.dumps(results, indent=2))
     (HERE / "calibration.json").write_text(json.dumps(results, indent=2) + "\n")
+    plot_calibration(curves).savefig(HERE / "calibration.png")
 
 
 if __name__ == "__main__":
