@@ -361,7 +361,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
         uncertainty = None
         if output_uncertainty:
             scale, offset = self.config.uncertainty_scale, self.config.uncertainty_offset
-            for spread in squares.div_(ensemble_size - 1).sqrt_():  # plane by plane, since all may not fit in memory twice
+            for spread in squares.div_(
+                ensemble_size - 1
+            ).sqrt_():  # plane by plane, since all may not fit in memory twice
                 spread.copy_(predicted_deviation(spread, ensemble_size, scale, offset))
             uncertainty = squares.mul_(normalization.target_std)  # [N,1,H,W]
         if output_samples:
