@@ -1,0 +1,153 @@
+"""
+What people use today against haze, in the call style of the pipelines: `rolling_ball(image, radius=30).prediction`.
+
+scikit-image computes; the point-spread function (PSF) comes from our optics. Predictions are in the counts of the input, without its
+background. None of these methods says how far to believe it.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from .image_processing import HazeImageProcessor
+from .optics import Optics, otf_to_psf, widefield_otf
+from .pipeline_output import HazeMatchingOutput
+
+
+def rolling_ball(image: np.ndarray, radius: float = 50.0) -> HazeMatchingOutput:
+    """
+    Subtract the background that a ball rolls on (Sternberg 1983, doi 10.1109/MC.1983.1654163).
+
+    Args:
+        image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
+        radius (`float`, defaults to `50.0`): Of the ball, pixels and counts alike.
+    """
+    from skimage.restoration import rolling_ball
+
+    return _for_each_plane(image, lambda plane: plane - rolling_ball(plane, radius=radius))
+
+
+def white_tophat(image: np.ndarray, radius: int = 15) -> HazeMatchingOutput:
+    """
+    Subtract the morphological opening with a disk: all that is wider than it.
+
+    Args:
+        image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
+        radius (`int`, defaults to `15`): Of the disk, pixels.
+    """
+    from skimage.morphology import disk, white_tophat
+
+    # A disk made of small elements, or its cost would rise with the square of the radius.
+    footprint = disk(radius, decomposition="sequence" if radius > 4 else None)
+    return _for_each_plane(image, lambda plane: white_tophat(plane, footprint))
+
+
+def difference_of_gaussians(image: np.ndarray, low_sigma: float = 1.0, high_sigma: float = 10.0) -> HazeMatchingOutput:
+    """
+    Keep structure between two widths.
+
+    Args:
+        image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
+        low_sigma (`float`, defaults to `1.0`): Deviation of the Gaussian against noise, pixels.
+        high_sigma (`float`, defaults to `10.0`): Deviation of the Gaussian that is taken for haze, pixels.
+    """
+    from skimage.filters import difference_of_gaussians
+
+    return _for_each_plane(image, lambda plane: difference_of_gaussians(plane, low_sigma, high_sigma, mode="reflect"))
+
+
+def wiener(image: np.ndarray, airy_radius: float = 3.0, balance: float = 0.01) -> HazeMatchingOutput:
+    """
+    Wiener deconvolution with the widefield PSF in focus.
+
+    Args:
+        image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
+        airy_radius (`float`, defaults to `3.0`): 0.61 emission / NA in pixels.
+        balance (`float`, defaults to `0.01`): Weight of smoothness against the data.
+    """
+    from skimage.restoration import wiener
+
+    psf = widefield_psf(airy_radius)
+
+    def deconvolve(plane):
+        margin = len(psf)  # the filter is periodic
+        padded = np.pad(plane, margin, mode="symmetric")
+        return wiener(padded, psf, balance, clip=False)[margin:-margin, margin:-margin]
+
+    return _for_each_plane(image, deconvolve)
+
+
+def richardson_lucy(
+    image: np.ndarray, airy_radius: float = 3.0, num_iter: int = 20, background_radius: float | None = None
+) -> HazeMatchingOutput:
+    """
+    Richardson–Lucy deconvolution (Richardson 1972, Lucy 1974) with the widefield PSF in focus, after a rolling ball if asked for.
+
+    Args:
+        image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
+        airy_radius (`float`, defaults to `3.0`): 0.61 emission / NA in pixels.
+        num_iter (`int`, defaults to `20`): Iterations; more are sharper and noisier.
+        background_radius (`float`, *optional*): Of the ball; without one, the plane's minimum is subtracted.
+    """
+    from skimage.restoration import richardson_lucy, rolling_ball
+
+    psf = widefield_psf(airy_radius)
+
+    def deconvolve(plane):
+        background = plane.min() if background_radius is None else rolling_ball(plane, radius=background_radius)
+        margin = len(psf)
+        padded = np.pad(np.maximum(plane - background, 0), margin, mode="symmetric")
+        result = richardson_lucy(padded, psf, num_iter, clip=False, filter_epsilon=1e-6 * padded.max())
+        return result[margin:-margin, margin:-margin]
+
+    return _for_each_plane(image, deconvolve)
+
+
+@lru_cache(maxsize=32)
+def widefield_psf(airy_radius: float) -> np.ndarray:
+    """
+    The widefield PSF in focus `[s, s]`, of sum 1, in pixels of which `airy_radius` reach from its centre to its first dark ring.
+
+    Raises:
+        `ValueError`: If the radius is not positive.
+    """
+    if not airy_radius > 0:
+        raise ValueError(f"`airy_radius` must be positive, got {airy_radius}.")
+    # In focus, a scalar PSF depends on nothing but emission / NA in pixels.
+    aperture, wavelength = 0.5, 0.5
+    optics = Optics(aperture, wavelength, wavelength, 1.0, pixel_size=0.61 * wavelength / aperture / airy_radius)
+    half = max(3, round(4 * airy_radius))
+    psf = otf_to_psf(widefield_otf(optics, 2 * (2 * half + 1), torch.zeros(1)))[0]
+    psf = torch.fft.fftshift(psf).numpy()
+    centre = len(psf) // 2
+    psf = np.clip(psf[centre - half : centre + half + 1, centre - half : centre + half + 1], 0, None)
+    return psf / psf.sum()
+
+
+# Every method with the settings that an evaluation tries, from fine to broad.
+BASELINES: dict[str, tuple[Callable[..., HazeMatchingOutput], list[dict]]] = {
+    "rolling ball": (rolling_ball, [{"radius": radius} for radius in (3, 5, 8, 12, 20, 30, 50)]),
+    "white top-hat": (white_tophat, [{"radius": radius} for radius in (3, 5, 8, 12, 20, 30)]),
+    "difference of Gaussians": (
+        difference_of_gaussians,
+        [{"low_sigma": low, "high_sigma": high} for low in (0.5, 1, 2) for high in (5, 10, 20, 40)],
+    ),
+    "Wiener": (wiener, [{"airy_radius": r, "balance": b} for r in (2, 4, 8) for b in (0.001, 0.01, 0.1, 1)]),
+    "Richardson–Lucy": (
+        richardson_lucy,
+        [
+            {"airy_radius": radius, "num_iter": number, "background_radius": ball}
+            for radius in (2, 4, 8)
+            for number in (3, 10, 30)
+            for ball in (None, 12, 50)
+        ],
+    ),
+}
+
+
+def _for_each_plane(image: np.ndarray, method: Callable[[np.ndarray], np.ndarray]) -> HazeMatchingOutput:
+    planes = HazeImageProcessor().preprocess(image)[:, 0].numpy()  # [N,H,W], which refuses what is no image
+    prediction = np.stack([method(plane.astype(np.float64)) for plane in planes]).astype(np.float32)
+    return HazeMatchingOutput(prediction=prediction.reshape(image.shape))

@@ -1,0 +1,82 @@
+"""Classical methods: they do what they are known for, and speak as the pipelines do."""
+
+import numpy as np
+import pytest
+from scipy import ndimage, signal
+
+from haze_pipeline import baselines
+from haze_pipeline.metrics import range_invariant_psnr
+
+
+METHODS = [
+    baselines.rolling_ball,
+    baselines.white_tophat,
+    baselines.difference_of_gaussians,
+    baselines.wiener,
+    baselines.richardson_lucy,
+]
+
+
+@pytest.fixture(scope="module")
+def specimen():
+    """Thin lines."""
+    rng = np.random.default_rng(0)
+    clear = np.zeros((96, 80))
+    for start, slope in zip(rng.uniform(0, 96, 8), rng.uniform(-1, 1, 8), strict=True):
+        columns = np.arange(80)
+        rows = np.round(start + slope * columns).astype(int)
+        clear[rows[(rows >= 0) & (rows < 96)], columns[(rows >= 0) & (rows < 96)]] = 300
+    return clear
+
+
+def test_the_psf_has_its_dark_ring_where_it_should(specimen):
+    for radius in (2.0, 3.7, 8.0):
+        psf = baselines.widefield_psf(radius)
+        assert psf.sum() == pytest.approx(1) and psf.shape[0] == psf.shape[1] and psf.shape[0] % 2
+        np.testing.assert_allclose(psf, psf.T, atol=1e-6)
+        np.testing.assert_allclose(psf, psf[::-1, ::-1], atol=1e-6)
+        assert psf.argmax() == psf.size // 2
+    profile = psf[len(psf) // 2, len(psf) // 2 :]
+    assert 7 <= profile[:12].argmin() <= 9
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"), list(zip(METHODS[:3], ({"radius": 20}, {"radius": 8}, {"high_sigma": 10}), strict=True))
+)
+def test_backgrounds_are_removed(method, setting, specimen):
+    y, x = np.mgrid[:96, :80]
+    clear = ndimage.gaussian_filter(specimen, 1)
+    hazy = clear + 200 + 300 * np.exp(-((y - 40) ** 2 + (x - 30) ** 2) / 2000)
+    assert range_invariant_psnr(clear, method(hazy, **setting).prediction) > range_invariant_psnr(clear, hazy) + 3
+
+
+@pytest.mark.parametrize(("method", "setting"), [(METHODS[3], {"balance": 0.003}), (METHODS[4], {"num_iter": 10})])
+def test_blur_is_undone(method, setting, specimen):
+    hazy = signal.fftconvolve(np.pad(specimen, 20, mode="symmetric"), baselines.widefield_psf(3.0), mode="same")
+    hazy = hazy[20:-20, 20:-20] + np.random.default_rng(0).normal(0, 0.1, specimen.shape)
+    target = ndimage.gaussian_filter(specimen, 0.7)
+    assert (
+        range_invariant_psnr(target, method(hazy, airy_radius=3.0, **setting).prediction)
+        > range_invariant_psnr(target, hazy) + 1.5
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stacks_come_back_as_they_went_in(method):
+    stack = np.random.default_rng(0).poisson(100, (2, 3, 40, 36)).astype(np.uint16)
+    out = method(stack)
+    assert out.prediction.shape == stack.shape and out.prediction.dtype == np.float32 and out.uncertainty is None
+    np.testing.assert_allclose(out.prediction[1, 2], method(stack[1, 2]).prediction)
+    # Counts of another camera: only the ball's shape is in counts, and a flat image has nothing but noise.
+    assert np.isfinite(out.prediction).all() and np.ptp(out.prediction) > 0
+    with pytest.raises(ValueError, match="NaN"):
+        method(np.full((20, 20), np.nan))
+
+
+def test_settings_of_an_evaluation_fit_their_methods():
+    image = np.random.default_rng(0).poisson(100, (48, 48)).astype(np.uint16)
+    for method, settings in baselines.BASELINES.values():
+        for setting in (settings[0], settings[-1]):
+            assert np.isfinite(method(image, **setting).prediction).all()
+    with pytest.raises(ValueError, match="airy_radius"):
+        baselines.wiener(image, airy_radius=0)
