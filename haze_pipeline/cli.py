@@ -14,6 +14,7 @@ from rich.console import Console
 
 from .cli_calibrate import calibrate
 from .cli_dataset import dataset
+from .cli_evaluate import evaluate
 from .cli_model import Device, DType, load_pipeline, place_pipeline, weights_digest
 from .cli_simulate import simulate
 from .console import make_parents, progress_bar
@@ -202,6 +203,7 @@ def dehaze(
 app.command()(simulate)
 app.command()(dataset)
 app.command()(calibrate)
+app.command()(evaluate)
 
 
 @app.command()

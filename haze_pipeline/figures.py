@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .calibration import calibration_curve
+from .metrics import fit_scale_and_offset
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .pair_sources import Pair
 
 
 def new_figure(**kwargs) -> "Figure":
@@ -41,3 +44,78 @@ def plot_calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> "Figur
     )  # fmt: skip
     axes.legend(frameon=False)
     return figure
+
+
+def plot_perception_distortion(summary: dict, distortion: str, perception: str) -> "Figure":
+    """
+    Two metrics of every method against each other, with intervals.
+
+    Args:
+        summary (`dict`): By method and metric `{"mean", "low", "high"}`, see [`summarize`].
+        distortion (`str`): Metric of the horizontal axis.
+        perception (`str`): Metric of the vertical axis.
+    """
+    figure = new_figure(figsize=(7, 5))
+    axes = figure.add_subplot()
+    for number, (method, metrics) in enumerate(summary.items()):
+        x, y = metrics[distortion], metrics[perception]
+        errors = {
+            name: None if value["low"] is None else [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
+            for name, value in (("xerr", x), ("yerr", y))
+        }
+        axes.errorbar(
+            x["mean"], y["mean"], **errors, marker="osD^vP*X"[number % 8], color=f"C{number % 10}", capsize=2,
+            linewidth=0.8, linestyle="none", label=method,
+        )  # fmt: skip
+    axes.set(xlabel=distortion, ylabel=perception)
+    axes.set_ylim(bottom=0)
+    axes.grid(color="0.92")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plot_panels(pair: "Pair", images: dict[str, np.ndarray], scores: dict[str, float]) -> "Figure":
+    """
+    Predictions of one pair, fitted in scale and offset, with the contrast of the clear image; below, their errors.
+
+    Args:
+        pair ([`Pair`]): Hazy and clear image.
+        images (`dict`): Predictions by name.
+        scores (`dict`): Range-invariant PSNR of each, dB.
+    """
+    columns = len(images) + 1
+    height, width = pair.clear.shape
+    figure = new_figure(figsize=(1.75 * columns, 1.75 * height / width * 2 + 0.7))
+    axes = figure.subplots(2, columns, squeeze=False)
+    low, high = np.percentile(pair.clear, (0.1, 99.8))
+    span = float(pair.clear.max()) - float(pair.clear.min())
+    errors = {name: (fit_scale_and_offset(pair.clear, image) - pair.clear) / span for name, image in images.items()}
+    limit = max(0.01, float(np.percentile(np.abs(list(errors.values())), 99)))
+    gray = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6 * span), "interpolation": "nearest"}
+    for column, (name, image) in enumerate(images.items()):
+        axes[0, column].imshow(fit_scale_and_offset(pair.clear, image), **gray)
+        axes[0, column].set_title(f"{name}\n{scores[name]:.1f} dB", fontsize=7)
+        shown = axes[1, column].imshow(errors[name], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    axes[0, -1].imshow(pair.clear, **gray)
+    axes[0, -1].set_title(f"clear\nblack {low:.3g}, white {high:.3g}", fontsize=7)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    bar = figure.colorbar(shown, cax=axes[1, -1].inset_axes((0.05, 0.05, 0.1, 0.9)))
+    bar.set_label("error / range of clear", fontsize=7)
+    bar.ax.tick_params(labelsize=6)
+    if pair.pixel_size_um is not None:
+        _draw_scale_bar(axes[0, -1], width, height, pair.pixel_size_um)
+    return figure
+
+
+def _draw_scale_bar(axis, width: int, height: int, pixel_size: float):
+    """A bar of the roundest length that fits a third of the width."""
+    available = width * pixel_size / 3
+    decade = 10.0 ** np.floor(np.log10(available))
+    length = next(step * decade for step in (5, 2, 1) if step * decade <= available)
+    right, bottom = 0.95 * width, 0.95 * height
+    axis.plot([right - length / pixel_size, right], [bottom] * 2, color="white", linewidth=2.5, solid_capstyle="butt")
+    axis.text(
+        right - length / pixel_size / 2, bottom - 0.03 * height, f"{length:g} µm",
+        color="white", fontsize=7, ha="center", va="bottom",
+    )  # fmt: skip

@@ -1,0 +1,152 @@
+"""The command `haze-pipeline evaluate`."""
+
+import json
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_model import Device, DType, load_pipeline, place_pipeline, weights_digest
+from .console import make_parents, progress_bar
+from .presets import PRESETS, Preset, choose_solver
+from .version import __version__
+
+
+def evaluate(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset of the Hub; specimens that were not "
+            "trained on."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make for the report.")],
+    model: Annotated[
+        str | None, typer.Option(help="Pipeline folder; by default the checkpoint in the package.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "test",
+    preset: Annotated[
+        list[Preset] | None,
+        typer.Option(help="May be given several times; fast and balanced by default. quality takes long."),
+    ] = None,
+    regression: Annotated[
+        Path | None, typer.Option(help="Pipeline folder of training/train_regression.py to compare with.")
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Also run the classical methods, at the best setting for every very image.")
+    ] = True,
+    max_pairs: Annotated[int, typer.Option(min=1, help="Only so many pairs are looked at.")] = 100,
+    num_figures: Annotated[int, typer.Option(min=0, help="Pairs shown with predictions and error maps.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
+    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.auto,
+    dtype: Annotated[
+        DType, typer.Option(help="Arithmetic of the network; auto is bfloat16 where the device is fast at it.")
+    ] = DType.auto,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
+):
+    """
+    Compare a checkpoint with classical methods on pairs, and write a report that opens offline.
+
+    The folder holds report.html, evaluation.json with every score of every image, and model-index.json for a model card.
+
+    Example: haze-pipeline evaluate --model runs/first/best --dataset runs/test -o report
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} exists; choose another name.")
+    if regression is not None and not (regression / "model_index.json").is_file():
+        raise ValueError(f"{regression} is not a pipeline folder: there is no model_index.json in it.")
+
+    import torch
+
+    from .evaluation import IMAGE_METRICS, PROTOCOL, SET_METRICS, classical_methods, score_images, summarize
+    from .microscopy_io import replace_when_complete
+    from .pair_sources import load_pairs
+    from .pipeline_haze_regression import HazeRegressionPipeline
+    from .report import write_report
+
+    pairs = list(islice(load_pairs(dataset, split), max_pairs))
+    pipe = load_pipeline(model)
+    revision = weights_digest(pipe)
+    pipe = place_pipeline(pipe, device, dtype)
+    pipe.set_progress_bar_config(disable=True)
+
+    def run_preset(name: Preset):
+        scheduler, steps = choose_solver(pipe, name, None)
+        members = PRESETS[name]["ensemble_size"]
+
+        def run(pair):
+            pipe.scheduler = scheduler
+            out = pipe(
+                pair.hazy,
+                num_inference_steps=steps,
+                ensemble_size=members,
+                generator=torch.Generator().manual_seed(seed),
+                output_samples=steps > 1,
+            )
+            if steps == 1:
+                return {f"haze-pipeline {name}": out.prediction}
+            return {
+                f"haze-pipeline {name}, mean of {members}": out.prediction,
+                f"haze-pipeline {name}, one sample": out.samples[0],
+            }
+
+        return run
+
+    methods = classical_methods() if baselines else {"input": lambda pair: {"input": pair.hazy}}
+    if regression is not None:
+        regressor = HazeRegressionPipeline.from_pretrained(regression, low_cpu_mem_usage=False)
+        methods["U-Net regression"] = lambda pair: {"U-Net regression": regressor(pair.hazy).prediction}
+    for name in preset or (Preset.fast, Preset.balanced):
+        methods[f"haze-pipeline {name}"] = run_preset(name)
+
+    with ExitStack() as stack:
+        advance = progress_bar("Evaluating", len(pairs) * len(methods), stack)
+
+        def counted(method):
+            def run(pair):
+                images = method(pair)
+                advance(1)
+                return images
+
+            return run
+
+        results = score_images(pairs, {name: counted(method) for name, method in methods.items()})
+    facts = {
+        "package": f"haze-pipeline {__version__}",
+        "model": Path(model).resolve().name if model else "default checkpoint",
+        "revision": revision,
+        "dataset": Path(dataset).resolve().name if Path(dataset).is_dir() else dataset,
+        "split": split,
+        "num_images": len(pairs),
+        "num_specimens": len({pair.specimen_id for pair in pairs}),
+        "seed": seed,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "protocol": PROTOCOL,
+        "higher_is_better": {**{name: better for name, (_, better) in IMAGE_METRICS.items()}, **SET_METRICS},
+        "summary": summarize(results["scores"], [pair.specimen_id for pair in pairs]),
+        "set_scores": results["set_scores"],
+        "seconds_per_megapixel": results["seconds_per_megapixel"],
+        "images": [
+            {
+                "source": pair.source,
+                "specimen": pair.specimen_id,
+                "scores": {
+                    method: {metric: values[index] for metric, values in metrics.items()}
+                    for method, metrics in results["scores"].items()
+                },
+            }
+            for index, pair in enumerate(pairs)
+        ],
+    }
+    make_parents(output)
+    with replace_when_complete(output) as folder:
+        folder.mkdir(exist_ok=True)
+        write_report(folder, facts, pairs[:num_figures], results["predictions"])
+    if json_output:
+        print(json.dumps(facts))
+        return
+    for method, metrics in facts["summary"].items():
+        print(f"{method:<36}" + "  ".join(f"{name} {value['mean']:.3g}" for name, value in metrics.items()))
+    print(output / "report.html")
