@@ -69,6 +69,9 @@ def dehaze(
     preview: Annotated[
         Path | None, typer.Option(help="Also write a PNG: a plane of input and result side by side.")
     ] = None,
+    assess: Annotated[
+        bool, typer.Option("--assess", help="Also say what speaks against the result, plane by plane.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
     tile_size: Annotated[
         int | None, typer.Option(min=1, help="Largest side of the tiles; hardly changes the result. By default 272.")
@@ -132,6 +135,7 @@ def dehaze(
     prediction = np.empty(planes.shape, np.float32)
     deviation = np.empty(planes.shape, np.float32) if uncertainty else None
     sample_stack = np.empty((members, *planes.shape), np.float32) if samples else None
+    assessments = []
     started = time.perf_counter()
     with ExitStack() as stack:
         advance = progress_bar(f"Dehazing {source.name}", len(planes), stack)
@@ -154,6 +158,8 @@ def dehaze(
                 deviation[index] = out.uncertainty
             if samples:
                 sample_stack[:, index] = out.samples
+            if assess:
+                assessments.append(pipe.assess(plane, out, micrograph.pixel_size_um, seed).to_dict())
     seconds = time.perf_counter() - started
 
     provenance = {
@@ -169,6 +175,7 @@ def dehaze(
         "device": pipe.device.type,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "source": source.name,
+        **({"assessment": assessments} if assess else {}),
     }
 
     def write(path: Path, planes: np.ndarray, content: str):
@@ -198,6 +205,9 @@ def dehaze(
     else:
         for path in outputs:
             print(path)
+        for index, assessment in enumerate(assessments):
+            name = f"plane {index}: " if len(assessments) > 1 else ""
+            print(f"{name}{assessment['verdict']}", file=sys.stderr)
 
 
 app.command()(simulate)
@@ -251,7 +261,12 @@ def info(
         "parameters": pipe.unet.num_parameters(),
         "block_out_channels": list(pipe.unet.config.block_out_channels),
         "scheduler": type(pipe.scheduler).__name__,
-        **{key: value for key, value in pipe.config.items() if key not in ("unet", "scheduler") and key[0] != "_"},
+        **{
+            key: value
+            for key, value in pipe.config.items()
+            if key not in ("unet", "scheduler", "domain") and key[0] != "_"
+        },
+        "domain": "stored" if pipe.config.domain else None,
     }
     if json_output:
         print(json.dumps(facts))

@@ -14,6 +14,7 @@ from .hub import fetch_pipeline, stored_variant
 from .image_processing import HazeImageProcessor
 from .pipeline_output import HazeMatchingOutput
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
+from .trust import Assessment, assess
 
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "default_checkpoint"
@@ -38,6 +39,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         uncertainty_scale (`float`, defaults to `1.0`): Calibration, see [`predicted_deviation`].
         uncertainty_offset (`float`, defaults to `0.0`): The same, in network units (multiples of the target's deviation).
         interval_factors (`dict`, *optional*): `{"alpha": factor}` of [`conformal_factors`], for `out.interval`.
+        domain (`dict`, *optional*): What training images look like, see [`fit_domain`], for `pipe.assess`.
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
     """
@@ -58,6 +60,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         uncertainty_scale: float = 1.0,
         uncertainty_offset: float = 0.0,
         interval_factors: dict[str, float] | None = None,
+        domain: dict | None = None,
         training_patch_size: int | None = None,
         training_pixel_size: dict | None = None,
     ):
@@ -78,6 +81,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
             uncertainty_scale=uncertainty_scale,
             uncertainty_offset=uncertainty_offset,
             interval_factors=interval_factors,
+            domain=domain,
             training_patch_size=training_patch_size,
             training_pixel_size=training_pixel_size,
         )
@@ -383,6 +387,23 @@ class HazeMatchingPipeline(DiffusionPipeline):
             interval_factors=self.config.interval_factors,
         )  # fmt: skip
         return output if return_dict else (output.prediction, output.uncertainty, output.samples)
+
+    def assess(
+        self, image: np.ndarray, output: HazeMatchingOutput, pixel_size: float | None = None, seed: int = 0
+    ) -> Assessment:
+        """
+        Look for reasons not to believe a result, without a clear image: see [`Assessment`].
+
+        Args:
+            image (`np.ndarray` of shape `[H, W]`): The hazy plane.
+            output ([`HazeMatchingOutput`]): What the pipeline made of it.
+            pixel_size (`float`, *optional*): Side of a pixel in µm.
+            seed (`int`, defaults to `0`): Of the noise of an empty field.
+
+        Raises:
+            `ValueError`: If the image is not a finite plane, or the output is of another shape.
+        """
+        return assess(self, image, np.asarray(output.prediction), pixel_size, seed)
 
     def prepare_latents(
         self,

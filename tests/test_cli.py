@@ -86,6 +86,18 @@ def test_dehaze_writes_uncertainty_samples_and_preview(run, stack, model, tmp_pa
     assert Image.open(preview).format == "PNG"
 
 
+def test_dehaze_says_what_speaks_against_a_result(run, stack, model, tmp_path):
+    output = tmp_path / "clear.ome.tif"
+    code, out, err = run("dehaze", stack, "-o", output, "--model", model, "--assess")
+    assert code == 0 and out.split() == [str(output)]
+    verdicts = [line for line in err.splitlines() if line.startswith("plane ")]
+    assert len(verdicts) == 6
+    code, out, _ = run("dehaze", stack, "-o", output, "--model", model, "--assess", "--json")
+    assessments = json.loads(out)["assessment"]
+    assert [f"plane {i}: {each['verdict']}" for i, each in enumerate(assessments)] == verdicts
+    assert read_micrograph(output).provenance["assessment"] == assessments
+
+
 def test_a_seed_repeats_a_result_and_another_changes_it(run, stack, model, tmp_path):
     images = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

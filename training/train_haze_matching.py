@@ -35,6 +35,7 @@ from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.domain import fit_domain
 from haze_pipeline.hub import create_repository
 from haze_pipeline.model_card import make_model_card, shareable_command
 from haze_pipeline.network import build_unet, check_resolution
@@ -214,6 +215,7 @@ def train(args, command, accelerator, output_dir):
         image_processor.target_mean,
         image_processor.target_std,
     )
+    domain = fit_domain([pair.hazy for pair in data.pairs])
     fields = data.normalize(image_processor, args)
     validation_input = data.validation_input
     if data.validation:
@@ -271,6 +273,7 @@ def train(args, command, accelerator, output_dir):
             input_std=image_processor.input_std,
             target_mean=image_processor.target_mean,
             target_std=image_processor.target_std,
+            domain=domain,
             training_patch_size=args.resolution,
             training_pixel_size=data.pixel_size_span,
         )
