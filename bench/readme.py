@@ -16,39 +16,35 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
+def table(header, rows):
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
 def real_pairs():
     results = json.loads((HERE / "real_pairs.json").read_text())
-    lines = [
-        "| pair | input | rolling ball, best radius | haze-pipeline `fast` |",
-        "|---|---|---|---|",
+    methods = list(next(iter(results.values()))["target"])
+    rows = [
+        [name, *(f"{values['target'][m]:.1f} / {values['target_at_widefield_resolution'][m]:.1f}" for m in methods)]
+        for name, values in results.items()
     ]
-    for name, values in results.items():
-        cells = [
-            f"{values['target'][method]:.1f} / {values['target_at_widefield_resolution'][method]:.1f}"
-            for method in ("input", "rolling_ball", "posterior_mean")
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+    return table(["pair", *methods], rows)
 
 
 def simulated_pairs():
     results = json.loads((HERE / "simulated_pairs.json").read_text())
-    lines = [
-        "| simulated, held out | n | input | rolling ball, best radius | haze-pipeline `fast` |",
-        "|---|---|---|---|---|",
+    methods = list(results["mean"])
+    rows = [
+        [f"only {kind}", str(values["num_images"]), *(f"{values[method]:.1f}" for method in methods)]
+        for kind, values in results["mean_by_specimen"].items()
     ]
-    methods = ("input", "rolling_ball", "posterior_mean")
-    for kind, values in results["mean_by_specimen"].items():
-        cells = " | ".join(f"{values[method]:.1f}" for method in methods)
-        lines.append(f"| only {kind} | {values['num_images']} | {cells} |")
     cells = [f"{results['mean'][m]:.1f} ± {results['standard_deviation'][m]:.1f}" for m in methods]
-    lines.append(f"| all, mixtures included | {results['num_images']} | {' | '.join(cells)} |")
-    lines += [
+    rows.append(["all, mixtures included", str(results["num_images"]), *cells])
+    return [
+        *table(["simulated, held out", "n", *methods], rows),
         "",
         f"{results['images_below_input']} of the {results['num_images']} images end below their input, the worst by "
         f"{-results['smallest_gain']:.1f} dB.",
     ]
-    return lines
 
 
 def sampling():
@@ -112,6 +108,36 @@ def solvers():
     ]
 
 
+def calibration():
+    results = json.loads((HERE / "calibration.json").read_text())
+    rows = [
+        [name, *(f"{results[name][key]:.2f}" for key in ("RMS error / RMS deviation", "ENCE", "mean squared z")),
+         *(f"{100 * results[name][f'coverage at {level}%']:.0f} %" for level in (50, 90, 95))]
+        for name in ("raw", "calibrated")
+    ]  # fmt: skip
+    header = ["", "RMS error / RMS deviation", "ENCE", "mean squared z", "within 50 %", "90 %", "95 % of a normal law"]
+    intervals = ", ".join(f"{100 * share:.1f} % for {level}" for level, share in results["interval_coverage"].items())
+    return [
+        *table(header, rows),
+        "",
+        f"{results['num_images']} held-out simulated images, {results['num_samples']} samples of {results['num_inference_steps']} "
+        f"steps. RMS error over RMS spread of the raw samples: {results['raw']['RMS error / RMS spread of the samples']:.2f}. "
+        f"`out.interval` covered {intervals} (`bench/calibration.py`).",
+    ]
+
+
+def trust():
+    results = json.loads((HERE / "trust.json").read_text())
+    rows = [
+        [name, str(values["num_images"]), f"{100 * values['warned']:.0f} %",
+         f"{results['area_under_curve'][name]:.3f}" if name in results["area_under_curve"] else "",
+         f"{values['median']['out_of_domain']:.2f}", f"{values['median']['invented']:.2f}"]
+        for name, values in results["sets"].items()
+    ]  # fmt: skip
+    rows.append(["all unknown ones", "", "", f"{results['area_under_curve']['all of them']:.3f}", "", ""])
+    return table(["images", "n", "warned of", "area under curve", "distance from training", "made of noise"], rows)
+
+
 def loader():
     results = json.loads((HERE / "loader.json").read_text())
     meanwhile = results["simulated meanwhile"]
@@ -153,7 +179,7 @@ def fresh_clone():
 
 
 PAGES = {
-    HERE.parent / "README.md": (real_pairs, simulated_pairs, sampling, solvers, fresh_clone),
+    HERE.parent / "README.md": (real_pairs, simulated_pairs, calibration, trust, sampling, solvers, fresh_clone),
     HERE.parent / "training" / "README.md": (training, loader, stack_pairs),
 }
 
