@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,12 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option(help="Also run the classical methods, at the best setting for every very image.")
     ] = True,
+    perceptual: Annotated[
+        bool, typer.Option("--perceptual", help="Also LPIPS and FID-768, whose networks are downloaded once.")
+    ] = False,
+    dinov2: Annotated[
+        str | None, typer.Option(help="Also the Fréchet distance of this DINOv2, such as facebook/dinov2-small.")
+    ] = None,
     max_pairs: Annotated[int, typer.Option(min=1, help="Only so many pairs are looked at.")] = 100,
     num_figures: Annotated[int, typer.Option(min=0, help="Pairs shown with predictions and error maps.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
@@ -60,6 +67,7 @@ def evaluate(
 
     import torch
 
+    from . import perceptual as perceptual_metrics
     from .evaluation import IMAGE_METRICS, PROTOCOL, SET_METRICS, classical_methods, score_images, summarize
     from .microscopy_io import replace_when_complete
     from .pair_sources import load_pairs
@@ -67,6 +75,12 @@ def evaluate(
     from .report import write_report
 
     pairs = list(islice(load_pairs(dataset, split), max_pairs))
+    small = [pair for pair in pairs if min(pair.clear.shape) < perceptual_metrics.PATCH]
+    if (perceptual or dinov2 is not None) and small:
+        raise ValueError(
+            f"{small[0].source} has {small[0].clear.shape} px, too few for the patches of {perceptual_metrics.PATCH} px of "
+            "--perceptual and --dinov2."
+        )
     pipe = load_pipeline(model)
     revision = weights_digest(pipe)
     pipe = place_pipeline(pipe, device, dtype)
@@ -101,6 +115,12 @@ def evaluate(
     for name in preset or (Preset.fast, Preset.balanced):
         methods[f"haze-pipeline {name}"] = run_preset(name)
 
+    set_metrics = dict(SET_METRICS)
+    if perceptual:
+        set_metrics |= {"LPIPS": (perceptual_metrics.lpips, False), "FID-768": (perceptual_metrics.fid, False)}
+    if dinov2 is not None:
+        perceptual_metrics.ClassTokens(dinov2)  # fails now rather than after an hour
+        set_metrics["DINOv2 distance"] = (partial(perceptual_metrics.dinov2_distance, model=dinov2), False)
     with ExitStack() as stack:
         advance = progress_bar("Evaluating", len(pairs) * len(methods), stack)
 
@@ -112,7 +132,7 @@ def evaluate(
 
             return run
 
-        results = score_images(pairs, {name: counted(method) for name, method in methods.items()})
+        results = score_images(pairs, {name: counted(method) for name, method in methods.items()}, set_metrics)
     facts = {
         "package": f"haze-pipeline {__version__}",
         "model": Path(model).resolve().name if model else "default checkpoint",
@@ -123,8 +143,8 @@ def evaluate(
         "num_specimens": len({pair.specimen_id for pair in pairs}),
         "seed": seed,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
-        "protocol": PROTOCOL,
-        "higher_is_better": {**{name: better for name, (_, better) in IMAGE_METRICS.items()}, **SET_METRICS},
+        "protocol": {name: PROTOCOL[name] for name in (*IMAGE_METRICS, *set_metrics)},
+        "higher_is_better": {name: better for name, (_, better) in (IMAGE_METRICS | set_metrics).items()},
         "summary": summarize(results["scores"], [pair.specimen_id for pair in pairs]),
         "set_scores": results["set_scores"],
         "seconds_per_megapixel": results["seconds_per_megapixel"],

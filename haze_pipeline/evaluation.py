@@ -29,7 +29,10 @@ IMAGE_METRICS = {
     "spectrum distance (dB)": (spectrum_distance, False),
 }
 # Of all images together.
-SET_METRICS = {"MicroMS3IM": True, "patch distance": False}
+SET_METRICS = {
+    "MicroMS3IM": (lambda targets, images: float(np.mean(micro_ms3im(targets, images))), True),
+    "patch distance": (sliced_wasserstein_distance, False),
+}
 
 PROTOCOL = {
     "range-invariant PSNR (dB)": "after the scale and offset of least squared error, over the range of the clear image",
@@ -40,17 +43,25 @@ PROTOCOL = {
     "spectrum distance (dB)": "RMS difference of radially averaged log power spectra after scale and offset",
     "MicroMS3IM": "one offset and scale for all images, each divided by its range; three scales; microssim",
     "patch distance": "sliced Wasserstein distance of 7 × 7 patches on three Laplacian levels, in deviations of the clear ones",
+    "LPIPS": "AlexNet on patches of 64 px, each scaled from its minimum to its maximum; torchmetrics",
+    "FID-768": "768 features of Inception v3, patches as for LPIPS, against the clear images themselves; torchmetrics",
+    "DINOv2 distance": "Fréchet distance of class tokens, patches as for LPIPS; transformers and torchmetrics",
 }
 MIN_SIDE = 48  # of images that every metric is defined for
 
 
-def score_images(pairs: list[Pair], methods: dict[str, Callable[[Pair], dict[str, np.ndarray]]]) -> dict:
+def score_images(
+    pairs: list[Pair],
+    methods: dict[str, Callable[[Pair], dict[str, np.ndarray]]],
+    set_metrics: dict[str, tuple[Callable, bool]] = SET_METRICS,
+) -> dict:
     """
     Run methods on pairs and score what they yield.
 
     Args:
         pairs (`list[Pair]`): Hazy and clear images of 48 px or more a side.
         methods (`dict`): From a pair to its predictions `[H, W]`, by name; one method may yield several at the cost of one.
+        set_metrics (`dict`, *optional*): By name, function of all clear images and all predictions, and whether higher is better.
 
     Returns:
         `dict`: `predictions`, by name lists of images; `scores`, by name and metric lists of values; `set_scores`, by name and metric;
@@ -87,10 +98,7 @@ def score_images(pairs: list[Pair], methods: dict[str, Callable[[Pair], dict[str
         for name, images in predictions.items()
     }
     set_scores = {
-        name: {
-            "MicroMS3IM": float(np.mean(micro_ms3im(targets, images))),
-            "patch distance": sliced_wasserstein_distance(targets, images),
-        }
+        name: {metric: function(targets, images) for metric, (function, _) in set_metrics.items()}
         for name, images in predictions.items()
     }
     return {

@@ -131,11 +131,19 @@ def test_intervals_come_from_specimens_not_from_images():
         (["--dataset", "MODEL", "-o", "OUT"], "no TIFFs in hazy/"),
         (["--dataset", "PAIRS", "-o", "OUT", "--regression", "PAIRS"], "is not a pipeline folder"),
         (["--dataset", "PAIRS", "-o", "OUT", "--preset", "best"], "best"),
+        (["--dataset", "LARGE", "-o", "OUT", "--dinov2", "MODEL"], "DINOv2 could not be loaded"),
+        (["--dataset", "PAIRS", "-o", "OUT", "--perceptual"], "too few for the patches"),
         (["-o", "OUT"], "--dataset"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_and_leaves_nothing(run, model, pairs, tmp_path, arguments, error):
-    places = {"PAIRS": pairs, "MODEL": model, "OUT": tmp_path / "out"}
+def test_what_cannot_be_evaluated_is_refused_and_leaves_nothing(
+    run, model, pairs, tmp_path, tmp_path_factory, arguments, error
+):
+    large = tmp_path_factory.mktemp("large")
+    for kind in ("hazy", "clear"):
+        (large / kind).mkdir()
+        write_ome_tiff(large / kind / "0.tif", Micrograph(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64), "YX"))
+    places = {"PAIRS": pairs, "LARGE": large, "MODEL": model, "OUT": tmp_path / "out"}
     code, _, message = run("evaluate", "--model", model, *(places.get(each, each) for each in arguments))
     assert code in (1, 2) and error in message
     assert list(tmp_path.iterdir()) == []
