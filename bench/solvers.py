@@ -42,7 +42,7 @@ def main():
 
     converged = sample(120, "midpoint")
     rows = []
-    settings = [("bespoke", 5, 1.0), ("euler", 19, 1.0), ("euler", 8, 1.0), ("heun", 4, 1.0), ("rk4", 2, 1.0)]
+    settings = [("bespoke", 6, 1.0), ("euler", 19, 1.0), ("euler", 8, 1.0), ("heun", 4, 1.0), ("rk4", 2, 1.0)]
     settings += [
         (solver, steps, shift) for solver, steps in (("ab2", 8), ("midpoint", 4), ("ab2", 6)) for shift in SHIFTS
     ]

@@ -1,9 +1,12 @@
 """
 Do predicted deviations say how large errors are? Curves, their fit, scores, and intervals with a guarantee.
 
-Of `k` samples with the unbiased deviation s, the mean has the error variance B² + s²/k: what the model gets wrong or cannot know,
-and what averaging few samples leaves. A calibration is a line for the first, B = scale · s + offset; a perfect model has
-scale 1 and offset 0, and so a root mean square error (RMSE) of sqrt(1 + 1/k) times its root mean variance (RMV).
+Of k samples with the unbiased deviation s, the mean has the error variance B² + s²/k: what the model gets wrong or cannot know,
+and what averaging few samples leaves. A calibration is a line for the first, B = scale · s + offset. With many samples a perfect
+model has scale 1 and offset 0; its root mean square error (RMSE) is sqrt(1 + 1/k) times its root mean variance (RMV).
+
+The spread of few samples is itself uncertain (to about 1 / sqrt(2k)), so that a small one is likelier to be too small than too large.
+The line for them is flatter, and right for ensembles of that size only. A calibration therefore says what it was made for.
 """
 
 import math
@@ -20,8 +23,11 @@ if TYPE_CHECKING:
     from .pipeline_haze_matching import HazeMatchingPipeline
 
 
-# Of larger images so many pixels are drawn at random: neighbours say the same, and memory is not endless.
-MAX_PIXELS = 2**17
+# Of larger images so many pixels are drawn at random: neighbours say the same, and 500 images then take a gigabyte.
+MAX_PIXELS = 2**15
+
+# Means over samples vary about as much as the truth. Beyond this, they are in different units.
+MAX_CONTRAST_RATIO = 8.0
 
 
 def predicted_deviation(
@@ -49,7 +55,8 @@ def measure_errors(
     """
     Spread of an ensemble's members and error of its mean for pixels of every specimen, in network units.
 
-    Prediction and truth are compared as they are, so that both must be in the same unit.
+    Prediction and truth are compared as they are, so that both must be in the same unit. Hazy images without any contrast, such as
+    blank planes at the end of a stack, are left out.
 
     Args:
         pipe ([`HazeMatchingPipeline`]): Its calibration, if any, is not used.
@@ -60,35 +67,57 @@ def measure_errors(
 
     Returns:
         `dict`: By specimen, standard deviations of the members and errors of their mean.
+
+    Raises:
+        `ValueError`: If an image is not finite, no pair has contrast, or the clear images are in another unit than the predictions.
     """
-    specimens = {}
+    specimens, variances = {}, []
     for index, pair in enumerate(pairs):
-        unit = pipe.image_processor.compute_normalization(pipe.image_processor.preprocess(pair.hazy)).target_std.item()
-        if unit == 0:
-            raise ValueError(f"{pair.source}: the hazy image has no contrast.")
+        if not np.isfinite(pair.clear).all():
+            raise ValueError(f"{pair.source}: the clear image holds NaN or infinite values.")
         generator = torch.Generator().manual_seed(seed + index)
-        out = pipe(pair.hazy, num_inference_steps, ensemble_size, generator=generator, output_samples=True)
+        try:
+            planes = pipe.image_processor.preprocess(pair.hazy)
+            unit = pipe.image_processor.compute_normalization(planes).target_std.item()
+            if unit == 0:
+                continue
+            out = pipe(pair.hazy, num_inference_steps, ensemble_size, generator=generator, output_samples=True)
+        except ValueError as error:
+            raise ValueError(f"{pair.source}: {error}") from error
         spread = out.samples.std(axis=0, ddof=1).ravel() / unit
-        error = (out.prediction - pair.clear.astype(np.float32)).ravel() / unit
+        prediction, clear = out.prediction.ravel() / unit, pair.clear.astype(np.float32).ravel() / unit
+        variances.append((clear.var(), prediction.var()))
+        error = prediction - clear
         if spread.size > MAX_PIXELS:
             chosen = np.random.default_rng([seed, index]).choice(spread.size, MAX_PIXELS, replace=False)
             spread, error = spread[chosen], error[chosen]
         specimens.setdefault(pair.specimen_id, []).append((spread, error))
+    if not specimens:
+        raise ValueError("There is no pair whose hazy image has any contrast.")
+    clear, prediction = np.mean(variances, axis=0)
+    contrast = math.sqrt(clear / prediction) if prediction > 0 else math.inf
+    if not 1 / MAX_CONTRAST_RATIO < contrast < MAX_CONTRAST_RATIO:
+        raise ValueError(
+            f"The clear images have {contrast:.3g} times the contrast of the predictions, as if they were in another unit: scale them "
+            "to the counts of the hazy images, or train with --normalization fixed."
+        )
     return {
         name: tuple(np.concatenate(parts) for parts in zip(*images, strict=True)) for name, images in specimens.items()
     }
 
 
-def calibrate(specimens: dict[str, tuple[np.ndarray, np.ndarray]], num_members: int) -> dict:
+def calibrate(specimens: dict[str, tuple[np.ndarray, np.ndarray]], num_members: int, num_inference_steps: int) -> dict:
     """
     What a pipeline's configuration needs to return calibrated deviations and intervals.
 
     Args:
         specimens (`dict`): Spread and errors of every specimen, see [`measure_errors`].
         num_members (`int`): Members of every ensemble.
+        num_inference_steps (`int`): Steps of every member.
 
     Returns:
-        `dict`: `uncertainty_scale`, `uncertainty_offset` and `interval_factors`, for `pipe.register_to_config`.
+        `dict`: `uncertainty_scale`, `uncertainty_offset`, `interval_factors`, and what they are `calibrated_for`, for
+        `pipe.register_to_config`.
     """
     spread, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
     scale, offset = fit_calibration(spread, errors, num_members)
@@ -97,7 +126,12 @@ def calibrate(specimens: dict[str, tuple[np.ndarray, np.ndarray]], num_members: 
         for spread, errors in specimens.values()
     )
     factors = {str(alpha): factor for alpha, factor in conformal_factors(images).items()}
-    return {"uncertainty_scale": scale, "uncertainty_offset": offset, "interval_factors": factors}
+    return {
+        "uncertainty_scale": scale,
+        "uncertainty_offset": offset,
+        "interval_factors": factors,
+        "calibrated_for": {"ensemble_size": num_members, "num_inference_steps": num_inference_steps},
+    }
 
 
 def calibration_curve(
@@ -144,8 +178,8 @@ def fit_calibration(
     """
     Scale and offset of the line through the curve of a validation set, less what averaging few members leaves.
 
-    The HazeMatching reference fits RMSE itself over bins of equal width, without the last: with thousands of pixels in each
-    bin and many members, that is the same line.
+    The HazeMatching reference fits RMSE itself over bins of equal width, without the last, by absolute deviations: where errors
+    follow a line and members are many, that is the same one.
 
     Args:
         spread (`np.ndarray`): Standard deviations of the members, divided by their number less one.
@@ -163,8 +197,9 @@ def fit_calibration(
     if len(rmv) < 2 or math.isclose(rmv[0], rmv[-1]):
         raise ValueError("All predicted deviations are alike, so that no line can be fitted to their errors.")
     own = np.sqrt(np.maximum(rmse**2 - rmv**2 / num_members, 0))
-    line = stats.linregress(rmv, own)
-    return float(line.slope), float(line.intercept)
+    weights = 1 / np.maximum(own, 1e-6 * own.max())  # relative deviations count, or bright pixels would decide alone
+    slope, intercept = np.polyfit(rmv, own, 1, w=weights)
+    return float(slope), float(intercept)
 
 
 def expected_normalized_calibration_error(deviations: np.ndarray, errors: np.ndarray, num_bins: int = 50) -> float:
@@ -205,16 +240,16 @@ def conformal_factors(
 ) -> dict[float, float]:
     """
     Factors on predicted deviations that make intervals with a guarantee, by conformal risk control (Angelopoulos et al. 2024,
-    arXiv 2208.02814): of a new image, drawn like these, prediction ± factor · deviation misses the truth in a share of its
-    pixels of at most alpha *on average over images*, whatever the model. It promises nothing for one image, one
-    structure, or images of another kind.
+    arXiv 2208.02814): of a new specimen, drawn like these, prediction ± factor · deviation misses the truth in a share of its
+    pixels of at most alpha *on average over specimens*, whatever the model. It promises nothing for one image, one
+    structure, or specimens of another kind.
 
     Args:
-        images (iterable of pairs of `np.ndarray`): Predicted deviations and errors of every image, of one specimen each.
+        images (iterable of pairs of `np.ndarray`): Predicted deviations and errors of every specimen.
         alphas (sequence of `float`): Shares of pixels that may be missed.
 
     Returns:
-        `dict[float, float]`: Factor for every alpha that so few images allow; n images allow 1 / (n + 1) and more.
+        `dict[float, float]`: Factor for every alpha that so few specimens allow; n of them allow 1 / (n + 1) and more.
 
     Raises:
         `ValueError`: If they allow none.
@@ -227,7 +262,7 @@ def conformal_factors(
     allowed = [alpha for alpha in alphas if alpha * (number + 1) >= 1]
     if not allowed:
         raise ValueError(
-            f"{number} image(s) are too few for intervals: {math.ceil(1 / max(alphas)) - 1} or more are needed."
+            f"{number} specimen(s) are too few for intervals: {math.ceil(1 / max(alphas)) - 1} or more are needed."
         )
     z_scores, weights = np.concatenate(z_scores), np.concatenate(weights)
     order = np.argsort(z_scores)

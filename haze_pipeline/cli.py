@@ -244,7 +244,10 @@ def convert(
         Console(stderr=True).print(f"Warning: {warning.message}", style="yellow", highlight=False, markup=False)
     make_parents(output)
     with replace_when_complete(output) as folder:
-        HazeMatchingPipeline(unet, FlowMatchODEScheduler(), normalization="fixed", **config).save_pretrained(folder)
+        # It was trained without mirroring.
+        HazeMatchingPipeline(
+            unet, FlowMatchODEScheduler(), normalization="fixed", mirror_members=False, **config
+        ).save_pretrained(folder)
     print(output)
 
 

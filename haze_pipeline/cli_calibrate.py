@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .cli_model import Device, DType, load_pipeline, place_pipeline
-from .console import make_parents, progress_bar
+from .console import make_parents, progress_bar, require
 from .presets import PRESETS, Preset, choose_solver
 
 
@@ -74,14 +74,13 @@ def calibrate(
     from .pipeline_haze_matching import DEFAULT_CHECKPOINT
 
     if plot is not None:
+        require("eval", "matplotlib")
         from .figures import plot_calibration
     pairs = load_pairs(source, split)
     pipe = place_pipeline(load_pipeline(model), device, dtype)
     pipe.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
     pipe.set_progress_bar_config(disable=True)
     members = ensemble_size or PRESETS[preset]["ensemble_size"]
-    if steps < 2:
-        raise ValueError("--num-inference-steps must be 2 or more: one step yields means, which have no spread.")
 
     with ExitStack() as stack:
         advance = progress_bar("Calibrating", None, stack)
@@ -92,7 +91,7 @@ def calibrate(
                 advance(1)
 
         specimens = calibration.measure_errors(pipe, counted(), steps, members, seed)
-    fitted = calibration.calibrate(specimens, members)
+    fitted = calibration.calibrate(specimens, members, steps)
     spread, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
     scale, offset = fitted["uncertainty_scale"], fitted["uncertainty_offset"]
     raw, calibrated = (
@@ -101,8 +100,6 @@ def calibrate(
     )
     facts = {
         "specimens": len(specimens),
-        "num_inference_steps": steps,
-        "ensemble_size": members,
         **fitted,
         "before": calibration.scores(raw, errors),
         "after, on the same pairs": calibration.scores(calibrated, errors),
@@ -113,16 +110,16 @@ def calibrate(
         shutil.copytree(model or DEFAULT_CHECKPOINT, folder, dirs_exist_ok=True)
         index = json.loads((folder / "model_index.json").read_text())
         (folder / "model_index.json").write_text(json.dumps({**index, **fitted}, indent=2, sort_keys=True) + "\n")
-    if plot is not None:
-        with replace_when_complete(plot) as temporary:
-            plot_calibration({"before": (raw, errors), "after": (calibrated, errors)}).savefig(temporary)
+        if plot is not None:
+            with replace_when_complete(plot) as temporary:
+                plot_calibration({"before": (raw, errors), "after": (calibrated, errors)}).savefig(temporary)
     written = [str(path) for path in (output, plot) if path is not None]
     if json_output:
         print(json.dumps({**facts, "written": written}))
         return
     print(f"{len(specimens)} specimens, {members} members of {steps} steps: scale {scale:.3f}, offset {offset:.3f}")
     for name, values in facts.items():
-        if isinstance(values, dict) and name != "interval_factors":
+        if name.startswith(("before", "after")):
             print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
     factors = ", ".join(
         f"{100 * (1 - float(alpha)):g} %: {factor:.2f}" for alpha, factor in fitted["interval_factors"].items()

@@ -1,6 +1,7 @@
 """What the commands share: progress bars and folders."""
 
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +20,13 @@ def progress_bar(description: str, total: int | None, stack: ExitStack):
     )
     task = progress.add_task(description, total=total)
     return lambda by: progress.advance(task, by)
+
+
+def require(extra: str, *modules: str):
+    """Raise an `ImportError` that names the extra if one of its modules is not installed, before any work is done."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ImportError(f"This needs {', '.join(missing)}: pip install 'haze-pipeline[{extra}]'.")
 
 
 def make_parents(path: Path):

@@ -1,8 +1,8 @@
 """
 Image quality: how close a prediction is to the truth, and how much it looks like it.
 
-All but [`psnr`] first fit the prediction's scale and offset to the target, or ignore them, since the images of a microscope's two
-modes are in different units. scikit-image, torchmetrics and microssim, which compute most of them, come with the extra
+The images of a microscope's two modes are in different units. Closeness is therefore measured after the scale and offset of
+least squared error, and likeness, which asks for no closeness, after those that make mean and deviation equal. scikit-image, torchmetrics and microssim, which compute most of them, come with the extra
 `eval`.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 
-# Weights of three scales, as HazeMatching takes them for MicroMS3IM: the first of Wang et al. 2003, for images of 64 px and more.
+# Weights of three scales, as HazeMatching takes them for MicroMS3IM: the first of Wang et al. 2003.
 MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001)
 
 
@@ -115,7 +115,8 @@ def micro_ms3im(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]
     offsets and a scale that are common to all images.
 
     Images may be in units of their own: every pair is divided by the range of its target, after the prediction was
-    fitted to it. HazeMatching's own script takes intensities as they are.
+    fitted to it by least squares. HazeMatching's own script takes intensities as they are, so that its values are not
+    comparable with these.
 
     Args:
         targets (sequence of `np.ndarray` of shape `[H, W]`): Ground truth, 48 px or more a side.
@@ -134,7 +135,7 @@ def micro_ms3im(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]
 
 def spectrum_distance(target: np.ndarray, prediction: np.ndarray) -> float:
     """
-    Root mean squared difference of the radially averaged log power spectra, in dB, after scale and offset. It asks whether the
+    Root mean squared difference of the radially averaged log power spectra, in dB, at equal mean and deviation. It asks whether the
     prediction has as much structure of every size as the target, wherever that lies; an image that is too smooth has too
     little of the fine one.
 
@@ -142,7 +143,7 @@ def spectrum_distance(target: np.ndarray, prediction: np.ndarray) -> float:
         target (`np.ndarray` of shape `[H, W]`): Ground truth.
         prediction (`np.ndarray` of shape `[H, W]`): Estimate, in any unit.
     """
-    spectra = [radial_power_spectrum(image) for image in (target, fit_scale_and_offset(target, prediction))]
+    spectra = [radial_power_spectrum(image) for image in (target, _match_moments(target, prediction))]
     floor = 1e-6 * spectra[0].max()  # 60 dB below the largest, what no display shows
     levels = [10 * np.log10(np.maximum(spectrum, floor)) for spectrum in spectra]
     return float(np.sqrt(np.mean((levels[0] - levels[1]) ** 2)))
@@ -177,16 +178,16 @@ def sliced_wasserstein_distance(
 
     Args:
         targets (sequence of `np.ndarray` of shape `[H, W]`): Ground truth, 32 px or more a side.
-        predictions (sequence of `np.ndarray` of the same shapes): Estimates, fitted to the targets in scale and offset.
+        predictions (sequence of `np.ndarray` of the same shapes): Estimates; mean and deviation are made those of their target.
         seed (`int`, defaults to `0`): Of places and projections.
     """
     rng = np.random.default_rng(seed)
     number, side = 128, 7  # patches of an image and level
     pyramids = {"target": [], "prediction": []}
     for target, prediction in zip(targets, predictions, strict=True):
-        fitted = fit_scale_and_offset(target, prediction) / _range(target)
+        matched = _match_moments(target, prediction) / _range(target)
         pyramids["target"].append(_laplacian_pyramid(target.astype(np.float64) / _range(target)))
-        pyramids["prediction"].append(_laplacian_pyramid(fitted))
+        pyramids["prediction"].append(_laplacian_pyramid(matched))
     distances = []
     for level in range(3):
         patches = {"target": [], "prediction": []}
@@ -214,9 +215,21 @@ def _laplacian_pyramid(image: np.ndarray) -> list[np.ndarray]:
     return bands
 
 
+def _match_moments(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """The prediction with the mean and deviation of the target."""
+    _check(target, prediction)
+    target, prediction = target.astype(np.float64), prediction.astype(np.float64)
+    deviation = prediction.std()
+    scale = target.std() / deviation if deviation > 0 else 0.0
+    return scale * (prediction - prediction.mean()) + target.mean()
+
+
 def _check(target: np.ndarray, prediction: np.ndarray):
     if target.shape != prediction.shape:
         raise ValueError(f"`target` and `prediction` must have one shape, got {target.shape} and {prediction.shape}.")
+    for name, image in (("target", target), ("prediction", prediction)):
+        if not np.isfinite(image).all():
+            raise ValueError(f"`{name}` must be finite, but holds NaN or infinite values.")
     if target.min() == target.max():
         raise ValueError("`target` must not be constant.")
 

@@ -39,6 +39,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
         uncertainty_scale (`float`, defaults to `1.0`): Calibration, see [`predicted_deviation`].
         uncertainty_offset (`float`, defaults to `0.0`): The same, in network units (multiples of the target's deviation).
         interval_factors (`dict`, *optional*): `{"alpha": factor}` of [`conformal_factors`], for `out.interval`.
+        calibrated_for (`dict`, *optional*): `{"ensemble_size": …, "num_inference_steps": …}` that these four hold for.
+        mirror_members (`bool`, defaults to `True`):
+            Show the network the members of an ensemble mirrored in turn. Right for networks that were trained on mirrored patches.
         domain (`dict`, *optional*): What training images look like, see [`fit_domain`], for `pipe.assess`.
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
@@ -60,6 +63,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
         uncertainty_scale: float = 1.0,
         uncertainty_offset: float = 0.0,
         interval_factors: dict[str, float] | None = None,
+        calibrated_for: dict[str, int] | None = None,
+        mirror_members: bool = True,
         domain: dict | None = None,
         training_patch_size: int | None = None,
         training_pixel_size: dict | None = None,
@@ -81,6 +86,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
             uncertainty_scale=uncertainty_scale,
             uncertainty_offset=uncertainty_offset,
             interval_factors=interval_factors,
+            calibrated_for=calibrated_for,
+            mirror_members=mirror_members,
             domain=domain,
             training_patch_size=training_patch_size,
             training_pixel_size=training_pixel_size,
@@ -215,8 +222,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
             ensemble_size (`int`, defaults to `1`):
                 Number of noises, and so of posterior samples, for every plane. With one step, every second noise is the
                 negative of the one before, which cancels the greater part of what a noise leaves in the posterior mean. The
-                members see the image as it is, mirrored from left to right, from top to bottom, and both, in turn: what
-                the network has not learned to do alike averages out of their mean, and shows in their spread.
+                network is shown the members as they are, mirrored from left to right, from top to bottom, and both, in
+                turn, unless the checkpoint has `mirror_members=False`: what it has not learned to do alike averages out
+                of their mean, and shows in their spread.
             batch_size (`int`, *optional*):
                 Fields or tiles per network call; when omitted, what memory and cores allow. If memory runs out all the
                 same, less is computed at once, and a warning says so.
@@ -249,6 +257,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
         Raises:
             `ValueError`: If an argument is out of range or the image is not finite, empty or less than 2-D.
         """
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
+        ensembling_kwargs = ensembling_kwargs or {}
         if isinstance(image, list):
             if not image:
                 raise ValueError("`image` must not be an empty list.")
@@ -269,15 +280,12 @@ class HazeMatchingPipeline(DiffusionPipeline):
                 prediction=prediction,
                 uncertainty=uncertainty if output_uncertainty else None,
                 samples=samples if output_samples else None,
-                interval_factors=self.config.interval_factors,
+                interval_factors=self._interval_factors(num_inference_steps, ensemble_size, ensembling_kwargs),
             )
             return output if return_dict else (output.prediction, output.uncertainty, output.samples)
 
         # Shapes: N planes, E members, B members in a batch, (H,W) the image, (h,w) the padded field.
-        # 1. Resolve the defaults that the checkpoint stores and check everything.
-        if num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps
-        ensembling_kwargs = ensembling_kwargs or {}
+        # 1. Check everything.
         planes = self.image_processor.preprocess(image)  # [N,1,H,W]
         leading_shape, (height, width) = image.shape[:-2], image.shape[-2:]
         self.check_inputs(
@@ -345,7 +353,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
                 start = _pad(start, padding)  # [B,1,h,w]
                 condition = hazy[plane : plane + 1] if len(batch) == 1 else hazy[[plane for plane, _ in batch]]
                 condition = _pad(condition, padding)  # [B,1,h,w]
-                flips = [FLIPS[member % len(FLIPS)] for _, member in batch]
+                flips = [FLIPS[member % len(FLIPS)] if self.config.mirror_members else () for _, member in batch]
                 results = sampler.sample(start, condition, on_step, flips)  # [B,1,h,w]
                 for (plane, member), result in zip(batch, results[..., :height, :width], strict=True):
                     if samples is not None:
@@ -384,7 +392,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
 
         output = HazeMatchingOutput(
             prediction=finish(prediction), uncertainty=finish(uncertainty), samples=finish(samples, ensemble_size),
-            interval_factors=self.config.interval_factors,
+            interval_factors=self._interval_factors(num_inference_steps, ensemble_size, ensembling_kwargs),
         )  # fmt: skip
         return output if return_dict else (output.prediction, output.uncertainty, output.samples)
 
@@ -404,6 +412,12 @@ class HazeMatchingPipeline(DiffusionPipeline):
             `ValueError`: If the image is not a finite plane, or the output is of another shape.
         """
         return assess(self, image, np.asarray(output.prediction), pixel_size, seed)
+
+    def _interval_factors(self, num_inference_steps, ensemble_size, ensembling_kwargs) -> dict[str, float] | None:
+        """The factors of `out.interval`, if they were fitted to means of such ensembles."""
+        asked = {"ensemble_size": ensemble_size, "num_inference_steps": num_inference_steps}
+        is_mean = ensembling_kwargs.get("reduction", "mean") == "mean"
+        return self.config.interval_factors if is_mean and asked == self.config.calibrated_for else None
 
     def prepare_latents(
         self,

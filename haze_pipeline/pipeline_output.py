@@ -21,7 +21,8 @@ class HazeMatchingOutput(BaseOutput):
             [`predicted_deviation`], with the scale and offset of the checkpoint, 1 and 0 until it has been calibrated.
         samples (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, float32, *optional*):
             The members of the ensemble.
-        interval_factors (`dict`, *optional*): What `interval` multiplies deviations with, by alpha.
+        interval_factors (`dict`, *optional*):
+            What `interval` multiplies deviations with, by alpha; `None` if the checkpoint is not calibrated for such ensembles.
     """
 
     prediction: np.ndarray | torch.Tensor | list
@@ -33,9 +34,9 @@ class HazeMatchingOutput(BaseOutput):
         """
         Lower and upper bound of every pixel, prediction ∓ factor · uncertainty.
 
-        On average over images like those that the checkpoint was calibrated on, the truth lies outside in a share of the
-        pixels of at most `alpha` ([`conformal_factors`]). That promises nothing for a single image or structure, nor for images
-        of another kind.
+        On average over specimens like those that the checkpoint was calibrated on, the truth lies outside in a share of the
+        pixels of at most `alpha` ([`conformal_factors`]). That promises nothing for a single image or structure, nor for
+        specimens of another kind.
 
         Args:
             alpha (`float`, defaults to `0.1`): One of the shares that the checkpoint was calibrated for.
@@ -45,10 +46,15 @@ class HazeMatchingOutput(BaseOutput):
         """
         if self.uncertainty is None:
             raise ValueError("Intervals need the uncertainty: call the pipeline with `output_uncertainty=True`.")
-        factors = {float(key): factor for key, factor in (self.interval_factors or {}).items()}
+        if not self.interval_factors:
+            raise ValueError(
+                "The checkpoint is not calibrated for means of so many members and steps: choose those that its "
+                "configuration names in `calibrated_for`, or calibrate it for yours."
+            )
+        factors = {float(key): factor for key, factor in self.interval_factors.items()}
+        alpha = min(factors, key=lambda known: abs(known - alpha)) if np.isclose(alpha, list(factors)).any() else alpha
         if alpha not in factors:
-            known = f"has intervals for {sorted(factors)} only" if factors else "has none: calibrate it first"
-            raise ValueError(f"`alpha` is {alpha}, but the checkpoint {known}.")
+            raise ValueError(f"`alpha` is {alpha}, but the checkpoint has intervals for {sorted(factors)} only.")
         if isinstance(self.prediction, list):
             pairs = list(zip(self.prediction, self.uncertainty, strict=True))
             return [p - factors[alpha] * u for p, u in pairs], [p + factors[alpha] * u for p, u in pairs]

@@ -12,11 +12,11 @@ class Preset(StrEnum):
 
 
 # Steps, members and solver. `fast`: posterior means by one step from two pairs of opposite noises (Liu et al. 2022).
-# `balanced`: the solver of 5 network calls fitted to the checkpoint (bench/solvers.py, bench/sampling.py). `quality`: the
+# `balanced`: the solver of 6 network calls fitted to the checkpoint (bench/solvers.py, bench/sampling.py). `quality`: the
 # paper's 19 Euler steps and 50 posterior samples.
 PRESETS = {
     Preset.fast: {"num_inference_steps": 1, "ensemble_size": 4, "solver": "euler"},
-    Preset.balanced: {"num_inference_steps": 5, "ensemble_size": 8, "solver": "bespoke"},
+    Preset.balanced: {"num_inference_steps": 6, "ensemble_size": 8, "solver": "bespoke"},
     Preset.quality: {"num_inference_steps": 19, "ensemble_size": 50, "solver": "euler"},
 }
 

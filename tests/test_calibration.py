@@ -16,6 +16,15 @@ from haze_pipeline.calibration import (
 )
 
 
+def draw_ensembles(members, scale, offset, size=60_000, seed=0):
+    """Members whose spread is `true`, and a truth that lies scale · true + offset away from their centre: spread and errors."""
+    rng = np.random.default_rng(seed)
+    true = rng.uniform(0.2, 2, size)
+    samples = rng.standard_normal((members, size)) * true
+    errors = samples.mean(axis=0) - rng.standard_normal(size) * (scale * true + offset)
+    return samples.std(axis=0, ddof=1), errors
+
+
 def make_ensemble(members, scale, offset, size=400_000, seed=0):
     """
     Spread and errors of ensembles whose spread s is known exactly and whose truth lies scale · s + offset away from the mean of
@@ -33,6 +42,19 @@ def make_ensemble(members, scale, offset, size=400_000, seed=0):
 def test_scale_and_offset_are_recovered(members, scale, offset):
     found = fit_calibration(*make_ensemble(members, scale, offset), members)
     assert found == pytest.approx((scale, offset), rel=0.02, abs=0.02)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1.7, 0.3), (2.5, -0.15)])
+def test_few_members_get_a_flatter_line_that_is_right_for_them(scale, offset):
+    many = fit_calibration(*draw_ensembles(500, scale, offset), 500)
+    assert many == pytest.approx((scale, offset), rel=0.02, abs=0.03)
+    spread, errors = draw_ensembles(8, scale, offset)
+    few = fit_calibration(spread, errors, 8)
+    assert few[0] < 0.95 * many[0] and few[1] > many[1] + 0.05
+    new_spread, new_errors = draw_ensembles(8, scale, offset, seed=1)
+    deviations = predicted_deviation(torch.from_numpy(new_spread), 8, *few).numpy()
+    assert np.sqrt(np.mean(new_errors**2) / np.mean(deviations**2)) == pytest.approx(1, abs=0.05)
+    assert expected_normalized_calibration_error(deviations, new_errors) < 0.11
 
 
 def test_deviations_of_a_perfect_ensemble_need_no_calibration():
@@ -86,7 +108,7 @@ def test_the_published_fit_gives_the_same_line():
     """
     The reference: 50 bins of equal width between the extreme deviations, RMSE against root mean variance, a line through the bins
     between the quantiles 1e-5 and 0.99999, the last one left out. We differ in that bins hold equally many pixels, none is left
-    out, and the share of a finite ensemble is taken off.
+    out, relative deviations count, and the share of a finite ensemble is taken off.
     """
     spread, errors = make_ensemble(10**6, 1.7, 0.3)
     edges = np.linspace(spread.min(), spread.max(), 51)

@@ -1,9 +1,11 @@
 """`haze-pipeline calibrate`, through its entry point."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import tiny_unet
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
@@ -35,23 +37,46 @@ def pairs(tmp_path_factory):
 def test_the_copy_predicts_its_errors_and_is_else_the_same(run, model, pairs, tmp_path):
     output, plot = tmp_path / "calibrated", tmp_path / "calibration.png"
     arguments = ("--num-inference-steps", 2, "--ensemble-size", 4, "--dtype", "float32")
-    code, out, _ = run("calibrate", pairs, "--model", model, "-o", output, "--plot", plot, *arguments, "--json")
-    assert code == 0
+    code, out, error = run("calibrate", pairs, "--model", model, "-o", output, "--plot", plot, *arguments, "--json")
+    assert code == 0, error
     facts = json.loads(out)
-    assert (facts["specimens"], facts["ensemble_size"], facts["written"]) == (12, 4, [str(output), str(plot)])
+    assert (facts["specimens"], facts["written"]) == (12, [str(output), str(plot)])
+    assert facts["calibrated_for"] == {"ensemble_size": 4, "num_inference_steps": 2}
     assert facts["after, on the same pairs"]["RMS error / RMS deviation"] == pytest.approx(1, abs=0.1)
     assert plot.read_bytes()[:4] == b"\x89PNG"
     assert (output / "README.md").read_text() == "A card."
     before, after = (HazeMatchingPipeline.from_pretrained(folder) for folder in (model, output))
     assert after.config.uncertainty_scale == facts["uncertainty_scale"] != before.config.uncertainty_scale == 1
     assert list(after.config.interval_factors) == ["0.1", "0.2", "0.32", "0.5"]
-    changed = {"uncertainty_scale", "uncertainty_offset", "interval_factors", "_name_or_path"}
+    changed = {"uncertainty_scale", "uncertainty_offset", "interval_factors", "calibrated_for", "_name_or_path"}
     assert {k: v for k, v in before.config.items() if k not in changed} == {
         k: v for k, v in after.config.items() if k not in changed
     }
     # What it was calibrated with is not used when it is calibrated again.
     code, again, _ = run("calibrate", pairs, "--model", output, "-o", tmp_path / "twice", *arguments, "--json")
     assert code == 0 and json.loads(again)["uncertainty_scale"] == pytest.approx(facts["uncertainty_scale"])
+
+
+def test_clear_images_in_another_unit_and_broken_ones_are_named(run, model, pairs, tmp_path):
+    arguments = ("--model", model, "-o", tmp_path / "out", "--num-inference-steps", 2, "--ensemble-size", 2)
+    other = tmp_path / "other"
+    shutil.copytree(pairs, other)
+    for path in (other / "clear").iterdir():
+        write_ome_tiff(path, Micrograph(100 * tifffile.imread(path) + 1000, "YX"))
+    code, _, error = run("calibrate", other, *arguments)
+    assert code == 1 and "another unit" in error
+    broken = tifffile.imread(pairs / "clear" / "03.tif")
+    broken[3, 4] = np.nan
+    write_ome_tiff(other / "clear" / "03.tif", Micrograph(broken, "YX"))
+    code, _, error = run("calibrate", other, *arguments)
+    assert code == 1 and "03.tif" in error and "NaN" in error
+    assert not (tmp_path / "out").exists()
+    # Blank planes say nothing and are left out.
+    shutil.rmtree(other)
+    shutil.copytree(pairs, other)
+    write_ome_tiff(other / "hazy" / "03.tif", Micrograph(np.full((32, 32), 7, np.uint16), "YX"))
+    code, out, _ = run("calibrate", other, *arguments, "--json")
+    assert code == 0 and json.loads(out)["specimens"] == 11
 
 
 @pytest.mark.parametrize(

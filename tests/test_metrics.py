@@ -145,15 +145,41 @@ def test_spectra_tell_smooth_and_noisy_predictions_from_sharp_ones():
     assert metrics.spectrum_distance(target, 2 * target + 3) < 1e-6
     smooth, smoother = (metrics.spectrum_distance(target, ndimage.gaussian_filter(target, s)) for s in (0.5, 1))
     assert smoother > smooth > 1
-    # A tenth of the amplitude everywhere is 20 dB; scale and offset undo it, unless there is something larger.
-    assert metrics.spectrum_distance(target, 0.1 * target) < 1e-6
+
+
+def test_likeness_does_not_ask_for_closeness():
+    rng = np.random.default_rng(0)
+    posterior_mean = [ndimage.gaussian_filter(rng.normal(0, 1, (96, 96)), 4) * 20 for _ in range(6)]
+    fine = [[ndimage.gaussian_filter(rng.normal(0, 1, (96, 96)), 1) * 2 for _ in range(6)] for _ in range(2)]
+    targets, samples = ([m + f for m, f in zip(posterior_mean, each, strict=True)] for each in fine)
+    psnr = [
+        np.mean([range_invariant_psnr(*p) for p in zip(targets, i, strict=True)]) for i in (posterior_mean, samples)
+    ]
+    assert psnr[0] > psnr[1] + 2  # the mean is closer, ...
+    for metric in (
+        lambda images: np.mean([metrics.spectrum_distance(*pair) for pair in zip(targets, images, strict=True)]),
+        lambda images: metrics.sliced_wasserstein_distance(targets, images),
+    ):
+        shifted = [np.roll(target, 40, axis=0) for target in targets]
+        assert metric(samples) < 0.3 * metric(posterior_mean)  # ... a sample looks more like the truth, ...
+        assert metric(shifted) < 0.5 * metric(posterior_mean)  # ... and so does the truth elsewhere, but for a seam
+
+
+def test_values_that_are_not_finite_are_no_perfect_score():
+    target, prediction = images()
+    prediction[3, 4] = np.nan
+    for metric in (metrics.psnr, range_invariant_psnr, metrics.nrmse, metrics.pearson, metrics.ssim, metrics.ms_ssim):
+        with pytest.raises(ValueError, match="`prediction` must be finite"):
+            metric(target, prediction)
 
 
 def test_sliced_wasserstein_distances_equal_those_of_another_library():
     targets, predictions = images(3)
     rng = np.random.default_rng(5)
-    fitted = [affine_fit(*pair) / np.ptp(pair[0]) for pair in zip(targets, predictions, strict=True)]
-    current = [[target / np.ptp(target) for target in targets], fitted]
+    matched = [
+        ((p - p.mean()) / p.std() * t.std() + t.mean()) / np.ptp(t) for t, p in zip(targets, predictions, strict=True)
+    ]
+    current = [[target / np.ptp(target) for target in targets], matched]
     distances = []
     for _ in range(3):
         smooth = [[ndimage.gaussian_filter(image, 1) for image in side] for side in current]

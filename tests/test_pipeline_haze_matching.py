@@ -110,6 +110,16 @@ def test_members_see_the_image_mirrored_in_turn(pipe, image, tiles):
         np.testing.assert_allclose(sample, np.flip(alone, axes), rtol=1e-4, atol=1e-2)
 
 
+def test_members_are_a_function_of_their_noise_where_none_is_mirrored(pipe, image):
+    pipe.register_to_config(mirror_members=False)
+    noise = torch.randn(4, *image.shape, generator=seeded())
+    arguments = {"num_inference_steps": 2, "ensemble_size": 4, "output_samples": True}
+    samples = pipe(image, latents=noise, **arguments).samples
+    np.testing.assert_allclose(
+        pipe(image, latents=noise.flip(0), **arguments).samples, samples[::-1], rtol=1e-4, atol=1e-2
+    )
+
+
 def test_the_seed_decides_whatever_the_batch_size(pipe, image):
     def run(batch_size, seed=0):
         return pipe(
@@ -335,14 +345,15 @@ def test_intervals_are_as_wide_as_the_calibration_says(pipe, image, tmp_path):
     arguments = {"num_inference_steps": 2, "ensemble_size": 2, "generator": seeded()}
     with pytest.raises(ValueError, match="output_uncertainty=True"):
         pipe(image, **arguments).interval()
-    with pytest.raises(ValueError, match="has none: calibrate it"):
+    with pytest.raises(ValueError, match="not calibrated"):
         pipe(image, **arguments, output_uncertainty=True).interval()
-    pipe.register_to_config(interval_factors={"0.1": 2.0, "0.5": 0.7})
+    fitted_for = {"ensemble_size": 2, "num_inference_steps": 2}
+    pipe.register_to_config(interval_factors={"0.1": 2.0, "0.5": 0.7}, calibrated_for=fitted_for)
     pipe.save_pretrained(tmp_path)
     pipe = HazeMatchingPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     out = pipe([image, image[0]], **arguments, output_uncertainty=True)
-    lower, upper = out.interval(0.1)
+    lower, upper = out.interval(1 - 0.9)
     for low, high, mean, deviation in zip(lower, upper, out.prediction, out.uncertainty, strict=True):
         np.testing.assert_allclose((low, high), (mean - 2 * deviation, mean + 2 * deviation))
     narrow = pipe(image, **arguments, output_uncertainty=True, output_type="pt")
@@ -350,6 +361,9 @@ def test_intervals_are_as_wide_as_the_calibration_says(pipe, image, tmp_path):
     torch.testing.assert_close(high - low, 1.4 * narrow.uncertainty, rtol=1e-3, atol=1e-2)
     with pytest.raises(ValueError, match=r"for \[0.1, 0.5\] only"):
         narrow.interval(0.2)
+    for other in ({"ensemble_size": 3}, {"num_inference_steps": 3}, {"ensembling_kwargs": {"reduction": "median"}}):
+        with pytest.raises(ValueError, match="not calibrated"):
+            pipe(image, **{**arguments, **other}, output_uncertainty=True).interval(0.1)
 
 
 def test_prediction_and_uncertainty_summarise_the_samples(pipe, image):
