@@ -9,8 +9,9 @@ from scipy import ndimage, stats
 from .tiling import spread_patches
 
 
-CROP = 192  # side of the crops that are compared, px, so that the size of a field does not matter
-LIMIT = 0.95  # quantile of the training crops' distances that is called 1
+CROP = 128  # side of the crops that are compared, px, so that the size of a field does not matter
+LIMIT = 0.95  # quantile of the distances of crops of images that were left out; it is called 1
+MIN_IMAGES = 50  # fewer say too little about how images of a kind differ
 
 
 def image_features(plane: np.ndarray) -> np.ndarray:
@@ -44,9 +45,10 @@ def image_features(plane: np.ndarray) -> np.ndarray:
     )
 
 
-def fit_domain(images: Sequence[np.ndarray], num_crops: int = 500, seed: int = 0) -> dict:
+def fit_domain(images: Sequence[np.ndarray], num_crops: int = 500, seed: int = 0) -> dict | None:
     """
-    What [`domain_distance`] compares with, from crops of training images.
+    What [`domain_distance`] compares with, from crops of training images. Half of the images tell where the limit is for the other
+    half, as an image that was not trained on must be judged.
 
     Args:
         images (sequence of `np.ndarray` of shape `[H, W]`): Hazy training images.
@@ -54,32 +56,45 @@ def fit_domain(images: Sequence[np.ndarray], num_crops: int = 500, seed: int = 0
         seed (`int`, defaults to `0`): Of the draws.
 
     Returns:
-        `dict`: `mean` and `precision` of the features and the `limit` of distances, as numbers and lists.
+        `dict`: `mean` and `precision` of the features and the `limit` of distances, as numbers and lists; `None` if there are
+        fewer than 50 images of 128 px or more a side.
     """
+    images = [image for image in images if min(image.shape) >= CROP]
+    if len(images) < MIN_IMAGES:
+        return None
     rng = np.random.default_rng(seed)
+    halves = np.array_split(rng.permutation(len(images)), 2)
     features = []
-    for _ in range(num_crops):
-        image = images[rng.integers(len(images))]
-        y, x = (rng.integers(max(1, length - CROP + 1)) for length in image.shape)
-        features.append(image_features(image[y : y + CROP, x : x + CROP]))
-    features = np.array(features)
-    covariance = np.cov(features.T) + 1e-3 * np.eye(features.shape[1])  # features that hardly vary tell nothing
-    domain = {"mean": features.mean(axis=0).tolist(), "precision": np.linalg.inv(covariance).tolist(), "limit": 1.0}
-    distances = [_distance(each, domain) for each in features]
-    return {**domain, "limit": float(np.quantile(distances, LIMIT))}
+    for half in halves:
+        crops = []
+        for index in rng.choice(half, num_crops // 2):
+            y, x = (rng.integers(length - CROP + 1) for length in images[index].shape)
+            crops.append(image_features(images[index][y : y + CROP, x : x + CROP]))
+        features.append(np.array(crops))
+    distances = []
+    for known, other in (features, features[::-1]):
+        distances += [_distance(each, _moments(known)) for each in other]
+    return {**_moments(np.concatenate(features)), "limit": float(np.quantile(distances, LIMIT))}
 
 
-def domain_distance(image: np.ndarray, domain: dict) -> float:
+def domain_distance(image: np.ndarray, domain: dict) -> float | None:
     """
     Mahalanobis distance of an image's features from those of the training images, the median of up to 9 crops; 1 is the distance
-    that 5 % of the training crops exceed.
+    that 5 % of crops of images of the same kind exceed. `None` for images of less than 128 px a side, which cannot be judged.
 
     Args:
         image (`np.ndarray` of shape `[H, W]`): The image.
         domain (`dict`): See [`fit_domain`].
     """
+    if min(image.shape) < CROP:
+        return None
     crops = spread_patches(*image.shape, CROP, 3, 1)
     return float(np.median([_distance(image_features(image[crop]), domain) for crop in crops]) / domain["limit"])
+
+
+def _moments(features: np.ndarray) -> dict:
+    covariance = np.cov(features.T) + 1e-3 * np.eye(features.shape[1])  # features that hardly vary tell nothing
+    return {"mean": features.mean(axis=0).tolist(), "precision": np.linalg.inv(covariance).tolist()}
 
 
 def _distance(features: np.ndarray, domain: dict) -> float:

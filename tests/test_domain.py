@@ -19,7 +19,7 @@ def spots(number, seed, sigma=1.5, shape=(128, 160)):
 
 @pytest.fixture(scope="module")
 def domain():
-    return fit_domain(list(spots(40, seed=0)), num_crops=120)
+    return fit_domain(list(spots(60, seed=0)), num_crops=200)
 
 
 def test_images_of_the_same_kind_are_near_and_others_far(domain):
@@ -30,7 +30,7 @@ def test_images_of_the_same_kind_are_near_and_others_far(domain):
     noise = rng.poisson(50, (128, 160))
     inverted = [3000.0 - image for image in spots(3, seed=3)]
     wide = list(spots(3, seed=4, sigma=6))
-    for image in (noise, *inverted, *wide, np.full((64, 64), 5.0)):
+    for image in (noise, *inverted, *wide, np.full((128, 128), 5.0)):
         assert domain_distance(np.asarray(image), domain) > max(1, np.median(known) * 1.5)
 
 
@@ -44,3 +44,9 @@ def test_gain_offset_and_size_do_not_matter(domain):
 @pytest.mark.parametrize("image", [np.zeros((40, 40)), np.ones((1, 1)), np.arange(9.0).reshape(3, 3)])
 def test_odd_images_have_finite_features(image):
     assert image_features(image).shape == (17,) and np.isfinite(image_features(image)).all()
+
+
+def test_too_few_and_too_small_images_are_not_judged(domain):
+    assert fit_domain(list(spots(49, seed=0))) is None
+    assert fit_domain([image[:100] for image in spots(60, seed=0)]) is None
+    assert domain_distance(next(spots(1, seed=0))[:127], domain) is None

@@ -55,22 +55,52 @@ def test_a_right_result_explains_the_input_and_a_wrong_one_does_not(specimen):
 
 def test_warnings_say_what_is_wrong(pipe, specimen):
     clear, hazy = specimen
-    pipe.register_to_config(domain=fit_domain([hazy], num_crops=60))
+    turned = [np.roll(np.rot90(hazy, k), 9 * k, axis=0) for k in range(60)]
+    pipe.register_to_config(domain=fit_domain(turned, num_crops=100))
     good = pipe.assess(hazy, HazeMatchingOutput(prediction=clear), pixel_size=0.1)
-    assert good.pixel_size_known and good.out_of_domain < 1.5 and 0 < good.share_removed < 1
+    assert good.pixel_size_in_range and good.out_of_domain < 1.5 and 0 < good.share_removed < 1
+    assert good.excess < 0.01 and good.not_checked == []
     assert good.error_map.shape == good.correlation_map.shape == hazy.shape
     numbers = json.loads(json.dumps(good.to_dict()))
     assert numbers["verdict"] == good.verdict and "error_map" not in numbers
     bad = pipe.assess(hazy.max() - hazy, HazeMatchingOutput(prediction=np.rot90(clear)), pixel_size=1.0)
-    assert not bad.pixel_size_known and len(bad.warnings) >= 3
+    assert not bad.pixel_size_in_range and len(bad.warnings) >= 3
     for words in ("unlike those", "1 µm", "does not explain"):
         assert words in bad.verdict
     # A network that was never trained makes as much of noise as of anything.
     noise = np.random.default_rng(0).normal(100, 10, (96, 96)).astype(np.float32)
     invented = pipe.assess(noise, pipe(noise, num_inference_steps=1, ensemble_size=2))
-    assert invented.invented > 0.5 and "noise alone" in invented.verdict and invented.pixel_size_known is None
+    assert invented.invented > 0.5 and "noise alone" in invented.verdict and invented.pixel_size_in_range is None
+    # Light that was not there, however smooth.
+    y, x = np.mgrid[:160, :160]
+    cloud = 2000 * np.exp(-((y - 80) ** 2 + (x - 80) ** 2) / (2 * 40**2))
+    added = pipe.assess(hazy, HazeMatchingOutput(prediction=clear + cloud.astype(np.float32)))
+    assert "light that the input does not have" in added.verdict
+
+
+def test_a_check_that_was_not_possible_is_named(pipe, specimen):
+    clear, hazy = specimen
     pipe.register_to_config(domain=None)
-    assert pipe.assess(hazy, HazeMatchingOutput(prediction=clear)).out_of_domain is None
+    unknown = pipe.assess(hazy, HazeMatchingOutput(prediction=clear))
+    assert unknown.out_of_domain is None and unknown.pixel_size_in_range is None
+    assert "Not checked: whether such images were trained on, whether such pixels" in unknown.verdict
+    dark = np.where(hazy > np.quantile(hazy, 0.7), hazy, hazy.min())  # an 8-bit camera's clipped background
+    assert pipe.assess(dark, HazeMatchingOutput(prediction=clear)).invented is None
+    fixed = HazeMatchingPipeline(
+        tiny_unet(), FlowMatchODEScheduler(), "fixed", input_mean=9.0, input_std=2.0, target_mean=1.0, target_std=1.0
+    )
+    fixed.set_progress_bar_config(disable=True)
+    assessment = fixed.assess(hazy, HazeMatchingOutput(prediction=100 * clear))
+    assert assessment.share_removed is None and assessment.excess is None and "light was added" in assessment.verdict
+
+
+def test_few_bright_dots_of_a_large_field_are_no_noise(pipe):
+    rng = np.random.default_rng(0)
+    clear = np.zeros((512, 512))
+    clear[rng.integers(0, 512, 6), rng.integers(0, 512, 6)] = 1e5
+    clear = ndimage.gaussian_filter(clear, 1.5)
+    hazy = (clear + rng.normal(100, 1, clear.shape)).astype(np.float32)
+    assert pipe.assess(hazy, HazeMatchingOutput(prediction=clear.astype(np.float32))).invented < 0.2
 
 
 def test_the_solver_of_the_pipeline_is_left_as_it_was(pipe, specimen):
@@ -85,4 +115,4 @@ def test_stacks_and_other_shapes_are_refused(pipe, specimen):
         with pytest.raises(ValueError, match="plane by plane"):
             pipe.assess(image, HazeMatchingOutput(prediction=prediction))
     flat = pipe.assess(np.full((64, 64), 7, np.uint16), HazeMatchingOutput(prediction=np.zeros((64, 64), np.float32)))
-    assert np.isfinite([flat.unexplained, flat.correlation, flat.invented, flat.linearity, flat.share_removed]).all()
+    assert np.isfinite([flat.unexplained, flat.correlation, flat.linearity]).all() and flat.share_removed is None
