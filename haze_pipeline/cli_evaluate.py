@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .cli_model import Device, DType, load_pipeline, place_pipeline, weights_digest
-from .console import make_parents, progress_bar
+from .console import make_parents, progress_bar, require
 from .presets import PRESETS, Preset, choose_solver
 from .version import __version__
 
@@ -36,7 +36,7 @@ def evaluate(
         Path | None, typer.Option(help="Pipeline folder of training/train_regression.py to compare with.")
     ] = None,
     baselines: Annotated[
-        bool, typer.Option(help="Also run the classical methods, at the best setting for every very image.")
+        bool, typer.Option(help="Also run the classical methods, each at its best setting for each image.")
     ] = True,
     perceptual: Annotated[
         bool, typer.Option("--perceptual", help="Also LPIPS and FID-768, whose networks are downloaded once.")
@@ -64,11 +64,24 @@ def evaluate(
         raise FileExistsError(f"{output} exists; choose another name.")
     if regression is not None and not (regression / "model_index.json").is_file():
         raise ValueError(f"{regression} is not a pipeline folder: there is no model_index.json in it.")
+    require("eval", "jinja2", "matplotlib", "microssim", "skimage", "torchmetrics")
+    if perceptual:
+        require("perceptual", "torchvision", "torch_fidelity")
+    if dinov2 is not None:
+        require("perceptual", "transformers")
 
     import torch
 
     from . import perceptual as perceptual_metrics
-    from .evaluation import IMAGE_METRICS, PROTOCOL, SET_METRICS, classical_methods, score_images, summarize
+    from .evaluation import (
+        IMAGE_METRICS,
+        JOINT_METRICS,
+        PROTOCOL,
+        SET_METRICS,
+        classical_methods,
+        score_images,
+        summarize,
+    )
     from .microscopy_io import replace_when_complete
     from .pair_sources import load_pairs
     from .pipeline_haze_regression import HazeRegressionPipeline
@@ -85,6 +98,7 @@ def evaluate(
     revision = weights_digest(pipe)
     pipe = place_pipeline(pipe, device, dtype)
     pipe.set_progress_bar_config(disable=True)
+    number = {id(pair): index for index, pair in enumerate(pairs)}
 
     def run_preset(name: Preset):
         scheduler, steps = choose_solver(pipe, name, None)
@@ -92,11 +106,12 @@ def evaluate(
 
         def run(pair):
             pipe.scheduler = scheduler
+            generator = torch.Generator().manual_seed(seed + number[id(pair)])  # noise of its own for every image
             out = pipe(
                 pair.hazy,
                 num_inference_steps=steps,
                 ensemble_size=members,
-                generator=torch.Generator().manual_seed(seed),
+                generator=generator,
                 output_samples=steps > 1,
             )
             if steps == 1:
@@ -138,13 +153,15 @@ def evaluate(
         "model": Path(model).resolve().name if model else "default checkpoint",
         "revision": revision,
         "dataset": Path(dataset).resolve().name if Path(dataset).is_dir() else dataset,
-        "split": split,
+        "split": None if Path(dataset, "hazy").is_dir() else split,  # a folder of pairs has none
         "num_images": len(pairs),
         "num_specimens": len({pair.specimen_id for pair in pairs}),
         "seed": seed,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
-        "protocol": {name: PROTOCOL[name] for name in (*IMAGE_METRICS, *set_metrics)},
-        "higher_is_better": {name: better for name, (_, better) in (IMAGE_METRICS | set_metrics).items()},
+        "protocol": {name: PROTOCOL[name] for name in (*IMAGE_METRICS, *JOINT_METRICS, *set_metrics)},
+        "higher_is_better": {
+            name: better for name, (_, better) in (IMAGE_METRICS | JOINT_METRICS | set_metrics).items()
+        },
         "summary": summarize(results["scores"], [pair.specimen_id for pair in pairs]),
         "set_scores": results["set_scores"],
         "seconds_per_megapixel": results["seconds_per_megapixel"],

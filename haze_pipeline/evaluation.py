@@ -28,11 +28,10 @@ IMAGE_METRICS = {
     "NRMSE": (nrmse, False),
     "spectrum distance (dB)": (spectrum_distance, False),
 }
-# Of all images together.
-SET_METRICS = {
-    "MicroMS3IM": (lambda targets, images: float(np.mean(micro_ms3im(targets, images))), True),
-    "patch distance": (sliced_wasserstein_distance, False),
-}
+# Of all images together: MicroMS3IM scores each, but with a scale and an offset that they share.
+JOINT_METRICS = {"MicroMS3IM": (micro_ms3im, True)}
+SET_METRICS = {"patch distance": (sliced_wasserstein_distance, False)}
+MIN_SPECIMENS = 8  # for intervals: of fewer, resampling promises far more than it keeps
 
 PROTOCOL = {
     "range-invariant PSNR (dB)": "after the scale and offset of least squared error, over the range of the clear image",
@@ -40,12 +39,14 @@ PROTOCOL = {
     "MS-SSIM": "after scale and offset; three scales with the weights 0.0448, 0.2856, 0.3001; torchmetrics",
     "Pearson": "correlation of the pixels",
     "NRMSE": "root mean squared error after scale and offset, over the range of the clear image",
-    "spectrum distance (dB)": "RMS difference of radially averaged log power spectra after scale and offset",
-    "MicroMS3IM": "one offset and scale for all images, each divided by its range; three scales; microssim",
-    "patch distance": "sliced Wasserstein distance of 7 × 7 patches on three Laplacian levels, in deviations of the clear ones",
+    "spectrum distance (dB)": "RMS difference of radially averaged log power spectra, at the mean and deviation of the clear image",
+    "MicroMS3IM": "each image fitted to the clear one in scale and offset and divided by its range, then one offset and scale for "
+    "all; three scales; microssim; not comparable with published values",
+    "patch distance": "sliced Wasserstein distance of 7 × 7 patches on three Laplacian levels, in deviations of the clear ones; "
+    "each image at the mean and deviation of the clear one",
     "LPIPS": "AlexNet on patches of 64 px, each scaled from its minimum to its maximum; torchmetrics",
     "FID-768": "768 features of Inception v3, patches as for LPIPS, against the clear images themselves; torchmetrics",
-    "DINOv2 distance": "Fréchet distance of class tokens, patches as for LPIPS; transformers and torchmetrics",
+    "DINOv2 distance": "Fréchet distance of class tokens, patches as for LPIPS, enlarged to 224 px; transformers and torchmetrics",
 }
 MIN_SIDE = 48  # of images that every metric is defined for
 
@@ -86,6 +87,8 @@ def score_images(
             except ValueError as error:
                 raise ValueError(f"{pair.source}, {name}: {error}") from error
             for key, image in results.items():
+                if not np.isfinite(image).all():
+                    raise ValueError(f"{pair.source}, {key}: the prediction holds NaN or infinite values.")
                 predictions.setdefault(key, []).append(image)
         megapixels = sum(pair.hazy.size for pair in pairs) / 1e6
         seconds[name] = (time.perf_counter() - started) / megapixels
@@ -95,6 +98,7 @@ def score_images(
             metric: [function(*both) for both in zip(targets, images, strict=True)]
             for metric, (function, _) in IMAGE_METRICS.items()
         }
+        | {metric: function(targets, images) for metric, (function, _) in JOINT_METRICS.items()}
         for name, images in predictions.items()
     }
     set_scores = {
@@ -138,7 +142,7 @@ def summarize(scores: dict[str, dict[str, list[float]]], specimens: Iterable[str
         num_resamples (`int`, defaults to `2000`): Bootstrap samples.
 
     Returns:
-        `dict`: By method and metric `{"mean", "deviation", "low", "high"}`; intervals are `None` for fewer than 2 specimens.
+        `dict`: By method and metric `{"mean", "deviation", "low", "high"}`; intervals are `None` for fewer than 8 specimens.
     """
     _, specimen = np.unique(list(specimens), return_inverse=True)
     number = specimen.max() + 1
@@ -152,7 +156,7 @@ def summarize(scores: dict[str, dict[str, list[float]]], specimens: Iterable[str
         for metric, values in metrics.items():
             values = np.asarray(values)
             means = times @ values / times.sum(axis=1)
-            low, high = np.quantile(means, (0.025, 0.975)) if number > 1 else (None, None)
+            low, high = np.quantile(means, (0.025, 0.975)) if number >= MIN_SPECIMENS else (None, None)
             summary[method][metric] = {
                 "mean": float(values.mean()),
                 "deviation": float(values.std(ddof=1)) if len(values) > 1 else None,

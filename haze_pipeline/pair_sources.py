@@ -54,11 +54,12 @@ def load_pairs(source: str | Path, split: str) -> Iterator[Pair]:
     """
     folder = Path(source)
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
-        return (
-            pairs_from_hazematching(folder, split)
-            if has_hazematching_split(folder, split)
-            else pairs_from_folder(folder)
+        is_published = not (folder / "hazy").is_dir() and any(
+            has_hazematching_split(folder, s) for s in HAZEMATCHING_FOLDERS
         )
+        if is_published and not has_hazematching_split(folder, split):
+            raise ValueError(f"{folder} has no split {split}, only {', '.join(hazematching_splits(folder))}.")
+        return pairs_from_hazematching(folder, split) if is_published else pairs_from_folder(folder)
     # Streamed, and so never the cached copy of another folder, which `datasets` tells by name, card and size only.
     rows = import_datasets().load_dataset(str(source), split=split, streaming=True)
     return pairs_from_rows(rows)

@@ -14,6 +14,7 @@ import torch
 
 
 PATCH = 64
+DINOV2_SIDE = 224  # px, to which patches are enlarged, as in Stein et al.
 BATCH = 50  # patches, as in the paper's script, whose LPIPS is a mean over batches
 
 
@@ -111,8 +112,7 @@ class ClassTokens(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        side = self.network.config.image_size
-        patches = torch.nn.functional.interpolate(patches, side, mode="bicubic", antialias=True)
+        patches = torch.nn.functional.interpolate(patches, DINOV2_SIDE, mode="bicubic", antialias=True)
         # Mean and deviation of ImageNet, with which it was trained.
         mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
         return self.network((patches - mean) / deviation).last_hidden_state[:, 0]

@@ -1,6 +1,7 @@
 """`haze-pipeline evaluate`, through its entry point, and its report in a real browser."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def report(model, pairs, tmp_path_factory):
 
 def test_every_method_is_scored_on_every_image(report, pairs):
     facts = json.loads((report / "evaluation.json").read_text())
-    assert (facts["num_images"], facts["num_specimens"], facts["split"]) == (3, 3, "test")
+    assert (facts["num_images"], facts["num_specimens"], facts["split"]) == (3, 3, None)
     assert list(facts["summary"]) == [
         "input", "rolling ball", "white top-hat", "difference of Gaussians", "Wiener", "Richardson–Lucy", "U-Net regression",
         "haze-pipeline fast", "haze-pipeline balanced, mean of 8", "haze-pipeline balanced, one sample",
@@ -65,7 +66,7 @@ def test_every_method_is_scored_on_every_image(report, pairs):
     assert facts["summary"]["input"][name]["mean"] == pytest.approx(np.mean(expected))
     for method, metrics in facts["summary"].items():
         assert {*metrics, *facts["set_scores"][method]} == set(facts["higher_is_better"]) == set(facts["protocol"])
-        assert all(value["low"] <= value["mean"] <= value["high"] for value in metrics.values())
+        assert all(value["low"] is None for value in metrics.values())  # of three specimens
     # Every image has its own best setting of a classical method.
     method, settings = BASELINES["white top-hat"]
     for pair, image in zip(pairs_from_folder(pairs), facts["images"], strict=True):
@@ -98,7 +99,7 @@ def test_the_report_opens_in_a_browser_without_complaints(report, tmp_path):
     assert "CONSOLE" not in result.stderr
     assert result.stdout.count("<img") == 1 + 2 and "<th>SSIM" in result.stdout and "</html>" in result.stdout
     text = (report / "report.html").read_text()
-    assert "http" not in text  # nothing is fetched
+    assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", text)  # nothing is fetched
     # All pictures have a size when the browser has laid them out.
     probe = tmp_path / "probe.html"
     script = "<script>onload = () => document.title = [...document.images].map(i => i.naturalWidth).join()</script>"
@@ -111,13 +112,12 @@ def test_the_report_opens_in_a_browser_without_complaints(report, tmp_path):
 
 
 def test_intervals_come_from_specimens_not_from_images():
-    values = [0.0, 0.0, 0.0, 10.0, 10.0, 10.0]
-    apart = summarize({"a": {"m": values}}, "abcdef")["a"]["m"]
-    together = summarize({"a": {"m": values}}, "aaabbb")["a"]["m"]
+    values = [float(specimen % 2 * 10) for specimen in range(8) for _ in range(6)]
+    apart = summarize({"a": {"m": values}}, map(str, range(48)))["a"]["m"]
+    together = summarize({"a": {"m": values}}, [str(index // 6) for index in range(48)])["a"]["m"]
     assert apart["mean"] == together["mean"] == 5 and apart["deviation"] == pytest.approx(np.std(values, ddof=1))
-    assert (together["low"], together["high"]) == (0, 10)
-    assert 0 < apart["low"] < 3 and 7 < apart["high"] < 10
-    assert summarize({"a": {"m": values}}, "aaaaaa")["a"]["m"]["low"] is None
+    assert together["high"] - together["low"] > 2 * (apart["high"] - apart["low"]) > 4
+    assert summarize({"a": {"m": values}}, [str(index // 7) for index in range(48)])["a"]["m"]["low"] is None  # 7
     # Of normal values the interval is that of the textbook.
     values = list(np.random.default_rng(0).normal(0, 1, 400))
     normal = summarize({"a": {"m": values}}, map(str, range(400)))["a"]["m"]
@@ -132,7 +132,7 @@ def test_intervals_come_from_specimens_not_from_images():
         (["--dataset", "PAIRS", "-o", "OUT", "--regression", "PAIRS"], "is not a pipeline folder"),
         (["--dataset", "PAIRS", "-o", "OUT", "--preset", "best"], "best"),
         (["--dataset", "LARGE", "-o", "OUT", "--dinov2", "MODEL"], "DINOv2 could not be loaded"),
-        (["--dataset", "PAIRS", "-o", "OUT", "--perceptual"], "too few for the patches"),
+        (["--dataset", "PAIRS", "-o", "OUT", "--dinov2", "MODEL"], "too few for the patches"),
         (["-o", "OUT"], "--dataset"),
     ],
 )
