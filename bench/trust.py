@@ -4,7 +4,8 @@ Measure whether the default checkpoint's checks tell images that it does not kno
     python bench/trust.py
 
 Known: simulated pairs of a seed that no training used. Unknown: noise of cameras without a specimen, photographs, the
-known images inverted, and the known images with pixels ten times as fine as they were made for. Writes `bench/trust.json`: how
+known images inverted, and the known images as a microscope with pixels ten times as fine would show them (enlarged, with photon
+noise anew). Writes `bench/trust.json`: how
 many of each kind are warned of, and the area under the curve of the two scores that look at the input, in units of their limits.
 """
 
@@ -61,6 +62,13 @@ def empty_fields(number):
         yield (100 + rng.poisson(light, (SIDE, SIDE)) + rng.normal(0, 2, (SIDE, SIDE))).astype(np.float32)
 
 
+def enlarged(image):
+    """A tenth of the image, ten times as large, with photon noise of its own."""
+    part = SIDE // 10 + 1
+    light = ndimage.zoom(image[:part, :part], SIDE / part, order=3)
+    return np.random.default_rng(0).poisson(np.maximum(light, 0)).astype(np.float32)
+
+
 def main():
     parser = argparse.ArgumentParser(description="Measure whether the checks tell unknown images from known ones.")
     parser.add_argument("--num_images", type=int, default=60)
@@ -71,13 +79,12 @@ def main():
     pipe.set_progress_bar_config(disable=True)
 
     known = [pair.hazy.astype(np.float32) for pair in islice(simulated_series(SEED, SIDE, 0), args.num_images)]
-    part = SIDE // 10 + 1
     sets = {
         "known": known,
         "empty field": list(empty_fields(args.num_images // 3)),
         "photograph": list(photographs()),
         "inverted": [image.max() - image for image in known],
-        "pixels 10 times finer": [ndimage.zoom(image[:part, :part], SIDE / part, order=1) for image in known],
+        "pixels 10 times finer": [enlarged(image) for image in known],
     }
     assessments = {}
     for name, images in sets.items():
@@ -87,7 +94,7 @@ def main():
             assessments[name].append(pipe.assess(image, out))
 
     def score(assessment):
-        return max(assessment.out_of_domain / MAX_DISTANCE, assessment.invented / MAX_INVENTED)
+        return max(assessment.out_of_domain / MAX_DISTANCE, (assessment.invented or 0) / MAX_INVENTED)
 
     scores = {name: [score(each) for each in group] for name, group in assessments.items()}
     unknown = {name: values for name, values in scores.items() if name != "known"}
@@ -103,8 +110,8 @@ def main():
                 "num_images": len(group),
                 "warned": float(np.mean([bool(each.warnings) for each in group])),
                 "median": {
-                    key: float(np.median([getattr(each, key) for each in group]))
-                    for key in ("out_of_domain", "invented", "unexplained", "linearity", "share_removed")
+                    key: float(np.median([getattr(each, key) or 0 for each in group]))
+                    for key in ("out_of_domain", "invented", "unexplained", "linearity", "share_removed", "excess")
                 },
             }
             for name, group in assessments.items()

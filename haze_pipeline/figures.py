@@ -91,11 +91,12 @@ def plot_panels(pair: "Pair", images: dict[str, np.ndarray], scores: dict[str, f
     span = float(pair.clear.max()) - float(pair.clear.min())
     errors = {name: (fit_scale_and_offset(pair.clear, image) - pair.clear) / span for name, image in images.items()}
     limit = max(0.01, float(np.percentile(np.abs(list(errors.values())), 99)))
-    gray = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6 * span), "interpolation": "nearest"}
+    # Matplotlib averages pixels where a large image is shown small, and shows them as they are where it is shown large.
+    gray = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6 * span), "interpolation": "auto"}
     for column, (name, image) in enumerate(images.items()):
         axes[0, column].imshow(fit_scale_and_offset(pair.clear, image), **gray)
         axes[0, column].set_title(f"{name}\n{scores[name]:.1f} dB", fontsize=7)
-        shown = axes[1, column].imshow(errors[name], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        shown = axes[1, column].imshow(errors[name], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="auto")
     axes[0, -1].imshow(pair.clear, **gray)
     axes[0, -1].set_title(f"clear\nblack {low:.3g}, white {high:.3g}", fontsize=7)
     for axis in axes.flat:
