@@ -1,8 +1,8 @@
 """
 What people use today against haze, in the call style of the pipelines: `rolling_ball(image, radius=30).prediction`.
 
-scikit-image computes; the point-spread function (PSF) comes from our optics. Predictions are in the counts of the input, without its
-background. None of these methods says how far to believe it.
+scikit-image computes; the point-spread function (PSF) comes from our optics. Predictions are in the counts of the input; Wiener keeps
+its background, the others take it off. None of these methods says how far to believe it.
 """
 
 from collections.abc import Callable

@@ -70,7 +70,11 @@ def dehaze(
         Path | None, typer.Option(help="Also write a PNG: a plane of input and result side by side.")
     ] = None,
     assess: Annotated[
-        bool, typer.Option("--assess", help="Also say what speaks against the result, plane by plane.")
+        bool,
+        typer.Option(
+            "--assess",
+            help="Also say what speaks against the result, and write where: OUTPUT's …_unexplained.ome.tif.",
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
     tile_size: Annotated[
@@ -109,6 +113,8 @@ def dehaze(
     sample_outputs = [output.with_name(f"{stem}_sample{member:03d}{suffix}") for member in range(members)]
     outputs = [output]
     outputs += [uncertainty_output] if uncertainty else []
+    unexplained_output = output.with_name(f"{stem}_unexplained{suffix}")
+    outputs += [unexplained_output] if assess else []
     outputs += sample_outputs if samples else []
     outputs += [preview] if preview is not None else []
     for path in outputs:
@@ -135,6 +141,7 @@ def dehaze(
     prediction = np.empty(planes.shape, np.float32)
     deviation = np.empty(planes.shape, np.float32) if uncertainty else None
     sample_stack = np.empty((members, *planes.shape), np.float32) if samples else None
+    unexplained = np.empty(planes.shape, np.float32) if assess else None
     assessments = []
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -159,7 +166,9 @@ def dehaze(
             if samples:
                 sample_stack[:, index] = out.samples
             if assess:
-                assessments.append(pipe.assess(plane, out, micrograph.pixel_size_um, seed).to_dict())
+                assessment = pipe.assess(plane, out, micrograph.pixel_size_um, seed)
+                unexplained[index] = assessment.error_map
+                assessments.append(assessment.to_dict())
     seconds = time.perf_counter() - started
 
     provenance = {
@@ -185,6 +194,8 @@ def dehaze(
     write(output, prediction, "prediction")
     if uncertainty:
         write(uncertainty_output, deviation, "standard deviation")
+    if assess:
+        write(unexplained_output, unexplained, "root mean square of the structure that is not explained")
     if samples:
         for member, path in enumerate(sample_outputs):
             write(path, sample_stack[member], f"posterior sample {member}")

@@ -89,7 +89,9 @@ def test_dehaze_writes_uncertainty_samples_and_preview(run, stack, model, tmp_pa
 def test_dehaze_says_what_speaks_against_a_result(run, stack, model, tmp_path):
     output = tmp_path / "clear.ome.tif"
     code, out, err = run("dehaze", stack, "-o", output, "--model", model, "--assess")
-    assert code == 0 and out.split() == [str(output)]
+    assert code == 0 and out.split() == [str(output), str(tmp_path / "clear_unexplained.ome.tif")]
+    error_map = read_micrograph(tmp_path / "clear_unexplained.ome.tif")
+    assert error_map.data.shape == read_micrograph(stack).data.shape and error_map.data.min() >= 0
     verdicts = [line for line in err.splitlines() if line.startswith("plane ")]
     assert len(verdicts) == 6
     code, out, _ = run("dehaze", stack, "-o", output, "--model", model, "--assess", "--json")
