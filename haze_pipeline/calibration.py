@@ -11,11 +11,11 @@ The line for them is flatter, and right for ensembles of that size only. A calib
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy import stats
 
 
 if TYPE_CHECKING:
@@ -231,7 +231,10 @@ def scores(deviations: np.ndarray, errors: np.ndarray) -> dict[str, float]:
         "RMS error / RMS deviation": rms_error / rms_deviation,
         "ENCE": expected_normalized_calibration_error(*flat),
         "mean squared z": mean_squared_z_score(*flat),
-        **{f"coverage at {level:.0%}": coverage(*flat, stats.norm.ppf((1 + level) / 2)) for level in (0.5, 0.9, 0.95)},
+        **{
+            f"coverage at {level:.0%}": coverage(*flat, NormalDist().inv_cdf((1 + level) / 2))
+            for level in (0.5, 0.9, 0.95)
+        },
     }
 
 

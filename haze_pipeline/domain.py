@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from .tiling import spread_patches
 
@@ -22,6 +22,8 @@ def image_features(plane: np.ndarray) -> np.ndarray:
     Args:
         plane (`np.ndarray` of shape `[H, W]`): Finite intensities.
     """
+    from scipy import stats  # slow to import
+
     plane = plane.astype(np.float64)
     smooth = [plane, *(ndimage.gaussian_filter(plane, sigma, mode="reflect") for sigma in (1, 2, 4, 8, 16, 32))]
     bands = [fine - coarse for fine, coarse in pairwise(smooth)]
