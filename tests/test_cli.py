@@ -128,7 +128,7 @@ def test_the_default_checkpoint_has_a_solver_of_its_own(run, tmp_path):
         run("dehaze", tmp_path / "in.tif", "-o", tmp_path / "out.tif", "--preset", "balanced", "--uncertainty")[0] == 0
     )
     chosen = read_micrograph(tmp_path / "out.tif").provenance
-    assert (chosen["num_inference_steps"], chosen["solver"]) == (5, "bespoke")
+    assert (chosen["num_inference_steps"], chosen["solver"]) == (6, "bespoke")
     assert chosen["dtype"] in ("float32", "bfloat16")
 
 

@@ -10,8 +10,8 @@ from haze_pipeline import hardware
 
 def test_free_memory_follows_what_is_taken():
     before = hardware.free_memory(torch.device("cpu"))
-    block = np.ones(2**28, np.uint8)
-    assert before - hardware.free_memory(torch.device("cpu")) > 2**27
+    block = np.ones(2**30, np.uint8)  # more than other processes are likely to give back meanwhile
+    assert before - hardware.free_memory(torch.device("cpu")) > 2**29
     assert block[0] == 1
 
 
