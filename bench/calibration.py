@@ -3,8 +3,8 @@ Measure the default checkpoint's uncertainty on simulated pairs of a seed that n
 
     python bench/calibration.py
 
-Twenty samples of the preset `balanced` for every image, raw and with the checkpoint's calibration. Writes
-`bench/calibration.json` and `bench/calibration.png`.
+Ensembles of the preset `balanced`, of twenty samples and of as many as the checkpoint was calibrated for, raw and calibrated.
+Writes `bench/calibration.json`, and of the second `bench/calibration.png`.
 """
 
 import argparse
@@ -25,12 +25,14 @@ from haze_pipeline.training_examples import simulated_series
 
 HERE = Path(__file__).parent
 SEED = 3  # 1 trained, 2 calibrated
-NUM_SAMPLES = 20
 
 
 def main():
     parser = argparse.ArgumentParser(description="Measure how well the deviations of samples predict errors.")
-    parser.add_argument("--num_images", type=int, default=60)
+    parser.add_argument("--num_images", type=int, default=40)
+    parser.add_argument(
+        "--num_samples", type=int, nargs="+", help="20, and what the checkpoint was calibrated for, if omitted."
+    )
     parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
     pipe = HazeMatchingPipeline.from_pretrained(args.model) if args.model else HazeMatchingPipeline.from_default()
@@ -38,27 +40,32 @@ def main():
     pipe.scheduler, steps = choose_solver(pipe, Preset.balanced, None)
     pipe.set_progress_bar_config(disable=True)
 
-    pairs = islice(simulated_series(SEED, 192, 0), args.num_images)
-    specimens = measure_errors(pipe, pairs, steps, NUM_SAMPLES)
+    pairs = list(islice(simulated_series(SEED, 192, 0), args.num_images))
     lines = {"raw": (1.0, 0.0), "calibrated": (pipe.config.uncertainty_scale, pipe.config.uncertainty_offset)}
-    results = {"num_images": args.num_images, "num_samples": NUM_SAMPLES, "num_inference_steps": steps}
-    curves = {}
-    for name, line in lines.items():
-        images = [
-            (predicted_deviation(torch.from_numpy(spread), NUM_SAMPLES, *line).numpy(), errors)
-            for spread, errors in specimens.values()
-        ]
-        curves[name] = tuple(np.concatenate(parts) for parts in zip(*images, strict=True))
-        results[name] = scores(*curves[name])
-    spread, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
-    results["raw"]["RMS error / RMS spread of the samples"] = float(np.sqrt(np.mean(errors**2) / np.mean(spread**2)))
-    results["interval_coverage"] = {
-        f"{1 - float(alpha):.0%}": float(np.mean([coverage(*image, factor) for image in images]))
-        for alpha, factor in (pipe.config.interval_factors or {}).items()
-    }
-    print(json.dumps(results, indent=2))
-    (HERE / "calibration.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot_calibration(curves).savefig(HERE / "calibration.png")
+    path = HERE / "calibration.json"
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    for number in args.num_samples or [20, pipe.config.calibrated_for["ensemble_size"]]:
+        specimens = measure_errors(pipe, pairs, steps, number)
+        result = {"num_images": args.num_images, "num_inference_steps": steps}
+        curves = {}
+        for name, line in lines.items():
+            images = [
+                (predicted_deviation(torch.from_numpy(spread), number, *line).numpy(), errors)
+                for spread, errors in specimens.values()
+            ]
+            curves[name] = tuple(np.concatenate(parts) for parts in zip(*images, strict=True))
+            result[name] = scores(*curves[name])
+        spread, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
+        result["RMS error / RMS spread"] = float(np.sqrt(np.mean(errors**2) / np.mean(spread**2)))
+        if pipe.config.calibrated_for == {"ensemble_size": number, "num_inference_steps": steps}:
+            result["interval_coverage"] = {
+                f"{1 - float(alpha):.0%}": float(np.mean([coverage(*image, factor) for image in images]))
+                for alpha, factor in pipe.config.interval_factors.items()
+            }
+            plot_calibration(curves).savefig(HERE / "calibration.png")
+        results[str(number)] = result
+        print(number, json.dumps(result, indent=2))
+    path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -110,19 +110,20 @@ def solvers():
 
 def calibration():
     results = json.loads((HERE / "calibration.json").read_text())
+    keys = ("RMS error / RMS deviation", "ENCE", "mean squared z")
     rows = [
-        [name, *(f"{results[name][key]:.2f}" for key in ("RMS error / RMS deviation", "ENCE", "mean squared z")),
-         *(f"{100 * results[name][f'coverage at {level}%']:.0f} %" for level in (50, 90, 95))]
+        [f"{number} samples, {name}", *(f"{result[name][key]:.2f}" for key in keys),
+         *(f"{100 * result[name][f'coverage at {level}%']:.0f} %" for level in (50, 90, 95))]
+        for number, result in results.items()
         for name in ("raw", "calibrated")
     ]  # fmt: skip
-    header = ["", "RMS error / RMS deviation", "ENCE", "mean squared z", "within 50 %", "90 %", "95 % of a normal law"]
-    intervals = ", ".join(f"{100 * share:.1f} % for {level}" for level, share in results["interval_coverage"].items())
+    number, result = next((number, result) for number, result in results.items() if "interval_coverage" in result)
+    intervals = ", ".join(f"{100 * share:.1f} % for {level}" for level, share in result["interval_coverage"].items())
     return [
-        *table(header, rows),
+        *table(["", *keys, "within 50 %", "90 %", "95 % of a normal law"], rows),
         "",
-        f"{results['num_images']} held-out simulated images, {results['num_samples']} samples of {results['num_inference_steps']} "
-        f"steps. RMS error over RMS spread of the raw samples: {results['raw']['RMS error / RMS spread of the samples']:.2f}. "
-        f"`out.interval` covered {intervals} (`bench/calibration.py`).",
+        f"{result['num_images']} held-out simulated images, {result['num_inference_steps']} steps. The checkpoint was calibrated for "
+        f"{number} samples; `out.interval` then covered {intervals}.",
     ]
 
 
