@@ -45,7 +45,7 @@ def load_pairs(source: str | Path, split: str) -> Iterator[Pair]:
     published HazeMatching folder; or one split of a dataset, a folder or a repository of the Hub.
 
     Args:
-        source (`str` or `Path`): The folder or repository.
+        source (`str` or `Path`): The folder of images, dataset or repository; a `Path` is a folder of images.
         split (`str`): `"train"`, `"validation"` or `"test"`.
 
     Raises:
@@ -53,7 +53,7 @@ def load_pairs(source: str | Path, split: str) -> Iterator[Pair]:
         `ValueError`: If an image cannot be read or has no partner of its size, or the dataset has no such split.
     """
     folder = Path(source)
-    if folder.is_dir() and not any(folder.rglob("*.parquet")):
+    if isinstance(source, Path) or (folder.is_dir() and not any(folder.rglob("*.parquet"))):
         is_published = not (folder / "hazy").is_dir() and any(
             has_hazematching_split(folder, s) for s in HAZEMATCHING_FOLDERS
         )
