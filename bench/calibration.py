@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from haze_pipeline import HazeMatchingPipeline
 from haze_pipeline.calibration import coverage, measure_errors, predicted_deviation, scores
+from haze_pipeline.cli_model import load_pipeline
 from haze_pipeline.figures import plot_calibration
 from haze_pipeline.hardware import fastest_dtype
 from haze_pipeline.presets import Preset, choose_solver
@@ -35,7 +35,7 @@ def main():
     )
     parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
-    pipe = HazeMatchingPipeline.from_pretrained(args.model) if args.model else HazeMatchingPipeline.from_default()
+    pipe = load_pipeline(args.model)
     pipe = pipe.to(fastest_dtype(pipe.device))
     pipe.scheduler, steps = choose_solver(pipe, Preset.balanced, None)
     pipe.set_progress_bar_config(disable=True)

@@ -50,11 +50,11 @@ def simulated_pairs():
 def sampling():
     results = json.loads((HERE / "sampling.json").read_text())
     rows = results["cost"]["rows"]
-    lines = ["| | network calls | seconds per megapixel | times cheaper |", "|---|---|---|---|"]
+    cost = []
     for name, row in rows.items():
         against = "one sample" if name.endswith("one sample") else "mean of 50 samples"
         ratio = rows[f"reference, {against}"]["seconds"] / row["seconds"]
-        lines.append(f"| {name} | {row['calls']} | {row['seconds']:,.1f} | {ratio:,.0f} |")
+        cost.append([name, str(row["calls"]), f"{row['seconds']:,.1f}", f"{ratio:,.0f}"])
     means, seams, tiling, distance = (results[name] for name in ("means", "seams", "tiling", "distance"))
     ranges = {
         name: [function(field[name] for field in distance["fields"]) for function in (min, max)]
@@ -63,19 +63,32 @@ def sampling():
     differences = [field["fast"] - field["reference"] for field in means["fields"]]
     closer = sum(field["ours"] <= field["reference"] for field in distance["fields"])
     return [
-        *lines,
+        *table(["", "network calls", "seconds per megapixel", "times cheaper"], cost),
         "",
         f"One 1024 × 1024 field, {results['cost']['threads']} threads, ours in {results['cost']['dtype']}, the reference in float32; "
         "`quality` from the time of one of its members. Network calls are sweeps over all tiles, of which the reference's are "
         "four deep.",
         "",
-        "| | reference | haze-pipeline |",
-        "|---|---|---|",
-        f"| posterior mean, range-invariant PSNR in dB ({means['num_fields']} fields, input {means['input']:.1f}) | "
-        f"{means['reference']:.2f} | {means['fast']:.2f} (`fast`) |",
-        f"| sample, RMS distance to the converged one of the same noise | {distance['reference']:.3f} | "
-        f"{distance['ours']:.3f} (`balanced`) |",
-        f"| sample, jump across tile borders / elsewhere | {seams['reference']['mean']:.2f} | {seams['ours']['mean']:.2f} |",
+        *table(
+            ["", "reference", "haze-pipeline"],
+            [
+                [
+                    f"posterior mean, range-invariant PSNR in dB ({means['num_fields']} fields, input {means['input']:.1f})",
+                    f"{means['reference']:.2f}",
+                    f"{means['fast']:.2f} (`fast`)",
+                ],
+                [
+                    "sample, RMS distance to the converged one of the same noise",
+                    f"{distance['reference']:.3f}",
+                    f"{distance['ours']:.3f} (`balanced`)",
+                ],
+                [
+                    "sample, jump across tile borders / elsewhere",
+                    f"{seams['reference']['mean']:.2f}",
+                    f"{seams['ours']['mean']:.2f}",
+                ],
+            ],
+        ),
         "",
         f"Distances of samples on {distance['num_fields']} other fields, root mean square over all of them. Field by field, the "
         "reference's lie between {:.3f} and {:.3f} and ours between {:.3f} and {:.3f}; ".format(
@@ -97,11 +110,12 @@ def sampling():
 
 def solvers():
     results = json.loads((HERE / "solvers.json").read_text())
-    lines = ["| solver | network calls | shift of the grid | RMS error |", "|---|---|---|---|"]
-    for row in sorted(results["rows"], key=lambda row: row["rms_error"]):
-        lines.append(f"| {row['solver']} | {row['calls']} | {row['shift']} | {row['rms_error']:.3f} |")
+    rows = [
+        [row["solver"], str(row["calls"]), str(row["shift"]), f"{row['rms_error']:.3f}"]
+        for row in sorted(results["rows"], key=lambda row: row["rms_error"])
+    ]
     return [
-        *lines,
+        *table(["solver", "network calls", "shift of the grid", "RMS error"], rows),
         "",
         f"{results['num_images']} held-out simulated images of {results['size']} × {results['size']} pixels; the samples "
         f"themselves have a deviation of {results['spread']:.2f}.",
@@ -173,10 +187,11 @@ def stack_pairs():
 
 def fresh_clone():
     results = json.loads((HERE / "fresh_clone.json").read_text())
-    lines = ["| command | first run | second run |", "|---|---|---|"]
-    for command, seconds in results["seconds"].items():
-        lines.append(f"| `{command}` | {seconds['first']:.0f} s | {seconds['second']:.0f} s |")
-    return [*lines, "", f"Measured on {results['machine']}."]
+    rows = [
+        [f"`{command}`", f"{seconds['first']:.0f} s", f"{seconds['second']:.0f} s"]
+        for command, seconds in results["seconds"].items()
+    ]
+    return [*table(["command", "first run", "second run"], rows), "", f"Measured on {results['machine']}."]
 
 
 PAGES = {

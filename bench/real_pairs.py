@@ -17,8 +17,8 @@ import torch
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
-from haze_pipeline import HazeMatchingPipeline
 from haze_pipeline.baselines import BASELINES
+from haze_pipeline.cli_model import load_pipeline
 from haze_pipeline.metrics import range_invariant_psnr
 from haze_pipeline.microscopy_io import read_micrograph
 
@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
-    pipe = HazeMatchingPipeline.from_pretrained(args.model) if args.model else HazeMatchingPipeline.from_default()
+    pipe = load_pipeline(args.model)
     pipe.set_progress_bar_config(disable=True)
 
     results, panels = {}, []

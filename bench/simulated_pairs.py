@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from haze_pipeline import HazeMatchingPipeline
+from haze_pipeline.cli_model import load_pipeline
 from haze_pipeline.evaluation import classical_methods
 from haze_pipeline.metrics import range_invariant_psnr
 from haze_pipeline.pair_sources import Pair
@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--num_images", type=int, default=60)
     parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
-    pipe = HazeMatchingPipeline.from_pretrained(args.model) if args.model else HazeMatchingPipeline.from_default()
+    pipe = load_pipeline(args.model)
     pipe.set_progress_bar_config(disable=True)
 
     classical = classical_methods()

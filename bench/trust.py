@@ -19,7 +19,8 @@ import skimage.data
 import torch
 from scipy import ndimage, stats
 
-from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline import FlowMatchODEScheduler
+from haze_pipeline.cli_model import load_pipeline
 from haze_pipeline.training_examples import simulated_series
 from haze_pipeline.trust import MAX_DISTANCE, MAX_INVENTED
 
@@ -74,7 +75,7 @@ def main():
     parser.add_argument("--num_images", type=int, default=60)
     parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
-    pipe = HazeMatchingPipeline.from_pretrained(args.model) if args.model else HazeMatchingPipeline.from_default()
+    pipe = load_pipeline(args.model)
     pipe.scheduler = FlowMatchODEScheduler()
     pipe.set_progress_bar_config(disable=True)
 

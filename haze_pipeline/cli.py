@@ -15,7 +15,17 @@ from rich.console import Console
 from .cli_calibrate import calibrate
 from .cli_dataset import dataset
 from .cli_evaluate import evaluate
-from .cli_model import Device, DType, load_pipeline, place_pipeline, weights_digest
+from .cli_model import (
+    Device,
+    DeviceOption,
+    DType,
+    DTypeOption,
+    ModelOption,
+    SeedOption,
+    load_pipeline,
+    place_pipeline,
+    weights_digest,
+)
 from .cli_simulate import simulate
 from .console import make_parents, progress_bar
 from .presets import PRESETS, Preset, choose_solver
@@ -47,9 +57,7 @@ def dehaze(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="OME-TIFF to write: float32, in the counts of the input.")
     ],
-    model: Annotated[
-        str | None, typer.Option(help="Pipeline folder; by default the checkpoint in the package.")
-    ] = None,
+    model: ModelOption = None,
     preset: Annotated[
         Preset,
         typer.Option(
@@ -76,14 +84,12 @@ def dehaze(
             help="Also say what speaks against the result, and write where: OUTPUT's …_unexplained.ome.tif.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
+    seed: SeedOption = 0,
     tile_size: Annotated[
         int | None, typer.Option(min=1, help="Largest side of the tiles; hardly changes the result. By default 272.")
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.auto,
-    dtype: Annotated[
-        DType, typer.Option(help="Arithmetic of the network; auto is bfloat16 where the device is fast at it.")
-    ] = DType.auto,
+    device: DeviceOption = Device.auto,
+    dtype: DTypeOption = DType.auto,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
 ):
     """

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_model import Device, DType, load_pipeline, place_pipeline
+from .cli_model import Device, DeviceOption, DType, DTypeOption, ModelOption, SeedOption, load_pipeline, place_pipeline
 from .console import make_parents, progress_bar, require
 from .presets import PRESETS, Preset, choose_solver
 
@@ -23,9 +23,7 @@ def calibrate(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Pipeline folder to write.")],
-    model: Annotated[
-        str | None, typer.Option(help="Pipeline folder; by default the checkpoint in the package.")
-    ] = None,
+    model: ModelOption = None,
     split: Annotated[str, typer.Option(help="Split of a dataset.")] = "validation",
     preset: Annotated[Preset, typer.Option(help="Steps, members and solver of the ensembles.")] = Preset.balanced,
     num_inference_steps: Annotated[
@@ -35,14 +33,12 @@ def calibrate(
         int | None, typer.Option(min=2, help="Members per plane, in place of the preset's.")
     ] = None,
     max_pairs: Annotated[int, typer.Option(min=1, help="Only so many pairs are looked at.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
+    seed: SeedOption = 0,
     plot: Annotated[
         Path | None, typer.Option(help="Also write a PNG: error against predicted deviation, before and after.")
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.auto,
-    dtype: Annotated[
-        DType, typer.Option(help="Arithmetic of the network; auto is bfloat16 where the device is fast at it.")
-    ] = DType.auto,
+    device: DeviceOption = Device.auto,
+    dtype: DTypeOption = DType.auto,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
 ):
     """

@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from .cli_model import Device, DType, load_pipeline, place_pipeline, weights_digest
+from .cli_model import (
+    Device,
+    DeviceOption,
+    DType,
+    DTypeOption,
+    ModelOption,
+    SeedOption,
+    load_pipeline,
+    place_pipeline,
+    weights_digest,
+)
 from .console import make_parents, progress_bar, require
 from .presets import PRESETS, Preset, choose_solver
 from .version import __version__
@@ -24,9 +34,7 @@ def evaluate(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make for the report.")],
-    model: Annotated[
-        str | None, typer.Option(help="Pipeline folder; by default the checkpoint in the package.")
-    ] = None,
+    model: ModelOption = None,
     split: Annotated[str, typer.Option(help="Split of a dataset.")] = "test",
     preset: Annotated[
         list[Preset] | None,
@@ -46,11 +54,9 @@ def evaluate(
     ] = None,
     max_pairs: Annotated[int, typer.Option(min=1, help="Only so many pairs are looked at.")] = 100,
     num_figures: Annotated[int, typer.Option(min=0, help="Pairs shown with predictions and error maps.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
-    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.auto,
-    dtype: Annotated[
-        DType, typer.Option(help="Arithmetic of the network; auto is bfloat16 where the device is fast at it.")
-    ] = DType.auto,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+    dtype: DTypeOption = DType.auto,
     json_output: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
 ):
     """
@@ -134,8 +140,8 @@ def evaluate(
     if perceptual:
         set_metrics |= {"LPIPS": (perceptual_metrics.lpips, False), "FID-768": (perceptual_metrics.fid, False)}
     if dinov2 is not None:
-        perceptual_metrics.ClassTokens(dinov2)  # fails now rather than after an hour
-        set_metrics["DINOv2 distance"] = (partial(perceptual_metrics.dinov2_distance, model=dinov2), False)
+        tokens = perceptual_metrics.ClassTokens(dinov2)  # now, since after an hour it would be too late to fail
+        set_metrics["DINOv2 distance"] = (partial(perceptual_metrics.dinov2_distance, tokens=tokens), False)
     with ExitStack() as stack:
         advance = progress_bar("Evaluating", len(pairs) * len(methods), stack)
 

@@ -3,6 +3,9 @@
 import json
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 
 class Device(StrEnum):
@@ -21,6 +24,15 @@ class DType(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+# The options that all these commands have.
+ModelOption = Annotated[str | None, typer.Option(help="Pipeline folder; by default the checkpoint in the package.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where the network runs.")]
+DTypeOption = Annotated[
+    DType, typer.Option(help="Arithmetic of the network; auto is bfloat16 where the device is fast at it.")
+]
 
 
 def load_pipeline(model: str | None):

@@ -75,7 +75,8 @@ def fit_domain(images: Sequence[np.ndarray], num_crops: int = 500, seed: int = 0
         features.append(np.array(crops))
     distances = []
     for known, other in (features, features[::-1]):
-        distances += [_distance(each, _moments(known)) for each in other]
+        moments = _moments(known)
+        distances += [_distance(each, moments) for each in other]
     return {**_moments(np.concatenate(features)), "limit": float(np.quantile(distances, LIMIT))}
 
 

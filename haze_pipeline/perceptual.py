@@ -67,25 +67,18 @@ def fid(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> flo
     )
 
 
-def dinov2_distance(
-    targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray], model: str | Path = "facebook/dinov2-small"
-) -> float:
+def dinov2_distance(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray], tokens: "ClassTokens") -> float:
     """
     Fréchet distance of DINOv2's class tokens (Stein et al. 2023, arXiv 2306.04675), by transformers and torchmetrics.
 
     Args:
         targets (sequence of `np.ndarray` of shape `[H, W]`): Ground truth, 64 px or more a side.
         predictions (sequence of `np.ndarray` of shape `[H, W]`): Estimates, not necessarily of the same specimens.
-        model (`str` or `Path`): Folder or repository of the Hub of a DINOv2.
-
-    Raises:
-        `OSError`: If the model is neither there nor can be fetched.
+        tokens ([`ClassTokens`]): The network.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    return _frechet_distance(
-        FrechetInceptionDistance(feature=ClassTokens(model), normalize=True), targets, predictions
-    )
+    return _frechet_distance(FrechetInceptionDistance(feature=tokens, normalize=True), targets, predictions)
 
 
 class ClassTokens(torch.nn.Module):
@@ -93,7 +86,10 @@ class ClassTokens(torch.nn.Module):
     DINOv2's class token of patches `[N, 3, h, w]` in [0, 1].
 
     Args:
-        model (`str` or `Path`): Folder or repository of the Hub.
+        model (`str` or `Path`): Folder or repository of the Hub, such as `"facebook/dinov2-small"`.
+
+    Raises:
+        `OSError`: If the model is neither there nor can be fetched.
     """
 
     def __init__(self, model: str | Path):

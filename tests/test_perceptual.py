@@ -44,15 +44,15 @@ def test_distances_of_dinov2_equal_a_calculation_by_hand(model):
     covariances = [np.cov(features.T) for features in (real, made)]
     expected = ((real.mean(axis=0) - made.mean(axis=0)) ** 2).sum()
     expected += np.trace(covariances[0] + covariances[1] - 2 * linalg.sqrtm(covariances[0] @ covariances[1]).real)
-    assert perceptual.dinov2_distance(targets, predictions, model) == pytest.approx(expected, rel=1e-2, abs=1e-4)
-    assert perceptual.dinov2_distance(targets, targets, model) == pytest.approx(0, abs=1e-3)
+    assert perceptual.dinov2_distance(targets, predictions, tokens) == pytest.approx(expected, rel=1e-2, abs=1e-4)
+    assert perceptual.dinov2_distance(targets, targets, tokens) == pytest.approx(0, abs=1e-3)
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     images = [np.random.default_rng(0).random((64, 64))]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match="name a folder that holds it"):
-        perceptual.dinov2_distance(images, images, tmp_path / "nothing")
+        perceptual.ClassTokens(tmp_path / "nothing")
     for function, package in ((perceptual.lpips, "torchvision"), (perceptual.fid, "torch_fidelity")):
         if importlib.util.find_spec(package) is None:
             with pytest.raises(ImportError, match="perceptual"):
