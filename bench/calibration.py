@@ -13,9 +13,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from haze_pipeline.calibration import coverage, measure_errors, predicted_deviation, scores
+from haze_pipeline.calibration import coverage, measure_errors, pool, predict_errors, scores
 from haze_pipeline.cli_model import load_pipeline
 from haze_pipeline.figures import plot_calibration
 from haze_pipeline.hardware import fastest_dtype
@@ -49,17 +48,14 @@ def main():
         result = {"num_images": args.num_images, "num_inference_steps": steps}
         curves = {}
         for name, line in lines.items():
-            images = [
-                (predicted_deviation(torch.from_numpy(spread), number, *line).numpy(), errors)
-                for spread, errors in specimens.values()
-            ]
-            curves[name] = tuple(np.concatenate(parts) for parts in zip(*images, strict=True))
+            predicted = predict_errors(specimens, number, *line)
+            curves[name] = pool(predicted)
             result[name] = scores(*curves[name])
-        spread, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
+        spread, errors = pool(specimens)
         result["RMS error / RMS spread"] = float(np.sqrt(np.mean(errors**2) / np.mean(spread**2)))
         if pipe.config.calibrated_for == {"ensemble_size": number, "num_inference_steps": steps}:
             result["interval_coverage"] = {
-                f"{1 - float(alpha):.0%}": float(np.mean([coverage(*image, factor) for image in images]))
+                f"{1 - float(alpha):.0%}": float(np.mean([coverage(*image, factor) for image in predicted.values()]))
                 for alpha, factor in pipe.config.interval_factors.items()
             }
             plot_calibration(curves).savefig(HERE / "calibration.png")

@@ -119,19 +119,31 @@ def calibrate(specimens: dict[str, tuple[np.ndarray, np.ndarray]], num_members: 
         `dict`: `uncertainty_scale`, `uncertainty_offset`, `interval_factors`, and what they are `calibrated_for`, for
         `pipe.register_to_config`.
     """
-    spread, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
-    scale, offset = fit_calibration(spread, errors, num_members)
-    images = (
-        (predicted_deviation(torch.from_numpy(spread), num_members, scale, offset).numpy(), errors)
-        for spread, errors in specimens.values()
-    )
-    factors = {str(alpha): factor for alpha, factor in conformal_factors(images).items()}
+    scale, offset = fit_calibration(*pool(specimens), num_members)
+    predicted = predict_errors(specimens, num_members, scale, offset)
+    factors = {str(alpha): factor for alpha, factor in conformal_factors(predicted.values()).items()}
     return {
         "uncertainty_scale": scale,
         "uncertainty_offset": offset,
         "interval_factors": factors,
         "calibrated_for": {"ensemble_size": num_members, "num_inference_steps": num_inference_steps},
     }
+
+
+def predict_errors(
+    specimens: dict[str, tuple[np.ndarray, np.ndarray]], num_members: int, scale: float = 1.0, offset: float = 0.0
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Predicted deviations and errors of every specimen, from the spreads of [`measure_errors`] by [`predicted_deviation`]."""
+    return {
+        name: (predicted_deviation(torch.from_numpy(spread), num_members, scale, offset).numpy(), errors)
+        for name, (spread, errors) in specimens.items()
+    }
+
+
+def pool(specimens: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Deviations and errors of all specimens together."""
+    deviations, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
+    return deviations, errors
 
 
 def calibration_curve(

@@ -61,9 +61,6 @@ def calibrate(
 
     import shutil
 
-    import numpy as np
-    import torch
-
     from . import calibration
     from .microscopy_io import replace_when_complete
     from .pair_sources import load_pairs
@@ -88,17 +85,14 @@ def calibrate(
 
         specimens = calibration.measure_errors(pipe, counted(), steps, members, seed)
     fitted = calibration.calibrate(specimens, members, steps)
-    spread, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
     scale, offset = fitted["uncertainty_scale"], fitted["uncertainty_offset"]
-    raw, calibrated = (
-        calibration.predicted_deviation(torch.from_numpy(spread), members, *line).numpy()
-        for line in ((1.0, 0.0), (scale, offset))
-    )
+    raw = calibration.pool(calibration.predict_errors(specimens, members))
+    calibrated = calibration.pool(calibration.predict_errors(specimens, members, scale, offset))
     facts = {
         "specimens": len(specimens),
         **fitted,
-        "before": calibration.scores(raw, errors),
-        "after, on the same pairs": calibration.scores(calibrated, errors),
+        "before": calibration.scores(*raw),
+        "after, on the same pairs": calibration.scores(*calibrated),
     }
 
     make_parents(output)
@@ -108,7 +102,7 @@ def calibrate(
         (folder / "model_index.json").write_text(json.dumps({**index, **fitted}, indent=2, sort_keys=True) + "\n")
         if plot is not None:
             with replace_when_complete(plot) as temporary:
-                plot_calibration({"before": (raw, errors), "after": (calibrated, errors)}).savefig(temporary)
+                plot_calibration({"before": raw, "after": calibrated}).savefig(temporary)
     written = [str(path) for path in (output, plot) if path is not None]
     if json_output:
         print(json.dumps({**facts, "written": written}))

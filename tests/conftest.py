@@ -4,11 +4,13 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
 
-from haze_pipeline import cli
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, cli
+from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
 
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +22,28 @@ def shared_data():
     folder = Path(os.environ.get("HAZE_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"real micrographs are not at {folder}; set HAZE_TEST_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Folder of a small pipeline with random weights, and a card."""
+    folder = tmp_path_factory.mktemp("model")
+    HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(folder)
+    (folder / "README.md").write_text("A card.")
+    return folder
+
+
+def write_pairs(folder, number, shape):
+    """Write pairs of noise, in counts, to the new folders `hazy` and `clear`."""
+    rng = np.random.default_rng(0)
+    for kind in ("hazy", "clear"):
+        (folder / kind).mkdir()
+    for index in range(number):
+        clear = rng.gamma(2, 100, shape).astype(np.float32)
+        hazy = rng.poisson(clear + 50).astype(np.uint16)
+        write_ome_tiff(folder / "clear" / f"{index:02}.tif", Micrograph(clear, "YX", (0.1, 0.1)))
+        write_ome_tiff(folder / "hazy" / f"{index:02}.tif", Micrograph(hazy, "YX", (0.1, 0.1)))
     return folder
 
 

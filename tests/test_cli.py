@@ -11,19 +11,11 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import tiny_unet
 from PIL import Image
 from torchcfm_unet import reference_unet
 
-from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, __version__
+from haze_pipeline import HazeMatchingPipeline, __version__
 from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -6,32 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import tifffile
-from conftest import tiny_unet
+from conftest import write_pairs
 
-from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline import HazeMatchingPipeline
 from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(folder)
-    (folder / "README.md").write_text("A card.")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    for kind in ("hazy", "clear"):
-        (folder / kind).mkdir()
-    for index in range(12):
-        clear = rng.gamma(2, 100, (32, 32)).astype(np.float32)
-        hazy = rng.poisson(clear + 50).astype(np.uint16)
-        write_ome_tiff(folder / "clear" / f"{index:02}.tif", Micrograph(clear, "YX"))
-        write_ome_tiff(folder / "hazy" / f"{index:02}.tif", Micrograph(hazy, "YX"))
-    return folder
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 12, (32, 32))
 
 
 def test_the_copy_predicts_its_errors_and_is_else_the_same(run, model, pairs, tmp_path):

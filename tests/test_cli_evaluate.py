@@ -8,10 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import tiny_unet
+from conftest import tiny_unet, write_pairs
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.baselines import BASELINES
 from haze_pipeline.evaluation import summarize
 from haze_pipeline.metrics import range_invariant_psnr
@@ -21,24 +20,8 @@ from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    for kind in ("hazy", "clear"):
-        (folder / kind).mkdir()
-    for index in range(3):
-        clear = rng.gamma(2, 100, (48, 64)).astype(np.float32)
-        hazy = rng.poisson(clear + 50).astype(np.uint16)
-        write_ome_tiff(folder / "clear" / f"{index}.tif", Micrograph(clear, "YX", (0.1, 0.1)))
-        write_ome_tiff(folder / "hazy" / f"{index}.tif", Micrograph(hazy, "YX", (0.1, 0.1)))
-    return folder
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 3, (48, 64))
 
 
 @pytest.fixture(scope="module")
