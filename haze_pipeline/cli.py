@@ -1,10 +1,7 @@
 """The `haze-pipeline` command. Heavy imports are local to the commands, so that `--help` answers at once."""
 
-import dataclasses
 import json
 import sys
-import time
-from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,21 +11,14 @@ from rich.console import Console
 
 from .cli_calibrate import calibrate
 from .cli_dataset import dataset
+from .cli_dehaze import dehaze
 from .cli_evaluate import evaluate
 from .cli_model import (
-    Device,
-    DeviceOption,
-    DType,
-    DTypeOption,
-    ModelOption,
-    SeedOption,
     load_pipeline,
-    place_pipeline,
     weights_digest,
 )
 from .cli_simulate import simulate
-from .console import make_parents, progress_bar
-from .presets import PRESETS, Preset, choose_solver
+from .console import make_parents
 from .version import __version__
 
 
@@ -49,184 +39,7 @@ class Subset(StrEnum):
     neuron = "neuron"
 
 
-@app.command()
-def dehaze(
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="TIFF, ImageJ TIFF or OME-TIFF; T, Z and C axes are looped over.")
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="OME-TIFF to write: float32, in the counts of the input.")
-    ],
-    model: ModelOption = None,
-    preset: Annotated[
-        Preset,
-        typer.Option(
-            help="Steps, members and solver. fast: posterior mean; balanced: with uncertainty; quality: as the paper."
-        ),
-    ] = Preset.fast,
-    num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, help="Solver steps, in place of the preset's.")
-    ] = None,
-    ensemble_size: Annotated[
-        int | None, typer.Option(min=1, help="Noises per plane, in place of the preset's.")
-    ] = None,
-    uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Also write OUTPUT's …_uncertainty.ome.tif.")
-    ] = False,
-    samples: Annotated[bool, typer.Option("--samples", help="Also write one …_sample000.ome.tif per member.")] = False,
-    preview: Annotated[
-        Path | None, typer.Option(help="Also write a PNG: a plane of input and result side by side.")
-    ] = None,
-    assess: Annotated[
-        bool,
-        typer.Option(
-            "--assess",
-            help="Also say what speaks against the result, and write where: OUTPUT's …_unexplained.ome.tif.",
-        ),
-    ] = False,
-    seed: SeedOption = 0,
-    tile_size: Annotated[
-        int | None, typer.Option(min=1, help="Largest side of the tiles; hardly changes the result. By default 272.")
-    ] = None,
-    device: DeviceOption = Device.auto,
-    dtype: DTypeOption = DType.auto,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
-):
-    """
-    Dehaze one file.
-
-    The output has the shape, axes, pixel size, units and channel names of the input, and says how it was made.
-
-    Example: haze-pipeline dehaze cells.tif -o cells_clear.ome.tif --preset balanced --uncertainty
-    """
-    from .microscopy_io import read_micrograph, replace_when_complete, write_ome_tiff
-
-    # Whatever can be refused without computing is refused first.
-    steps = num_inference_steps or PRESETS[preset]["num_inference_steps"]
-    members = ensemble_size or PRESETS[preset]["ensemble_size"]
-    if uncertainty and (steps == 1 or members == 1):
-        raise ValueError(
-            f"--uncertainty needs two or more steps and members, got {steps} and {members}: choose --preset balanced or "
-            "quality without --num-inference-steps 1 or --ensemble-size 1."
-        )
-    suffix = next((s for s in (".ome.tiff", ".ome.tif", ".tiff", ".tif") if output.name.lower().endswith(s)), None)
-    if suffix is None:
-        raise ValueError(f"{output} must end in .ome.tif, .ome.tiff, .tif or .tiff.")
-    if preview is not None and preview.suffix.lower() != ".png":
-        raise ValueError(f"{preview} must end in .png.")
-    stem = output.name[: -len(suffix)]
-    uncertainty_output = output.with_name(f"{stem}_uncertainty{suffix}")
-    sample_outputs = [output.with_name(f"{stem}_sample{member:03d}{suffix}") for member in range(members)]
-    outputs = [output]
-    outputs += [uncertainty_output] if uncertainty else []
-    unexplained_output = output.with_name(f"{stem}_unexplained{suffix}")
-    outputs += [unexplained_output] if assess else []
-    outputs += sample_outputs if samples else []
-    outputs += [preview] if preview is not None else []
-    for path in outputs:
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path.parent} is not a folder; create it first.")
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder; choose another name.")
-        if path.exists() and source.exists() and path.samefile(source):
-            raise ValueError(f"{path} is the input itself; choose another name.")
-    micrograph = read_micrograph(source)
-
-    import numpy as np
-    import torch
-
-    pipe = load_pipeline(model)
-    revision = weights_digest(pipe)
-    pipe = place_pipeline(pipe, device, dtype)
-    pipe.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
-    pipe.set_progress_bar_config(disable=True)
-
-    # Plane by plane, with one generator for all, which equals one call on the stack and shows progress.
-    planes = micrograph.data.reshape(-1, *micrograph.data.shape[-2:])
-    generator = torch.Generator().manual_seed(seed)
-    prediction = np.empty(planes.shape, np.float32)
-    deviation = np.empty(planes.shape, np.float32) if uncertainty else None
-    sample_stack = np.empty((members, *planes.shape), np.float32) if samples else None
-    unexplained = np.empty(planes.shape, np.float32) if assess else None
-    assessments = []
-    started = time.perf_counter()
-    with ExitStack() as stack:
-        advance = progress_bar(f"Dehazing {source.name}", len(planes), stack)
-        for index, plane in enumerate(planes):
-            try:
-                out = pipe(
-                    plane,
-                    num_inference_steps=steps,
-                    ensemble_size=members,
-                    tile_size=tile_size,
-                    generator=generator,
-                    output_uncertainty=uncertainty,
-                    output_samples=samples,
-                    callback_on_step_end=lambda pipe, *_: advance(1 / pipe.num_timesteps),
-                )
-            except ValueError as error:
-                raise ValueError(f"{source}, plane {index}: {error}") from error
-            prediction[index] = out.prediction
-            if uncertainty:
-                deviation[index] = out.uncertainty
-            if samples:
-                sample_stack[:, index] = out.samples
-            if assess:
-                assessment = pipe.assess(plane, out, micrograph.pixel_size_um, seed)
-                unexplained[index] = assessment.error_map
-                assessments.append(assessment.to_dict())
-    seconds = time.perf_counter() - started
-
-    provenance = {
-        "package": f"haze-pipeline {__version__}",
-        "model": model or "default checkpoint",
-        "revision": revision,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "solver": pipe.scheduler.config.solver,
-        "shift": pipe.scheduler.config.shift,
-        "ensemble_size": members,
-        "tile_size": tile_size,
-        "device": pipe.device.type,
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
-        "source": source.name,
-        **({"assessment": assessments} if assess else {}),
-    }
-
-    def write(path: Path, planes: np.ndarray, content: str):
-        result = dataclasses.replace(micrograph, data=planes.reshape(micrograph.data.shape))
-        write_ome_tiff(path, result, provenance={**provenance, "content": content})
-
-    write(output, prediction, "prediction")
-    if uncertainty:
-        write(uncertainty_output, deviation, "standard deviation")
-    if assess:
-        write(unexplained_output, unexplained, "root mean square of the structure that is not explained")
-    if samples:
-        for member, path in enumerate(sample_outputs):
-            write(path, sample_stack[member], f"posterior sample {member}")
-    if preview is not None:
-        middle = len(planes) // 2
-        picture = pipe.image_processor.visualize_side_by_side(
-            planes[middle],
-            prediction[middle],
-            deviation[middle] if uncertainty else None,
-            pixel_size=micrograph.pixel_size and micrograph.pixel_size[1],
-            unit=micrograph.pixel_size_unit,
-        )
-        with replace_when_complete(preview) as temporary:
-            picture.save(temporary)
-
-    if json_output:
-        print(json.dumps({**provenance, "written": [str(path) for path in outputs], "seconds": round(seconds, 3)}))
-    else:
-        for path in outputs:
-            print(path)
-        for index, assessment in enumerate(assessments):
-            name = f"plane {index}: " if len(assessments) > 1 else ""
-            print(f"{name}{assessment['verdict']}", file=sys.stderr)
-
-
+app.command()(dehaze)
 app.command()(simulate)
 app.command()(dataset)
 app.command()(calibrate)

@@ -58,17 +58,19 @@ def load_pipeline(model: str | None):
         ) from error
 
 
-def place_pipeline(pipe, device: Device, dtype: DType):
-    """The pipeline on the device and in the arithmetic that are asked for."""
+def place_pipeline(pipe, device, dtype: DType):
+    """The pipeline on the device, a [`Device`] or a `torch.device`, and in the arithmetic that are asked for."""
     import torch
 
     from .hardware import fastest_dtype
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = next(name for name, there in available.items() if there) if device is Device.auto else device.value
-    if not available[name]:
-        raise ValueError(f"--device {name} is not available on this machine; use --device auto or cpu.")
-    pipe = pipe.to(name)
+    if isinstance(device, Device):
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        name = next(name for name, there in available.items() if there) if device is Device.auto else device.value
+        if not available[name]:
+            raise ValueError(f"--device {name} is not available on this machine; use --device auto or cpu.")
+        device = torch.device(name)
+    pipe = pipe.to(device)
     return pipe.to(fastest_dtype(pipe.device) if dtype is DType.auto else getattr(torch, dtype.value))
 
 

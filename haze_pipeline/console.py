@@ -8,16 +8,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+def progress_display(stack: ExitStack, visible: bool = True) -> Progress:
+    """Progress bars on standard error that vanish when done and show only on a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    return stack.enter_context(
+        Progress(*columns, console=console, transient=True, disable=not (visible and console.is_terminal))
+    )
+
+
 def progress_bar(description: str, total: int | None, stack: ExitStack):
     """
-    A progress bar on standard error that vanishes when done and shows only on a terminal. Returns its `advance(by)`; parts
-    of the whole may be fractions. `total` is `None` where it is not known.
+    A progress bar as of [`progress_display`]. Returns its `advance(by)`; parts of the whole may be fractions. `total` is `None`
+    where it is not known.
     """
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = stack.enter_context(
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    )
+    progress = progress_display(stack)
     task = progress.add_task(description, total=total)
     return lambda by: progress.advance(task, by)
 

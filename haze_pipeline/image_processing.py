@@ -13,6 +13,8 @@ from .hardware import allocate
 # Rows that are worked on at once, so that temporary arrays of large planes stay small.
 BAND_ROWS = 1024
 
+ROBUST_PERCENTILES = (0.1, 99.9)
+
 
 @dataclass
 class Normalization:
@@ -106,19 +108,49 @@ class HazeImageProcessor:
         return planes
 
     def compute_normalization(self, planes: torch.Tensor) -> Normalization:
+        """The maps between image and network units for planes `[N, 1, H, W]`, of each by itself."""
+        return self.normalization_from(self.measure(planes))
+
+    def measure(self, planes: torch.Tensor, robust: bool = False) -> torch.Tensor:
         """
-        The maps between image and network units for planes `[N, 1, H, W]`.
+        Mean, standard deviation and band-passed standard deviation of planes.
+
+        Args:
+            planes (`torch.Tensor` of shape `[N, 1, H, W]`): As from `preprocess`.
+            robust (`bool`, defaults to `False`):
+                Take what lies below the 0.1th or above the 99.9th percentile of its plane for that percentile, so that hot pixels
+                and debris do not decide.
+
+        Returns:
+            `torch.Tensor` of shape `[N, 3]`, float64, in counts.
+        """
+        statistics = []
+        for plane in planes[:, 0]:
+            if robust:
+                low, high = np.percentile(plane.numpy(), ROBUST_PERCENTILES)
+                plane = plane.clamp(float(low), float(high))
+            statistics.append([*_mean_and_std(plane), _band_pass_std(plane.numpy())])
+        return torch.tensor(statistics, dtype=torch.float64).reshape(-1, 3)
+
+    @staticmethod
+    def pool(statistics: torch.Tensor) -> torch.Tensor:
+        """Of the statistics `[N, 3]` of planes of one size, those `[1, 3]` of their stack."""
+        mean, std, band_pass = statistics.unbind(dim=1)
+        variance = std.square().mean() + mean.var(correction=0)
+        return torch.stack([mean.mean(), variance.sqrt(), band_pass.square().mean().sqrt()])[None]
+
+    def normalization_from(self, statistics: torch.Tensor) -> Normalization:
+        """
+        The maps between image and network units for planes with such statistics `[N, 3]`, see `measure`. One row may serve many
+        planes: a stack whose brightness shall be comparable between planes.
 
         A plane without any contrast has no in-focus light that could be told from haze: its scale is 0 and so is its
         prediction.
         """
         if self.normalization == "fixed":
             values = (self.input_mean, self.input_std, self.target_mean, self.target_std)
-            return Normalization(*(torch.full((len(planes), 1, 1, 1), float(value)) for value in values))
-        moments = torch.tensor([_mean_and_std(plane) for plane in planes[:, 0]])  # [N,2]
-        input_mean, input_std = moments.reshape(-1, 2, 1, 1, 1).unbind(dim=1)
-        band_pass = [_band_pass_std(plane.numpy()) for plane in planes[:, 0]]
-        band_pass = torch.tensor(band_pass).reshape(-1, 1, 1, 1)
+            return Normalization(*(torch.full((len(statistics), 1, 1, 1), float(value)) for value in values))
+        input_mean, input_std, band_pass = statistics.float().reshape(-1, 3, 1, 1, 1).unbind(dim=1)
         return Normalization(
             input_mean=input_mean,
             input_std=torch.where(input_std > 0, input_std, 1.0),

@@ -11,7 +11,7 @@ from .calibration import predicted_deviation
 from .field_sampling import DEFAULT_PATCH_SIZE, FLIPS, FieldSampler
 from .hardware import allocate
 from .hub import fetch_pipeline, stored_variant
-from .image_processing import HazeImageProcessor
+from .image_processing import HazeImageProcessor, Normalization
 from .pipeline_output import HazeMatchingOutput
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
 from .trust import Assessment, assess
@@ -140,6 +140,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         tile_overlap: int | None,
         latents: np.ndarray | torch.Tensor | None,
         generator: torch.Generator | list[torch.Generator] | None,
+        normalization: Normalization | None,
         output_type: str,
         output_uncertainty: bool,
         callback_on_step_end_tensor_inputs: list[str],
@@ -174,6 +175,11 @@ class HazeMatchingPipeline(DiffusionPipeline):
             )
         if isinstance(generator, list) and len(generator) != len(planes):
             raise ValueError(f"`generator` must have one entry per plane, {len(planes)}, got {len(generator)}.")
+        if normalization is not None and len(normalization.input_mean) not in (1, len(planes)):
+            raise ValueError(
+                f"`normalization` must be one for all planes or one for each of {len(planes)}, got "
+                f"{len(normalization.input_mean)}."
+            )
         if latents is not None:
             if not isinstance(latents, (np.ndarray, torch.Tensor)):
                 raise ValueError(f"`latents` must be an array or a tensor, got {type(latents).__name__}.")
@@ -203,6 +209,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         tile_overlap: int | None = None,
         latents: np.ndarray | torch.Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        normalization: Normalization | None = None,
         output_type: str = "np",
         output_uncertainty: bool = False,
         output_samples: bool = False,
@@ -240,6 +247,10 @@ class HazeMatchingPipeline(DiffusionPipeline):
             generator (`torch.Generator` or a list with one per plane, *optional*):
                 CPU generator of the noise, which is drawn per plane and member for the whole field: neither tile size nor
                 batch size nor device changes it.
+            normalization ([`Normalization`], *optional*):
+                Maps between image and network units, one for all planes or one for each, in place of those that the checkpoint
+                asks for. `pipe.image_processor` makes them, of a whole stack for instance, so that brightness does not
+                flicker: `normalization_from(pool(measure(preprocess(stack))))`.
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
             output_uncertainty (`bool`, defaults to `False`):
                 Return the deviation to expect between prediction and truth, calibrated if the checkpoint is.
@@ -270,7 +281,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
             outputs = [
                 self(
                     each, num_inference_steps, ensemble_size, batch_size, ensembling_kwargs, tile_size, tile_overlap,
-                    None, generator, output_type, output_uncertainty, output_samples, callback_on_step_end,
+                    None, generator, normalization, output_type, output_uncertainty, output_samples, callback_on_step_end,
                     callback_on_step_end_tensor_inputs, return_dict=False,
                 )
                 for each in image
@@ -290,7 +301,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         leading_shape, (height, width) = image.shape[:-2], image.shape[-2:]
         self.check_inputs(
             planes, leading_shape, num_inference_steps, ensemble_size, batch_size, ensembling_kwargs, tile_size, tile_overlap,
-            latents, generator, output_type, output_uncertainty, callback_on_step_end_tensor_inputs,
+            latents, generator, normalization, output_type, output_uncertainty, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
         if latents is not None:
             latents = torch.as_tensor(latents, dtype=torch.float32, device="cpu").reshape(
@@ -311,7 +322,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
             fields_per_batch = batch_size or max(1, 2**20 // (padded[0] * padded[1]))
 
         # 3. Normalise every plane.
-        normalization = self.image_processor.compute_normalization(planes)
+        if normalization is None:
+            normalization = self.image_processor.compute_normalization(planes)
         hazy = planes.sub_(normalization.input_mean).div_(normalization.input_std)  # [N,1,H,W]
 
         # 4. Planes × members in batches: noise, then the ODE dx/dt = v from t = 0 to t = 1. Mean and squared deviations are

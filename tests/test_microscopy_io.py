@@ -1,4 +1,3 @@
-import importlib.util
 import logging
 import os
 import re
@@ -370,15 +369,6 @@ def test_what_is_no_intensity(tmp_path):
         assert_refused(tmp_path / name, "colour", "split")
     assert_refused(tmp_path / "complex.tif", "complex64", "convert")
     assert_refused(tmp_path / "mask.tif", "bool", "convert")
-
-
-def test_codec_that_is_not_installed(tmp_path):
-    if importlib.util.find_spec("imagecodecs"):
-        pytest.skip("imagecodecs is installed")
-    tifffile.imwrite(tmp_path / "lzw.tif", values((17, 19)))
-    with tifffile.TiffFile(tmp_path / "lzw.tif", mode="r+b") as tif:
-        tif.pages[0].tags["Compression"].overwrite(5)
-    assert_refused(tmp_path / "lzw.tif", "pip install imagecodecs")
 
 
 def test_several_images(tmp_path):

@@ -1,0 +1,94 @@
+"""Processes that share a run, on one machine or many: started by accelerate or torchrun, joined in accelerate's group."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from .console import require
+
+
+# How long a process may wait for another, whose files may take much longer than its own.
+PATIENCE = timedelta(days=30)
+
+
+class Processes:
+    """
+    This process among those of a run; by default it is the only one.
+
+    Attributes:
+        index (`int`): Its number, from 0.
+        number (`int`): How many there are.
+        device (`torch.device`, *optional*): The one that the launcher gave to this process.
+    """
+
+    index = 0
+    number = 1
+    device = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def gather(self, value: Any) -> list:
+        """The values of all processes, on each of them."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of the main process, on each of them."""
+        return self.gather(value)[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """If the body raises on any process, all raise at its end, so that none waits for one that gave up."""
+        error = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        failures = [each for each in self.gather(None if error is None else str(error)) if each is not None]
+        if error is not None:
+            raise error
+        if failures:
+            raise RuntimeError(failures[0])
+
+
+class LaunchedProcesses(Processes):
+    """The processes that a launcher started with this one."""
+
+    def __init__(self, use_cpu: bool):
+        require("train", "accelerate")
+        import torch
+        from accelerate import PartialState
+
+        state = PartialState(cpu=use_cpu or not torch.cuda.is_available(), timeout=PATIENCE)
+        self.index, self.number = state.process_index, state.num_processes
+        self.device = state.device
+
+    def gather(self, value: Any) -> list:
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+
+def join_processes(use_cpu: bool) -> Processes:
+    """The processes of this run: those of the launcher that started it, if one did."""
+    return LaunchedProcesses(use_cpu) if is_launched() else Processes()
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process together with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launch(number: int, arguments: list[str]) -> int:
+    """Run `haze-pipeline` with these arguments in so many processes of this machine, and return the exit code."""
+    require("train", "accelerate")
+    # Processes that each use all cores only hinder one another.
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // number))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    command += ["-m", "haze_pipeline", *arguments]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False).returncode
