@@ -35,7 +35,7 @@ class Statistics(StrEnum):
 
     stack = "stack"
     plane = "plane"
-    robust = "robust"
+    percentile = "percentile"
     checkpoint = "checkpoint"
 
 
@@ -100,7 +100,7 @@ def dehaze(
         Statistics | None,
         typer.Option(
             help="What brightness and contrast are taken from: all planes of a channel, so that nothing flickers; each plane; "
-            "the stack but its 0.1 % most extreme pixels; the fixed values of the checkpoint.",
+            "the stack, clipped to its percentiles 0.1 and 99.9; the fixed values of the checkpoint.",
             show_default="checkpoint if it has fixed values, else stack",
         ),
     ] = None,
@@ -144,8 +144,9 @@ def dehaze(
     Example: haze-pipeline dehaze "day1/*.tif" -o day1_clear --skip-existing --workers 4
     """
     from . import processes as launching
-    from .dehaze_run import FileDehazer, dehaze_files, expected_seconds
+    from .dehaze_run import dehaze_files, expected_seconds
     from .dehaze_tasks import find_inputs, plan
+    from .file_dehazing import FileDehazer
     from .partial_files import remove_leftovers
 
     # 1. Whatever can be refused without computing is refused first.

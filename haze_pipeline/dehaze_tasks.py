@@ -85,6 +85,8 @@ def find_inputs(inputs: list[str], output: Path, recursive: bool) -> tuple[list[
         raise ValueError(f"{output} is to hold the results of {len(found)} files: name a folder.")
     # Results of an earlier run are no inputs.
     found = [(source, name) for source, name in found if output.resolve() not in source.resolve().parents]
+    if not found:
+        raise ValueError(f"{output} is the input itself; choose another folder.")
     targets = {}
     for source, name in found:
         known = name.name.lower().endswith(OUTPUT_SUFFIXES)

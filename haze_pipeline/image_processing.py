@@ -13,7 +13,7 @@ from .hardware import allocate
 # Rows that are worked on at once, so that temporary arrays of large planes stay small.
 BAND_ROWS = 1024
 
-ROBUST_PERCENTILES = (0.1, 99.9)
+CLIP_PERCENTILES = (0.1, 99.9)
 
 
 @dataclass
@@ -111,13 +111,13 @@ class HazeImageProcessor:
         """The maps between image and network units for planes `[N, 1, H, W]`, of each by itself."""
         return self.normalization_from(self.measure(planes))
 
-    def measure(self, planes: torch.Tensor, robust: bool = False) -> torch.Tensor:
+    def measure(self, planes: torch.Tensor, clipped: bool = False) -> torch.Tensor:
         """
         Mean, standard deviation and band-passed standard deviation of planes.
 
         Args:
             planes (`torch.Tensor` of shape `[N, 1, H, W]`): As from `preprocess`.
-            robust (`bool`, defaults to `False`):
+            clipped (`bool`, defaults to `False`):
                 Take what lies below the 0.1th or above the 99.9th percentile of its plane for that percentile, so that hot pixels
                 and debris do not decide.
 
@@ -126,8 +126,8 @@ class HazeImageProcessor:
         """
         statistics = []
         for plane in planes[:, 0]:
-            if robust:
-                low, high = np.percentile(plane.numpy(), ROBUST_PERCENTILES)
+            if clipped:
+                low, high = np.percentile(plane.numpy(), CLIP_PERCENTILES)
                 plane = plane.clamp(float(low), float(high))
             statistics.append([*_mean_and_std(plane), _band_pass_std(plane.numpy())])
         return torch.tensor(statistics, dtype=torch.float64).reshape(-1, 3)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from .micrograph import Micrograph, MicrographError, PlaneStack
+from .ome_tiff_writer import OmeTiffWriter, write_ome_tiff
 from .partial_files import replace_when_complete
-from .tiff_files import OmeTiffWriter, open_tiff, write_ome_tiff
+from .tiff_reader import open_tiff
 
 
 __all__ = [

@@ -19,7 +19,7 @@ from .micrograph import (
     name_axes,
     spell_unit,
 )
-from .tiff_files import PYRAMID_SIDE, halve
+from .pyramid import halve, pyramid_levels
 
 
 # OME-Zarr spells units out.
@@ -134,8 +134,7 @@ class OmeZarrWriter:
             raise MicrographError(
                 f"`{name or path}` cannot hold the axes {axes}: OME-Zarr has T, C, Z, Y and X, in this order; choose a TIFF."
             )
-        longest = max(self.shape[-2:])
-        levels = max(0, math.ceil(math.log2(longest / (PYRAMID_SIDE / 2)))) if longest > PYRAMID_SIDE else 0
+        levels = pyramid_levels(self.shape[-2:])
         shapes = [self.shape]
         for _ in range(levels):
             shapes.append((*self.shape[:-2], *(side // 2 for side in shapes[-1][-2:])))

@@ -150,7 +150,15 @@ def read_files(first: int, last: int, folder: str, results) -> None:
 
 def fuzz(number: int, first: int = 0) -> dict:
     """Read so many damaged files; what became of them."""
-    summary = {"files": number, "read": 0, "refused": 0, "failed": {}, "slowest": None, "longest_s": 0.0, "peak_MiB": 0.0}
+    summary = {
+        "files": number,
+        "read": 0,
+        "refused": 0,
+        "failed": {},
+        "slowest": None,
+        "longest_s": 0.0,
+        "peak_MiB": 0.0,
+    }
     context = multiprocessing.get_context("spawn")
     next_file, last = first, first + number
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ import tifffile
 from fuzz_tiffs import fuzz
 
 from haze_pipeline.microscopy_io import Micrograph, MicrographError, open_micrograph, read_micrograph, write_ome_tiff
-from haze_pipeline.tiff_files import OmeTiffWriter
+from haze_pipeline.ome_tiff_writer import OmeTiffWriter
 
 
 def stack(*shape):
