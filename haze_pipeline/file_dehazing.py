@@ -21,7 +21,7 @@ from .version import __version__
 
 
 # The statistics of a stack are those of so many of its planes, evenly spread, so that large ones start at once.
-MAX_MEASURED_PLANES = 32
+MAX_MEASURED_PLANES = 8
 
 
 class FileDehazer:
