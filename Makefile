@@ -33,6 +33,8 @@ bench: .venv/.installed-test
 	$(BIN)/python bench/stack_pairs.py
 	$(BIN)/python bench/calibration.py
 	$(BIN)/python bench/trust.py
+	$(BIN)/python bench/file_runs.py
+	$(BIN)/python tests/fuzz_tiffs.py
 	$(BIN)/python bench/readme.py
 
 .venv/.installed: pyproject.toml constraints.txt

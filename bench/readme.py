@@ -153,6 +153,22 @@ def trust():
     return table(["images", "n", "warned of", "area under curve", "distance from training", "made of noise"], rows)
 
 
+def file_runs():
+    results = json.loads((HERE / "file_runs.json").read_text())
+    kills, processes, large, flicker = (results[name] for name in ("kills", "processes", "zarr", "flicker"))
+    same = {True: "the same files as one that was not killed, and nothing else", False: "NOT the same files"}
+    return [
+        f"Measured (`bench/file_runs.py`): after {kills['kills']} kills at random moments of runs of two processes over {kills['files']} "
+        f"results, the runs that followed ended with {same[kills['identical_and_nothing_left']]}. One, two and three processes "
+        f"{'gave' if processes['identical'] else 'did NOT give'} identical pixels; two processes of one thread each do "
+        f"{processes['throughput_of_two']:.2f} times the work of one on {processes['cores']} core(s) with {processes['threads']} "
+        f"threads. An OME-Zarr of {large['size_GiB']:.0f} GiB has its first plane after {large['seconds_to_first_result']:.0f} s, and "
+        f"takes {large['peak_GiB']:.1f} GiB of memory. Samples of a movie in which only the camera's noise changes flicker by "
+        f"{100 * flicker['own noise']:.0f} % of their contrast, and by {100 * flicker['shared noise']:.0f} % with `--share-noise T` "
+        f"(the movie itself: {100 * flicker['input']:.0f} %).",
+    ]
+
+
 def loader():
     results = json.loads((HERE / "loader.json").read_text())
     meanwhile = results["simulated meanwhile"]
@@ -195,7 +211,16 @@ def fresh_clone():
 
 
 PAGES = {
-    HERE.parent / "README.md": (real_pairs, simulated_pairs, calibration, trust, sampling, solvers, fresh_clone),
+    HERE.parent / "README.md": (
+        real_pairs,
+        simulated_pairs,
+        calibration,
+        trust,
+        sampling,
+        solvers,
+        file_runs,
+        fresh_clone,
+    ),
     HERE.parent / "training" / "README.md": (training, loader, stack_pairs),
 }
 

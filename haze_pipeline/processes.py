@@ -1,8 +1,9 @@
 """Processes that share a run, on one machine or many: started by accelerate or torchrun, joined in accelerate's group."""
 
+import logging
 import os
-import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -85,10 +86,30 @@ def is_launched() -> bool:
 
 
 def launch(number: int, arguments: list[str]) -> int:
-    """Run `haze-pipeline` with these arguments in so many processes of this machine, and return the exit code."""
+    """Run `haze-pipeline` with these arguments in so many processes of this machine, as torchrun would, and return the exit code."""
     require("train", "accelerate")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # What went wrong is said by the processes themselves.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Processes that each use all cores only hinder one another.
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // number))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
-    command += ["-m", "haze_pipeline", *arguments]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False).returncode
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=number,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "haze_pipeline", *arguments)
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0

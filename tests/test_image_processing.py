@@ -74,6 +74,26 @@ def test_fixed_normalization_uses_the_training_statistics():
     assert [v.flatten().tolist() for v in values] == [[10.0] * 4, [2.0] * 4, [5.0] * 4, [3.0] * 4]
 
 
+def test_statistics_of_a_stack_are_those_of_all_its_pixels():
+    processor = HazeImageProcessor()
+    planes = processor.preprocess(
+        np.random.default_rng(0).gamma(2, 50, (3, 64, 48)) * np.array([1, 2, 5])[:, None, None]
+    )
+    mean, std, band_pass = processor.pool(processor.measure(planes))[0].tolist()
+    assert mean == pytest.approx(planes.mean().item()) and std == pytest.approx(planes.std(correction=0).item())
+    assert band_pass == pytest.approx(processor.measure(planes)[:, 2].square().mean().sqrt().item())
+
+
+def test_hot_pixels_do_not_count_when_statistics_are_clipped():
+    processor = HazeImageProcessor()
+    planes = processor.preprocess(np.random.default_rng(0).gamma(2, 50, (1, 64, 64)))
+    hot = planes.clone()
+    hot[0, 0, 5, 5] = 1e5
+    clean, disturbed = (processor.measure(each, clipped=True) for each in (planes, hot))
+    torch.testing.assert_close(disturbed, clean, rtol=0.02, atol=0)
+    assert processor.measure(hot)[0, 1] > 5 * processor.measure(planes)[0, 1]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"normalization": "percentile"}, {"normalization": "fixed"}, {"target_std": 0.0},

@@ -15,6 +15,7 @@ from torchcfm_unet import reference_unet
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, field_sampling, hardware
 from haze_pipeline.conversion import unet_from_torchcfm
+from haze_pipeline.image_processing import Normalization
 
 
 @pytest.fixture
@@ -168,6 +169,22 @@ class LocalNetwork(UNet2DModel):
         hazy, state = sample[:, 1:], sample[:, :1]
         smooth = torch.nn.functional.avg_pool2d(hazy, 3, stride=1, padding=1, count_include_pad=False)
         return (smooth - state * (1 + timestep),)
+
+
+def test_a_stack_may_share_its_statistics(pipe, image):
+    """Then planes are comparable: each is the same alone as among the others."""
+    processor = pipe.image_processor
+    shared = processor.normalization_from(processor.pool(processor.measure(processor.preprocess(image))))
+    out = pipe(image, num_inference_steps=2, generator=seeded(), normalization=shared)
+    for number in range(len(image)):
+        noise = torch.randn(3, 40, 32, generator=seeded())[number].numpy()
+        alone = pipe(image[number], num_inference_steps=2, latents=noise, normalization=shared)
+        np.testing.assert_allclose(alone.prediction, out.prediction[number], rtol=1e-3, atol=1e-2)
+    each = processor.compute_normalization(processor.preprocess(image))
+    default = pipe(image, num_inference_steps=2, generator=seeded())
+    same = pipe(image, num_inference_steps=2, generator=seeded(), normalization=each)
+    np.testing.assert_array_equal(same.prediction, default.prediction)
+    assert np.abs(out.prediction - default.prediction).max() > 1
 
 
 def test_tiles_share_one_noise_field_and_leave_no_seam():
@@ -480,6 +497,7 @@ def test_an_interrupted_call_returns_no_half_finished_image(pipe, image):
         ({"latents": np.zeros((3, 40, 32)), "ensemble_size": 2}, "shape"),
         ({"latents": np.zeros((3, 40, 32)), "generator": torch.Generator()}, "exclude each other"),
         ({"generator": [torch.Generator()]}, "one entry per plane"),
+        ({"normalization": Normalization(*torch.ones(4, 2, 1, 1, 1))}, "one for all planes"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs"),
     ],
 )
