@@ -144,7 +144,7 @@ def dehaze(
     Example: haze-pipeline dehaze "day1/*.tif" -o day1_clear --skip-existing --workers 4
     """
     from . import processes as launching
-    from .dehaze_run import dehaze_files, expected_seconds
+    from .dehaze_run import dehaze_files, print_plan
     from .dehaze_tasks import find_inputs, plan
     from .file_dehazing import FileDehazer
     from .partial_files import remove_leftovers
@@ -171,9 +171,8 @@ def dehaze(
     # 2. Join the processes that share the work, or start them.
     if workers > 1 and not dry_run and not launching.is_launched():
         raise typer.Exit(launching.launch(workers, sys.argv[1:]))
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # what a cluster or a launcher ends leaves nothing half-written
+    # So that nothing half-written is left when a cluster or a launcher ends this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     processes = launching.join_processes(use_cpu=device is Device.cpu)
     with processes.together():
         if skip_existing:
@@ -197,11 +196,8 @@ def dehaze(
         output_dtype.value, axes, series, **part, model=model or "default checkpoint",
     )  # fmt: skip
     if dry_run:
-        for task in tasks:
-            action = "is there already" if task.is_skipped else f"-> {', '.join(map(str, task.outputs.paths))}"
-            print(f"{task.source} {action}")
-        seconds = expected_seconds(dehazer, [task.source for task in tasks if not task.is_skipped])
-        print(f"about {seconds:.0f} s with one process", file=sys.stderr)
+        if processes.is_main:
+            print_plan(dehazer, tasks)
         return
 
     # 4. Dehaze, and say what was done.

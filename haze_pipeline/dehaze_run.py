@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -92,19 +93,26 @@ def write_log(path: Path, records: list[dict]):
         temporary.write_text(text)
 
 
-def expected_seconds(dehazer: FileDehazer, sources: list[Path]) -> float:
-    """About how long one process would take, from the time that a small field takes here and the number of pixels."""
+def print_plan(dehazer: FileDehazer, tasks: list[Task]):
+    """What would be done, and about how long one process would take, from the time of a small field and the number of pixels."""
+    pixels = 0
+    for task in tasks:
+        if task.is_skipped:
+            print(f"{task.source} is done already")
+            continue
+        try:
+            with ExitStack() as stack:
+                pixels += math.prod(dehazer.open(task.source, stack).data.shape)
+            print(f"{task.source} -> {', '.join(map(str, task.outputs.paths))}")
+        except (OSError, ValueError, ImportError) as error:
+            print(f"{task.source} cannot be done: {error}")
     side = 256
-    field = np.random.default_rng(0).poisson(100, (side, side)).astype(np.float32)
+    small = np.random.default_rng(0).poisson(100, (side, side)).astype(np.float32)
     for _ in range(2):  # the first call also warms up
         started = time.perf_counter()
-        dehazer.pipe(field, dehazer.num_inference_steps, dehazer.ensemble_size)
+        dehazer.pipe(small, dehazer.num_inference_steps, dehazer.ensemble_size)
         seconds = time.perf_counter() - started
-    pixels = 0
-    for source in sources:
-        with ExitStack() as stack:
-            pixels += math.prod(dehazer.open(source, stack).data.shape)
-    return seconds * pixels / side**2
+    print(f"about {seconds * pixels / side**2:.0f} s with one process", file=sys.stderr)
 
 
 def _record(task: Task, status: str, **facts) -> dict:

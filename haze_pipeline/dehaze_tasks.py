@@ -1,5 +1,6 @@
 """Which files `dehaze` reads, and the names of those that it writes."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -142,8 +143,7 @@ def plan(
             if path.is_dir() and not path.suffix.lower() == ZARR_SUFFIX:
                 raise IsADirectoryError(f"{path} is a folder; choose another name.")
         tasks.append(Task(source, outputs))
-    written = [path for task in tasks for path in task.outputs.paths]
-    for path in written:
-        if written.count(path) > 1:
+    for path, count in Counter(path for task in tasks for path in task.outputs.paths).items():
+        if count > 1:
             raise ValueError(f"{path} would be the result of two inputs: rename one, or do them apart.")
     return tasks
