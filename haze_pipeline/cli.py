@@ -26,6 +26,7 @@ from .cli_model import (
     place_pipeline,
     weights_digest,
 )
+from .cli_push import push
 from .cli_simulate import simulate
 from .console import make_parents, progress_bar
 from .presets import PRESETS, Preset, choose_solver
@@ -231,6 +232,7 @@ app.command()(simulate)
 app.command()(dataset)
 app.command()(calibrate)
 app.command()(evaluate)
+app.command()(push)
 
 
 @app.command()
@@ -265,12 +267,13 @@ def convert(
         HazeMatchingPipeline(
             unet, FlowMatchODEScheduler(), normalization="fixed", mirror_members=False, **config
         ).save_pretrained(folder)
+        (folder / "conversion.json").write_text(json.dumps({"subset": subset.value, "channel": channel}) + "\n")
     print(output)
 
 
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="Pipeline folder; the default if omitted.")] = None,
+    model: Annotated[str | None, typer.Argument(help="Pipeline folder or repository of the Hub; the default if omitted.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ):
     """Print what a checkpoint says about itself."""
