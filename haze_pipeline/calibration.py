@@ -12,10 +12,15 @@ The line for them is flatter, and right for ensembles of that size only. A calib
 import math
 from collections.abc import Iterable, Sequence
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+
+
+if TYPE_CHECKING:
+    from .pair_sources import Pair
+    from .pipeline_haze_matching import HazeMatchingPipeline
 
 
 # Of larger images so many pixels are drawn at random: neighbours say the same, and 500 images then take a gigabyte.
@@ -45,7 +50,7 @@ def predicted_deviation(
 
 
 def measure_errors(
-    pipe: DiffusionPipeline, pairs: Iterable, num_inference_steps: int, ensemble_size: int, seed: int = 0
+    pipe: "HazeMatchingPipeline", pairs: Iterable["Pair"], num_inference_steps: int, ensemble_size: int, seed: int = 0
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
     Spread of an ensemble's members and error of its mean for pixels of every specimen, in network units.

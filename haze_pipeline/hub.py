@@ -1,5 +1,6 @@
 """Pipeline folders, which are also how pipelines lie on the Hub: weights, configurations, and the code that they need."""
 
+import ast
 import hashlib
 import json
 import re
@@ -9,8 +10,7 @@ from huggingface_hub import HfApi, RepoUrl, get_cached_repo_tree, snapshot_downl
 
 
 # Of `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)` where this package is not installed; we never run it.
-ENTRY = "pipeline"
-PIPELINE = [ENTRY, "HazeMatchingPipeline"]
+PIPELINE = ["pipeline_haze_matching", "HazeMatchingPipeline"]
 SCHEDULER = ["scheduling_flow_match_ode", "FlowMatchODEScheduler"]
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")  # run code when they are read
@@ -100,35 +100,58 @@ def add_code(folder: str | Path):
     """
     Make the pipeline in a folder one that `DiffusionPipeline` can load where this package is not installed.
 
-    diffusers copies the file that the index names and what *it* imports from beside it, but nothing that those import in turn
-    (`get_cached_module_file`), so that a file that imports them all comes first.
-
     Args:
         folder (`str` or `Path`): What `save_pretrained` wrote.
     """
-    folder, here = Path(folder), Path(__file__).parent
-    modules, found = [], ["pipeline_haze_matching"]
-    while found:
-        module = found.pop()
-        code = (here / f"{module}.py").read_text(encoding="utf-8")
-        (folder / f"{module}.py").write_text(code, encoding="utf-8")
-        modules.append(module)
-        found += sorted(set(re.findall(r"^\s*from \.(\w+) import", code, re.MULTILINE)) - {*modules, *found})
-    lines = [
-        '"""The code of haze-pipeline, for `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)`."""',
-        "",
-        "# All of its files, since diffusers copies only what this one imports.",
-        *(f"from .{module} import *  # noqa: F403" for module in sorted(modules)),
-        f"from .pipeline_haze_matching import {PIPELINE[1]}  # noqa: F401",
-    ]
-    (folder / f"{ENTRY}.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    folder, here = Path(folder), Path(__file__)
     index = json.loads((folder / "model_index.json").read_text())
+    code = here.read_text(encoding="utf-8") if here.stem == PIPELINE[0] else _join_modules(PIPELINE[0])
+    (folder / f"{PIPELINE[0]}.py").write_text(code, encoding="utf-8")
     index["_class_name"] = PIPELINE
     if index["scheduler"][1] == SCHEDULER[1]:
-        index["scheduler"] = SCHEDULER
-        code = (here / f"{SCHEDULER[0]}.py").read_text(encoding="utf-8")
+        code = here.with_name(f"{SCHEDULER[0]}.py").read_text(encoding="utf-8")
         (folder / "scheduler" / f"{SCHEDULER[0]}.py").write_text(code, encoding="utf-8")
+        index["scheduler"] = SCHEDULER
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _join_modules(last: str) -> str:
+    """
+    The code of a module and of all that it imports from this package, in one file.
+
+    diffusers would ask the Hub once for every file and every import of it, some forty times, and take files that it has already
+    imported for those of another repository.
+
+    Raises:
+        `ValueError`: If two modules mean different things by one name.
+    """
+    joined, meanings = {}, {}
+
+    def join(module: str):
+        source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            named = {}
+            if isinstance(node, ast.ImportFrom) and node.level and node.module not in joined:
+                join(node.module)
+            for_types = isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING"
+            if for_types or (isinstance(node, ast.ImportFrom) and node.level):
+                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                origin = getattr(node, "module", "")
+                named = {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                named = {node.name: module}
+            elif isinstance(node, ast.Assign):
+                named = {target.id: module for target in node.targets if isinstance(target, ast.Name)}
+            for name, meaning in named.items():
+                if meanings.setdefault(name, meaning) != meaning:
+                    raise ValueError(f"{name} is {meanings[name]} as well as {meaning}: rename one.")
+        joined[module] = "\n".join(lines).strip()
+
+    join(last)
+    head = '"""The code of haze-pipeline, for `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)`."""'
+    return "\n\n\n".join([head, *(f"# {module}.py\n\n{code}" for module, code in joined.items())]) + "\n"
 
 
 def create_repository(

@@ -1,16 +1,19 @@
 """Checks of a result that need no clear image: is there a reason not to believe it?"""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from scipy import ndimage
 
 from .domain import domain_distance
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
 from .tiling import tile_slices
 
+
+if TYPE_CHECKING:
+    from .pipeline_haze_matching import HazeMatchingPipeline
 
 # Structure is looked at between these deviations, px: without most of the noise, and without haze. What is broader cannot be told
 # from haze without a clear image.
@@ -77,7 +80,7 @@ class Assessment:
 
 
 def assess(
-    pipe: DiffusionPipeline,
+    pipe: "HazeMatchingPipeline",
     image: np.ndarray,
     prediction: np.ndarray,
     pixel_size: float | None = None,
@@ -201,7 +204,7 @@ def reblur(
 
 
 def invented_structure(
-    pipe: DiffusionPipeline, hazy: np.ndarray, prediction: np.ndarray, noise: float, seed: int
+    pipe: "HazeMatchingPipeline", hazy: np.ndarray, prediction: np.ndarray, noise: float, seed: int
 ) -> float | None:
     """
     Brightest structure of the posterior mean of an empty field, over that of the brightest part of the prediction of that size; both

@@ -24,7 +24,7 @@ class HubDouble:
         repos (`dict[str, list[tuple[str, dict[str, bytes]]]]`): For each repository the commits, oldest first: the hash
             and the files by path.
         private (`set[str]`): Repositories created as private, which can't be read without a token.
-        altered (`dict[str, bytes]`): By path, what is sent in place of a file, under the checksum of the true one.
+        altered (`dict[tuple[str, str], bytes]`): By repository and path, what is sent in place of a file, under the checksum of the true one.
         requests (`list[str]`): Method and path of everything that was asked.
         endpoint (`str`): What `HF_ENDPOINT` must be.
     """
@@ -255,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         is_lfs = path in self.hub.lfs_paths
         headers["ETag"] = f'"{hashlib.sha256(content).hexdigest() if is_lfs else _git_hash(content)}"'
         headers["X-Linked-Size"] = str(len(content))
-        content = self.hub.altered.get(path, content)
+        content = self.hub.altered.get((repo, path), content)
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if span is None:
             self.answer(content, 200, headers)

@@ -46,19 +46,20 @@ name, folder = sys.argv[1:3]
 OURS = LOADERS + """
 from haze_pipeline import HazeMatchingPipeline
 load = HazeMatchingPipeline.from_pretrained
+revision, cache, token = sys.argv[3:]
 found = {
-    "hub": attempt(lambda: make_image(load(name))),
+    "hub": attempt(lambda: make_image(load(name, token=token))),
     "folder": attempt(lambda: make_image(load(folder))),
     "local_files_only": attempt(lambda: make_image(load(name, local_files_only=True))),
-    "fp16": attempt(lambda: make_image(load(name, variant="fp16"))),
-    "first": attempt(lambda: load(name, revision=sys.argv[3]).config.target_std),
-    "no such variant": attempt(lambda: load(name, variant="int8")),
+    "fp16": attempt(lambda: make_image(load(name, token=token, variant="fp16"))),
+    "first": attempt(lambda: load(name, token=token, revision=revision).config.target_std),
+    "no such variant": attempt(lambda: load(name, token=token, variant="int8")),
     "no such repository": attempt(lambda: load("lab/nothing")),
-    "no such revision": attempt(lambda: load(name, revision="0" * 40)),
-    "another cache": attempt(lambda: load(name, cache_dir=Path(sys.argv[4])).config.target_std),
-    "class": attempt(lambda: load(name).__class__.__module__),
+    "no such revision": attempt(lambda: load(name, token=token, revision="0" * 40)),
+    "no token": attempt(lambda: load(name, token=False, cache_dir=Path(cache)).config.target_std),
+    "another cache": attempt(lambda: load(name, token=token, cache_dir=Path(cache)).config.target_std),
+    "class": attempt(lambda: load(name, token=token).__class__.__module__),
     "remote code": sorted(module for module in sys.modules if module.startswith("diffusers_modules")),
-    "fetched": sorted(path.name for path in Path(sys.argv[5]).rglob("snapshots/*/**/*") if path.is_file()),
 }
 print(json.dumps(found))
 """
@@ -66,16 +67,19 @@ print(json.dumps(found))
 THEIRS = LOADERS + """
 from importlib.util import find_spec
 from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
 def load(name, **kwargs):
     return DiffusionPipeline.from_pretrained(name, trust_remote_code=True, **kwargs)
 found = {
     "is there": find_spec("haze_pipeline") is not None,
     "without consent": attempt(lambda: DiffusionPipeline.from_pretrained(folder)),
-    "hub": attempt(lambda: make_image(load(name))),
     "folder": attempt(lambda: make_image(load(folder))),
-    "again": attempt(lambda: (load(name).save_pretrained(sys.argv[3]), make_image(load(sys.argv[3])))[1]),
+    "hub": attempt(lambda: make_image(load(name))),
+    "snapshot": attempt(lambda: make_image(load(snapshot_download(name)))),
+    "fp16": attempt(lambda: make_image(load(name, variant="fp16"))),
+    "saved again": attempt(lambda: (load(folder).save_pretrained(sys.argv[3]), make_image(load(sys.argv[3])))[1]),
     "pushing": attempt(lambda: load(folder).push_to_hub("lab/other")),
-    "class": attempt(lambda: load(name).__class__.__module__),
+    "class": attempt(lambda: load(folder).__class__.__module__),
 }
 print(json.dumps(found))
 """
@@ -107,62 +111,66 @@ def expected(pipe):
 
 
 def settings(hub, home):
-    return {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_TOKEN": "hf_test"}
+    return {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home)}
 
 
-PUSH = "from haze_pipeline.cli import main; sys.argv[0] = 'haze-pipeline'; main()"
+PUSH = """
+from haze_pipeline.cli import main
+for line in sys.argv[1:]:
+    sys.argv = ["haze-pipeline", "push", *line.split()]
+    try:
+        main()
+    except SystemExit as exit_:
+        assert not exit_.code, exit_.code
+"""
 
 
 def test_both_loaders_make_the_same_image(pipe, expected, environments, tmp_path):
-    pipe.save_pretrained(tmp_path / "first")
+    folder = tmp_path / "first"
+    pipe.save_pretrained(folder)
     with hub_double() as hub:
-        home = settings(hub, tmp_path / "home")
         # Two commits, of which the older one is another pipeline.
-        old = HazeMatchingPipeline(tiny_unet(1), FlowMatchODEScheduler(), target_std=0.7)
-        old.save_pretrained(tmp_path / "old")
-        (tmp_path / "old" / "unet" / "left.py").write_text("")
-        run_python(environments["ours"], PUSH, "push", tmp_path / "old", "lab/microscope", "--private", **home)
-        arguments = ("push", tmp_path / "first", "lab/microscope", "--example", EXAMPLE, "--license", "apache-2.0")
-        result = run_python(environments["ours"], PUSH, *arguments, **home)
-        assert result.stdout.strip().endswith(hub.repos["lab/microscope"][-1][0])
-        assert len(hub.repos["lab/microscope"]) == 3 and hub.private == {"lab/microscope"}
-        revision = hub.repos["lab/microscope"][1][0]
+        HazeMatchingPipeline(tiny_unet(1), FlowMatchODEScheduler(), target_std=0.7).save_pretrained(tmp_path / "old")
+        lines = [f"{tmp_path / 'old'} lab/microscope --private", f"{folder} lab/microscope --license mit"]
+        result = run_python(environments["ours"], PUSH, *lines, **settings(hub, tmp_path / "pusher"), HF_TOKEN="hf_test")
+        first, second = (commit for commit, _ in hub.repos["lab/microscope"][1:])
+        assert [line.split("/")[-1] for line in result.stdout.split()] == [first, second]
+        assert hub.private == {"lab/microscope"}
 
-        cache = tmp_path / "home" / "hub"
-        arguments = ("lab/microscope", tmp_path / "first", revision, tmp_path / "cache", cache)
-        ours = json.loads(run_python(environments["ours"], OURS, *arguments, **home).stdout)
-        arguments = ("lab/microscope", tmp_path / "first", tmp_path / "again")
-        theirs = json.loads(run_python(environments["theirs"], THEIRS, *arguments, **settings(hub, tmp_path / "other")).stdout)
+        def load(environment, code, *arguments, **variables):
+            home = settings(hub, tmp_path / environment) | variables
+            return json.loads(
+                run_python(environments[environment], code, "lab/microscope", folder, *arguments, **home).stdout
+            )
 
+        ours = load("ours", OURS, first, tmp_path / "cache", "hf_test")
+        fetched = [path.name for path in (tmp_path / "ours").rglob("snapshots/*/**/*") if path.is_file()]
+        theirs = load("theirs", THEIRS, tmp_path / "again", HF_TOKEN="hf_test")
         # What is cached serves without a single call.
         asked = len(hub.requests)
-        offline = {**home, "HF_HUB_OFFLINE": "1"}
-        arguments = ("lab/microscope", tmp_path / "first", revision, tmp_path / "cache", cache)
-        ours_offline = json.loads(run_python(environments["ours"], OURS, *arguments, **offline).stdout)
+        ours_offline = load("ours", OURS, first, tmp_path / "cache", "hf_test", HF_HUB_OFFLINE="1")
+        theirs_offline = load("theirs", THEIRS, tmp_path / "twice", HF_HUB_OFFLINE="1")
         assert len(hub.requests) == asked
-        # A private repository needs the token.
-        del home["HF_TOKEN"]
-        code = "from haze_pipeline import HazeMatchingPipeline as P\nP.from_pretrained('lab/microscope', token=sys.argv[1])"
-        home["HF_HOME"] = str(tmp_path / "stranger")
-        run_python(environments["ours"], code, "hf_test", **home)
-        shutil.rmtree(tmp_path / "stranger")
-        refused = run_python(environments["ours"], code.replace("token=sys.argv[1]", "token=False"), check=False, **home)
-        assert "RepositoryNotFoundError" in refused.stderr
 
     for found in (ours["hub"], ours["folder"], ours["local_files_only"], ours_offline["hub"], ours_offline["folder"],
-                  theirs["hub"], theirs["folder"], theirs["again"]):  # fmt: skip
+                  theirs["hub"], theirs["folder"], theirs["snapshot"], theirs["saved again"], theirs_offline["snapshot"],
+                  theirs_offline["folder"]):  # fmt: skip
         np.testing.assert_allclose(np.array(found), expected, rtol=1e-6, atol=1e-6 * expected.max())
     assert 0 < np.abs(np.array(ours["fp16"]) - expected).max() < 0.05 * expected.max()
-    assert ours["first"] == 0.7 and ours["another cache"] == 1.3
+    np.testing.assert_array_equal(theirs["fp16"], ours["fp16"])
+    assert ours["first"] == ours_offline["first"] == 0.7 and ours["another cache"] == 1.3
     assert "'int8', but fp16, the full ones" in ours["no such variant"]
-    assert "RepositoryNotFoundError" in ours["no such repository"]
+    assert "RepositoryNotFoundError" in ours["no such repository"] and "RepositoryNotFoundError" in ours["no token"]
     assert "RevisionNotFoundError" in ours["no such revision"]
+    # Ours neither fetches nor runs code; theirs runs nothing else, and only when told.
     assert ours["class"] == "haze_pipeline.pipeline_haze_matching" and ours["remote code"] == []
-    assert {"model_index.json", "diffusion_pytorch_model.safetensors"} <= set(ours["fetched"])
-    assert all(name.endswith((".json", ".safetensors")) for name in ours["fetched"])
+    assert {"model_index.json", "diffusion_pytorch_model.safetensors"} <= set(fetched)
+    assert all(name.endswith((".json", ".safetensors")) for name in fetched)
     assert theirs["is there"] is False and theirs["class"] == "diffusers_modules.local.pipeline_haze_matching"
     assert "trust_remote_code" in theirs["without consent"]
     assert "pip install" in theirs["pushing"]
+    # diffusers asks for the commit of remote code even where it is cached: offline, name the folder.
+    assert "OfflineModeIsEnabled" in theirs_offline["hub"]
 
 
 def test_what_is_pushed_lets_others_judge_it(pipe, environments, tmp_path):
@@ -170,7 +178,7 @@ def test_what_is_pushed_lets_others_judge_it(pipe, environments, tmp_path):
 
     pipe.save_pretrained(tmp_path / "first")
     with hub_double() as hub:
-        home = settings(hub, tmp_path / "home")
+        home = settings(hub, tmp_path / "home") | {"HF_TOKEN": "hf_test"}
         code = (
             "from haze_pipeline import HazeMatchingPipeline as P\nfrom diffusers import UNet2DModel\n"
             "pipe = P.from_pretrained(sys.argv[1])\n"
@@ -181,15 +189,13 @@ def test_what_is_pushed_lets_others_judge_it(pipe, environments, tmp_path):
         created, first, second = (set(files) for _, files in hub.repos["lab/microscope"])
         files = hub.repos["lab/microscope"][1][1]
     assert first - created == {
-        "LICENSE", "README.md", "calibration.py", "domain.py", "field_sampling.py", "hardware.py", "hub.py", "image_processing.py",
-        "model_index.json", "pipeline.py", "pipeline_haze_matching.py", "pipeline_output.py", "scheduling_flow_match_ode.py",
-        "shared_group_norm.py", "tiling.py", "trust.py", "examples/filaments.ome.tif", "examples/filaments.png",
+        "LICENSE", "README.md", "model_index.json", "pipeline_haze_matching.py",
+        "examples/filaments.ome.tif", "examples/filaments.png",
         "scheduler/scheduler_config.json", "scheduler/scheduling_flow_match_ode.py", "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
     }  # fmt: skip
     assert first - second == {"examples/filaments.ome.tif", "examples/filaments.png"}
     assert files["examples/filaments.ome.tif"] == EXAMPLE.read_bytes()
-    assert files["tiling.py"] == (ROOT / "haze_pipeline" / "tiling.py").read_bytes()
     assert b"Apache License" in files["LICENSE"]
     card = ModelCard(files["README.md"].decode())
     assert card.data.license == "mit" and "](examples/filaments.png)" in card.text
@@ -199,44 +205,40 @@ def test_what_is_pushed_lets_others_judge_it(pipe, environments, tmp_path):
 
 TAMPER = LOADERS + """
 from haze_pipeline import HazeMatchingPipeline
-print(json.dumps([attempt(lambda: make_image(HazeMatchingPipeline.from_pretrained(each))) for each in sys.argv[1:]]))
+load = HazeMatchingPipeline.from_pretrained
+found = {each: attempt(lambda: make_image(load(each))) for each in sys.argv[3:]}
+snapshot = next(Path(sys.argv[2]).rglob("models--lab--true/snapshots/*"))
+file = (snapshot / "unet" / "diffusion_pytorch_model.safetensors").resolve()
+file.write_bytes(file.read_bytes()[:-4] + np.float32(3).tobytes())
+found["cache"] = attempt(lambda: make_image(load("lab/true", local_files_only=True)))
+print(json.dumps(found))
 """
 
 
 def test_altered_files_and_pickles_are_refused(pipe, environments, tmp_path):
     pipe.save_pretrained(tmp_path / "first")
     weights, scheduler = "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"
+    paths = (path for path in (tmp_path / "first").rglob("*") if path.is_file())
+    files = {path.relative_to(tmp_path / "first").as_posix(): path.read_bytes() for path in paths}
     with hub_double() as hub:
+        hub.lfs_paths = {weights}
+        for name in ("true", "weights", "scheduler", "pickle"):
+            hub.repos[f"lab/{name}"] = []
+            hub.commit(f"lab/{name}", files)
+        # Another number in one weight, and another solver: the files can be read as ever.
+        hub.altered["lab/weights", weights] = files[weights][:-4] + np.float32(3).tobytes()
+        hub.altered["lab/scheduler", scheduler] = files[scheduler].replace(b'"midpoint"', b'"heun"    ')
+        assert all(content != files[path] for (_, path), content in hub.altered.items())
+        hub.commit("lab/pickle", {**files, "old/model.pt": b"cos\nsystem\n(S'true'\ntR."})
         home = settings(hub, tmp_path / "home")
-        run_python(environments["ours"], PUSH, "push", tmp_path / "first", "lab/microscope", **home)
-        true = hub.files("lab/microscope")[weights]
-        # One weight is another number: the file can be read as ever.
-        false = true[:-4] + np.float32(3).tobytes()
-        assert len(false) == len(true) and false != true
-        hub.altered[weights] = false
-        in_transit = json.loads(run_python(environments["ours"], TAMPER, "lab/microscope", "", **home).stdout)[0]
-        hub.altered = {scheduler: hub.files("lab/microscope")[scheduler].replace(b"midpoint", b"heun    ")}
-        shutil.rmtree(tmp_path / "home")
-        configuration = json.loads(run_python(environments["ours"], TAMPER, "lab/microscope", "", **home).stdout)[0]
-        hub.altered = {}
-        shutil.rmtree(tmp_path / "home")
-        good = json.loads(run_python(environments["ours"], TAMPER, "lab/microscope", "", **home).stdout)[0]
-        cached = next((tmp_path / "home").rglob(f"snapshots/*/{weights}")).resolve()
-        cached.write_bytes(false)
-        offline = {**home, "HF_HUB_OFFLINE": "1"}
-        in_cache = json.loads(run_python(environments["ours"], TAMPER, "lab/microscope", "", **offline).stdout)[0]
-
-        # A pickle, somewhere; before any weights are fetched.
-        files = {**hub.files("lab/microscope"), "old/model.pt": b"cos\nsystem\n(S'true'\ntR."}
-        hub.repos["lab/pickle"] = []
-        hub.commit("lab/pickle", files)
-        asked = len(hub.requests)
-        pickle = json.loads(run_python(environments["ours"], TAMPER, "lab/pickle", "", **home).stdout)[0]
-        assert not any("safetensors" in request for request in hub.requests[asked:])
-    assert isinstance(good, list)
-    for error, file in ((in_transit, weights), (configuration, scheduler), (in_cache, weights)):
-        assert error.startswith(f"ValueError: {file} of lab/microscope is not what its repository says")
-    assert pickle.startswith("ValueError: lab/pickle holds the pickle model.pt")
+        result = run_python(environments["ours"], TAMPER, "", tmp_path / "home", *hub.repos, **home)
+        assert not any("lab/pickle" in request and "safetensors" in request for request in hub.requests)
+    found = json.loads(result.stdout)
+    assert isinstance(found["lab/true"], list)
+    for name, file in (("lab/weights", weights), ("lab/scheduler", scheduler), ("cache", weights)):
+        repository = "lab/true" if name == "cache" else name
+        assert found[name].startswith(f"ValueError: {file} of {repository} is not what its repository says")
+    assert found["lab/pickle"].startswith("ValueError: lab/pickle holds the pickle model.pt")
 
 
 def test_folders_with_pickles_other_code_or_torn_weights_are_refused(pipe, tmp_path):
@@ -289,19 +291,3 @@ def test_half_precision_folders_load_without_being_told(pipe, tmp_path):
     half.save_pretrained(tmp_path, variant="fp16")
     assert HazeMatchingPipeline.from_pretrained(tmp_path).unet.dtype == torch.float32
     assert fetch_pipeline(tmp_path) == str(tmp_path)
-
-
-MODELS = """
-from haze_pipeline import cli
-codes = []
-for model in sys.argv[1:]:
-    for command in (["info", model], ["dehaze", EXAMPLE, "-o", "out.ome.tif", "--model", model],
-                    ["calibrate", PAIRS, "-o", "calibrated", "--model", model]):
-        sys.argv = ["haze-pipeline", *command]
-        print("---", *command[:1], file=sys.stderr)
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            codes.append(exit_.code)
-print(codes)
-"""
