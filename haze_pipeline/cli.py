@@ -15,6 +15,7 @@ from rich.console import Console
 from .cli_calibrate import calibrate
 from .cli_dataset import dataset
 from .cli_evaluate import evaluate
+from .cli_export_bioimageio import export_bioimageio
 from .cli_model import (
     Device,
     DeviceOption,
@@ -233,6 +234,7 @@ app.command()(dataset)
 app.command()(calibrate)
 app.command()(evaluate)
 app.command()(push)
+app.command()(export_bioimageio)
 
 
 @app.command()
@@ -273,7 +275,9 @@ def convert(
 
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="Pipeline folder or repository of the Hub; the default if omitted.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Pipeline folder or repository of the Hub; the default if omitted.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ):
     """Print what a checkpoint says about itself."""

@@ -12,12 +12,15 @@ from .console import require
 
 def push(
     folder: Annotated[Path, typer.Argument(help="Pipeline folder, such as the result of a training.")],
-    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Model repository of the Hub, made if need be.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="ORG/NAME", help="Model repository of the Hub, made if need be.")
+    ],
     evaluation: Annotated[
         Path | None, typer.Option(help="Report of `haze-pipeline evaluate` on these weights, for the card.")
     ] = None,
     example: Annotated[
-        list[Path] | None, typer.Option(help="Hazy TIFF to upload and to show on the card; may be given several times.")
+        list[Path] | None,
+        typer.Option(help="Hazy TIFF to upload and to show on the card; may be given several times."),
     ] = None,
     license_id: Annotated[
         str | None, typer.Option("--license", help="Licence of the weights, such as apache-2.0.")

@@ -45,13 +45,15 @@ def make_model_card(
         facts (`dict`):
             Whatever is known, see [`read_facts`]: `training`, by `training/train_haze_matching.py`; `conversion`, by `haze-pipeline convert`;
             `evaluation`, by `haze-pipeline evaluate`; `calibration`, by `haze-pipeline calibrate`; `calibration_plot`, a file beside
-            the card; `figures`, pairs of a file and its caption; `known_failures`, paragraphs.
+            the card; `figures`, pairs of a file and its caption; `known_failures`, paragraphs; `measured` and `measured_calibration`, texts,
+            and `eval_results`, where something else than `haze-pipeline evaluate` measured; `loader`, a call in place of `from_pretrained`.
         license_id (`str`, *optional*): Licence of the weights in the spelling of the Hub, such as `"apache-2.0"`.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     training, evaluation, conversion = (facts.get(name) for name in ("training", "evaluation", "conversion"))
     dataset, base_model = (training or {}).get("dataset_name"), (training or {}).get("base_model")
+    results = eval_results(evaluation) if evaluation else facts.get("eval_results")
     card_data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="image-to-image",
@@ -59,8 +61,8 @@ def make_model_card(
         datasets=None if dataset is None else [dataset],
         base_model=base_model if base_model is not None and "/" in base_model else None,  # a repository, not a folder
         license=license_id,
-        model_name=title.split("/")[-1],
-        eval_results=eval_results(evaluation) if evaluation else None,
+        model_name=title.split("/")[-1] if results else None,
+        eval_results=results,
     )
     published = None
     if conversion:
@@ -113,9 +115,7 @@ def mean_score(evaluation: dict, method: str, metric: str) -> float:
 def _results(evaluation: dict) -> dict:
     """A table of means, and where predictions are farther from the truth than their input."""
     metrics = list(evaluation["higher_is_better"])
-    rows = {
-        method: [mean_score(evaluation, method, metric) for metric in metrics] for method in evaluation["summary"]
-    }
+    rows = {method: [mean_score(evaluation, method, metric) for metric in metrics] for method in evaluation["summary"]}
     own = next(method for method in rows if method.startswith("haze-pipeline"))
     gains = [
         (image["scores"][own][metrics[0]] - image["scores"]["input"][metrics[0]], image["source"])

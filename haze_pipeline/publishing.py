@@ -110,7 +110,9 @@ def write_repository(
     facts = read_facts(staged)
     own, evaluated = weights_digest(pipe), facts.get("evaluation", {}).get("revision")
     if evaluated not in (None, own):
-        raise ValueError(f"The evaluation is of other weights ({evaluated}) than those to push ({own}): evaluate these.")
+        raise ValueError(
+            f"The evaluation is of other weights ({evaluated}) than those to push ({own}): evaluate these."
+        )
 
     # 3. Examples, dehazed as `haze-pipeline dehaze` would.
     (staged / "examples").mkdir()

@@ -364,13 +364,15 @@ def train(args, command, accelerator, output_dir):
             "command": command,
             "seed": args.seed,
             "dataset_name": args.dataset_name if args.dataset_name and not os.path.isdir(args.dataset_name) else None,
-            "base_model": args.init_from and (Path(args.init_from).name if os.path.isdir(args.init_from) else args.init_from),
+            "base_model": args.init_from
+            and (Path(args.init_from).name if os.path.isdir(args.init_from) else args.init_from),
             "license": args.license,
             "validation_pairs": len(data.validation),
             "validation_input": validation_input,
             "processes": accelerator.num_processes,
             "examples_per_step": examples_per_step,
-            "device": torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda"
+            "device": torch.cuda.get_device_name(accelerator.device)
+            if accelerator.device.type == "cuda"
             else f"a processor with {torch.get_num_threads()} threads",
             "versions": {name: version(name) for name in ("haze-pipeline", "diffusers", "torch")},
             "log": log,
