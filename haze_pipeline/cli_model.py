@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 
 class Device(StrEnum):
@@ -62,9 +63,12 @@ def load_pipeline(model: str | None):
 def fetch_model(model: str) -> Path:
     """The folder that `--model` names, or that a repository of the Hub was fetched to."""
     from huggingface_hub import errors
+    from huggingface_hub.utils import disable_progress_bars
 
     from .hub import fetch_pipeline
 
+    if not Console(stderr=True).is_terminal:
+        disable_progress_bars()
     if Path(model).exists():
         if not Path(model, "model_index.json").is_file():
             raise ValueError(f"{model} is not a pipeline folder: there is no model_index.json in it.")

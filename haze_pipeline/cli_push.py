@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .cli_model import load_pipeline
 from .console import require
@@ -37,15 +36,12 @@ def push(
     Example: haze-pipeline push runs/first lab/microscope --evaluation report --example cells.tif --license apache-2.0
     """
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import disable_progress_bars
 
     from .publishing import push_pipeline
 
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder; name the folder of the pipeline.")
     require("hub", "jinja2")
-    if not Console(stderr=True).is_terminal:
-        disable_progress_bars()
     pipe = load_pipeline(str(folder))
     pipe.set_progress_bar_config(disable=True)
     try:

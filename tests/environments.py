@@ -17,14 +17,19 @@ LIBRARIES = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
 def make_environment(folder: Path, with_package: bool) -> Path:
     """
     A new virtual environment whose site-packages hold a link to everything that is installed here but haze_pipeline, of which no
-    file is within reach, or which is added from this very checkout. Returns its Python.
+    file is within reach, or which is added from this very checkout; and but transformers, which diffusers takes seconds to import
+    where it is, and does not need. Returns its Python.
     """
     venv.create(folder, with_pip=False)
     site_packages = next(folder.glob("lib/python*/site-packages"))
     own = {Path(file).parts[0] for file in distribution("haze-pipeline").files}
     for library in LIBRARIES:
         for entry in library.iterdir():
-            if entry.name not in own and not (site_packages / entry.name).exists():
+            if (
+                entry.name not in own
+                and not entry.name.startswith("transformers")
+                and not (site_packages / entry.name).exists()
+            ):
                 (site_packages / entry.name).symlink_to(entry)
     if with_package:
         information = next(Path(name) for name in own if name.endswith(".dist-info"))

@@ -328,7 +328,7 @@ def test_commands_take_repositories_and_name_what_is_wrong(pipe, environments, t
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     pairs = tmp_path / "pairs"
     pairs.mkdir()
-    write_pairs(pairs, 3, (32, 32))
+    write_pairs(pairs, 3, (48, 48))
     ensemble = "--num-inference-steps 2 --ensemble-size 2"
     (tmp_path / "there").mkdir()
     with hub_double() as hub:
