@@ -48,7 +48,9 @@ def push(
         url = push_pipeline(
             pipe, repository, folder, evaluation, example or (), license_id, private or None, commit_message=message
         )  # fmt: skip
-    except HfHubHTTPError as error:
+    except Exception as error:  # a network fails in many ways, of which not all are an OSError
+        if isinstance(error, OSError | ValueError | ImportError) and not isinstance(error, HfHubHTTPError):
+            raise
         raise OSError(
             f"{folder} was not uploaded to {repository}; log in with `hf auth login`, check the name, and try again: {error}"
         ) from error
