@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --constraint constraints.txt
-CHECKED = haze_pipeline training tests bench
+CHECKED = haze_pipeline training tests bench model_cards
 
 .PHONY: demo test style quality bench
 

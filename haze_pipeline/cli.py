@@ -13,10 +13,12 @@ from .cli_calibrate import calibrate
 from .cli_dataset import dataset
 from .cli_dehaze import dehaze
 from .cli_evaluate import evaluate
+from .cli_export_bioimageio import export_bioimageio
 from .cli_model import (
     load_pipeline,
     weights_digest,
 )
+from .cli_push import push
 from .cli_simulate import simulate
 from .console import make_parents
 from .version import __version__
@@ -44,6 +46,8 @@ app.command()(simulate)
 app.command()(dataset)
 app.command()(calibrate)
 app.command()(evaluate)
+app.command()(push)
+app.command()(export_bioimageio)
 
 
 @app.command()
@@ -78,12 +82,15 @@ def convert(
         HazeMatchingPipeline(
             unet, FlowMatchODEScheduler(), normalization="fixed", mirror_members=False, **config
         ).save_pretrained(folder)
+        (folder / "conversion.json").write_text(json.dumps({"subset": subset.value, "channel": channel}) + "\n")
     print(output)
 
 
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="Pipeline folder; the default if omitted.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Pipeline folder or repository of the Hub; the default if omitted.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ):
     """Print what a checkpoint says about itself."""

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from .cli_model import Device, DeviceOption, DType, DTypeOption, ModelOption, SeedOption, load_pipeline, place_pipeline
+from .cli_model import (
+    Device,
+    DeviceOption,
+    DType,
+    DTypeOption,
+    ModelOption,
+    SeedOption,
+    fetch_model,
+    load_pipeline,
+    place_pipeline,
+)
 from .console import make_parents, progress_bar, require
 from .presets import PRESETS, Preset, choose_solver
 
@@ -97,10 +107,12 @@ def calibrate(
 
     make_parents(output)
     with replace_when_complete(output) as folder:
-        shutil.copytree(model or DEFAULT_CHECKPOINT, folder, dirs_exist_ok=True)
+        shutil.copytree(fetch_model(model) if model else DEFAULT_CHECKPOINT, folder, dirs_exist_ok=True)
         index = json.loads((folder / "model_index.json").read_text())
         (folder / "model_index.json").write_text(json.dumps({**index, **fitted}, indent=2, sort_keys=True) + "\n")
+        (folder / "calibration.json").write_text(json.dumps(facts, indent=2) + "\n")
         if plot is not None:
+            plot_calibration({"before": raw, "after": calibrated}).savefig(folder / "calibration.png")
             with replace_when_complete(plot) as temporary:
                 plot_calibration({"before": raw, "after": calibrated}).savefig(temporary)
     written = [str(path) for path in (output, plot) if path is not None]

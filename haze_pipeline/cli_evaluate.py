@@ -156,7 +156,11 @@ def evaluate(
         results = score_images(pairs, {name: counted(method) for name, method in methods.items()}, set_metrics)
     facts = {
         "package": f"haze-pipeline {__version__}",
-        "model": Path(model).resolve().name if model else "default checkpoint",
+        "model": "default checkpoint"
+        if model is None
+        else Path(model).resolve().name
+        if Path(model).exists()
+        else model,
         "revision": revision,
         "dataset": Path(dataset).resolve().name if Path(dataset).is_dir() else dataset,
         "split": None if Path(dataset, "hazy").is_dir() else split,  # a folder of pairs has none

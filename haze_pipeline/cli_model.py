@@ -1,11 +1,12 @@
 """The pipelines that commands run: where their weights are, on what device and in what arithmetic they run."""
 
-import json
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 
 class Device(StrEnum):
@@ -27,7 +28,12 @@ class DType(StrEnum):
 
 
 # The options that all these commands have.
-ModelOption = Annotated[str | None, typer.Option(help="Pipeline folder; by default the checkpoint in the package.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Pipeline folder, or repository of the Hub: ORG/NAME or ORG/NAME@REVISION; by default the checkpoint in the package."
+    ),
+]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where the network runs.")]
 DTypeOption = Annotated[
@@ -45,17 +51,48 @@ def load_pipeline(model: str | None):
     diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # what fails is said below, in one sentence
     if model is None:
         return HazeMatchingPipeline.from_default()
-    if not Path(model, "model_index.json").is_file():
-        raise ValueError(f"{model} is not a pipeline folder: there is no model_index.json in it.")
+    folder = fetch_model(model)
     try:
-        name = json.loads(Path(model, "model_index.json").read_text())["_class_name"]
-        if name != "HazeMatchingPipeline":
-            raise ValueError(f"it is a {name}, not a HazeMatchingPipeline")
-        return HazeMatchingPipeline.from_pretrained(model, use_safetensors=True, low_cpu_mem_usage=False)
+        return HazeMatchingPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
     except Exception as error:  # a damaged folder shows as anything from KeyError to SafetensorError
         raise ValueError(
             f"{model} could not be loaded as a pipeline; make it anew or check the copy: {error}"
         ) from error
+
+
+def fetch_model(model: str) -> Path:
+    """The folder that `--model` names, or that a repository of the Hub was fetched to."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import disable_progress_bars
+
+    from .hub import fetch_pipeline
+
+    if not Console(stderr=True).is_terminal:
+        disable_progress_bars()
+    if Path(model).exists():
+        if not Path(model, "model_index.json").is_file():
+            raise ValueError(f"{model} is not a pipeline folder: there is no model_index.json in it.")
+        return Path(model)
+    name, _, revision = model.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).parent.is_dir():
+        raise ValueError(f"{model} is not there: name a pipeline folder, or ORG/NAME of the Hub.")
+    try:
+        folder = Path(fetch_pipeline(name, revision=revision or None))
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise ValueError(
+            f"{model} is neither a folder here nor a repository of the Hub that you may read: check the name, or log in with "
+            "`hf auth login`."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{name} has no revision {revision}: name a branch, tag or commit that it has.") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise OSError(
+            f"{model} is not a folder here, and the Hub, of which nothing complete of that name was kept, cannot be reached: "
+            "check the name or the connection."
+        ) from error
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{model} holds no pipeline: there is no model_index.json in it.")
+    return folder
 
 
 def place_pipeline(pipe, device, dtype: DType):

@@ -1,6 +1,7 @@
 """Pipeline that turns hazy (widefield) micrographs into clear (confocal-like) ones by guided conditional flow matching."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2D
 from .calibration import predicted_deviation
 from .field_sampling import DEFAULT_PATCH_SIZE, FLIPS, FieldSampler
 from .hardware import allocate
-from .hub import fetch_pipeline, stored_variant
+from .hub import add_code, fetch_pipeline, resolve_index, stored_variant
 from .image_processing import HazeImageProcessor, Normalization
 from .pipeline_output import HazeMatchingOutput
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
@@ -104,19 +105,76 @@ class HazeMatchingPipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path (`str` or `Path`): The folder or repository.
             kwargs: As in diffusers. `variant` need not be given where only half-precision weights are stored.
+
+        Raises:
+            `ValueError`:
+                If it is another pipeline, asks for code that is neither ours nor of diffusers, holds pickles, or is not what
+                its repository says.
         """
-        # diffusers itself would look for the code of our scheduler in the repository.
+        # diffusers itself would fetch code. Code that lies in a folder is not run either: see `load_config`.
         names = ("revision", "token", "cache_dir", "local_files_only", "force_download")
         where = {name: kwargs.pop(name) for name in names if name in kwargs}
-        folder = fetch_pipeline(pretrained_model_name_or_path, **where)
-        return super().from_pretrained(folder, **{"variant": stored_variant(folder), **kwargs})
+        folder = fetch_pipeline(pretrained_model_name_or_path, kwargs.get("variant"), **where)
+        kwargs = {"variant": stored_variant(folder), **kwargs, "use_safetensors": True}
+        return super().from_pretrained(folder, **kwargs)
 
     @classmethod
     def from_default(cls, **kwargs) -> "HazeMatchingPipeline":
         """Load the checkpoint that ships inside the package; needs no network. `kwargs` as in `from_pretrained`."""
         # `low_cpu_mem_usage` matters to large models only, and asks for accelerate.
-        kwargs = {"low_cpu_mem_usage": False, **kwargs}
-        return cls.from_pretrained(DEFAULT_CHECKPOINT, use_safetensors=True, **kwargs)
+        return cls.from_pretrained(DEFAULT_CHECKPOINT, **{"low_cpu_mem_usage": False, **kwargs})
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> dict:
+        """The index of a stored pipeline, with this package's classes in place of the code that is stored with it."""
+        index = super().load_config(pretrained_model_name_or_path, **kwargs)
+        return resolve_index(index, pretrained_model_name_or_path, FlowMatchODEScheduler.__module__)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        variant: str | None = None,
+        with_code: bool = True,
+        push_to_hub: bool = False,
+        **kwargs,
+    ):
+        """
+        Write a folder that [`from_pretrained`] loads and, where this package is not installed, also
+        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
+
+        Args:
+            save_directory (`str` or `Path`): The folder, made if need be.
+            variant (`str`, *optional*): Such as `"fp16"`: part of the names of the weights, which are stored as they are.
+            with_code (`bool`, defaults to `True`): Store the code that `DiffusionPipeline` needs.
+            push_to_hub (`bool`, defaults to `False`): Also upload, see [`push_to_hub`].
+            kwargs: `max_shard_size`, and those of [`push_to_hub`]; `repo_id` is the folder's name by default.
+
+        Raises:
+            `ValueError`: If anything but safetensors is asked for.
+        """
+        if not kwargs.pop("safe_serialization", True):
+            raise ValueError("`safe_serialization` must be True: only safetensors are stored, since pickles run code.")
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=kwargs.pop("max_shard_size", None))
+        if with_code:
+            add_code(save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """
+        Upload to the Hub in one commit: weights (full, and in half precision as the variant fp16), configurations, the code
+        that `DiffusionPipeline` needs, and a card. Returns the address of the commit.
+
+        Args:
+            repo_id (`str`): `"organisation/name"`, made if need be.
+            kwargs: As of `haze_pipeline.publishing.push_pipeline`: examples, evaluation, licence, `private`, `token`, ….
+        """
+        # By name, since diffusers would take an import for code to be stored with the pipeline.
+        try:
+            publishing = import_module("haze_pipeline.publishing")
+        except ImportError as error:
+            raise ImportError("Pushing needs the package itself: pip install 'haze-pipeline[hub]'.") from error
+        return publishing.push_pipeline(self, repo_id, **kwargs)
 
     @property
     def num_timesteps(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .figures import plot_panels, plot_perception_distortion
+from .model_card import eval_results, mean_score
 from .pair_sources import Pair
 
 
@@ -39,7 +40,7 @@ def write_report(folder: Path, facts: dict, shown: list[Pair], predictions: dict
     # Methods with the best score of their metric.
     best = {}
     for metric, higher in facts["higher_is_better"].items():
-        values = {method: _mean(facts, method, metric) for method in facts["summary"]}
+        values = {method: mean_score(facts, method, metric) for method in facts["summary"]}
         best[metric] = (max if higher else min)(values, key=values.get)
     panels = []
     for index, pair in enumerate(shown):
@@ -63,33 +64,9 @@ def write_report(folder: Path, facts: dict, shown: list[Pair], predictions: dict
 
 def model_index(facts: dict) -> list[dict]:
     """The scores of a model's own predictions in the form of a model card's `model-index`."""
-    from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
-    own = [name for name in facts["summary"] if name.startswith("haze-pipeline")]
-    results = [
-        EvalResult(
-            task_type="image-to-image",
-            task_name="dehazing",
-            dataset_type=facts["dataset"],
-            dataset_name=facts["dataset"],
-            dataset_split=facts["split"],
-            metric_type=metric,
-            metric_name=f"{metric}, {name}",
-            metric_value=round(_mean(facts, name, metric), 4),
-            dataset_args={"images": facts["num_images"], "specimens": facts["num_specimens"]},
-            metric_args={"protocol": facts["protocol"][metric]},
-        )
-        for name in own
-        for metric in facts["higher_is_better"]
-    ]
-    return eval_results_to_model_index(facts["model"], results)
-
-
-def _mean(facts: dict, method: str, metric: str) -> float:
-    if metric in facts["set_scores"][method]:
-        return facts["set_scores"][method][metric]
-    return facts["summary"][method][metric]["mean"]
+    return eval_results_to_model_index(facts["model"], eval_results(facts))
 
 
 def _embed(figure: "Figure") -> str:

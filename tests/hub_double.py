@@ -3,7 +3,7 @@ An in-memory stand-in for the Hugging Face Hub: an HTTP server with the REST end
 call to create a repository of a dataset or model, upload to it, list it, and download or stream from it.
 
 What works against it proves that our calls, files and cards fit those two libraries. It does not prove what only the real Hub
-does: a dataset and a model can't have one name, it accepts any token and lets everybody read private repositories, has no xet storage (tests set `HF_HUB_DISABLE_XET=1`,
+does: a dataset and a model can't have one name, it accepts any token, for private repositories too, has no xet storage (tests set `HF_HUB_DISABLE_XET=1`,
 so that files go by git LFS), no quotas or rate limits, no pull requests or branches beside `main`, no dataset viewer, and it
 accepts any card, whereas the Hub checks licence and tags.
 """
@@ -23,13 +23,17 @@ class HubDouble:
     Attributes:
         repos (`dict[str, list[tuple[str, dict[str, bytes]]]]`): For each repository the commits, oldest first: the hash
             and the files by path.
-        private (`set[str]`): Repositories created as private.
+        private (`set[str]`): Repositories created as private, which can't be read without a token.
+        altered (`dict[tuple[str, str], bytes]`): By repository and path, what is sent in place of a file, under the checksum of the true one.
+        requests (`list[str]`): Method and path of everything that was asked.
         endpoint (`str`): What `HF_ENDPOINT` must be.
     """
 
     def __init__(self):
         self.repos = {}
         self.private = set()
+        self.altered = {}
+        self.requests = []
         self.lfs_objects = {}
         self.lfs_paths = set()
         self.endpoint = ""
@@ -86,11 +90,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(url.path)
+        self.hub.requests.append(f"{self.command} {path}")
         for method, pattern, name in self.ROUTES:
             match = re.fullmatch(pattern, path)
             if match and method == self.command:
                 arguments = match.groupdict()
                 repo, revision = arguments.get("repo"), arguments.get("revision")
+                if repo and repo in self.hub.private and "Authorization" not in self.headers:
+                    headers = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Invalid username or password."}
+                    return self.answer({"error": "Invalid username or password."}, 401, headers)
                 if repo and repo not in self.hub.repos:
                     return self.answer_error("RepoNotFound", "Repository not found")
                 if revision and self.hub.files(repo, revision) is None:
@@ -247,6 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         is_lfs = path in self.hub.lfs_paths
         headers["ETag"] = f'"{hashlib.sha256(content).hexdigest() if is_lfs else _git_hash(content)}"'
         headers["X-Linked-Size"] = str(len(content))
+        content = self.hub.altered.get((repo, path), content)
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if span is None:
             self.answer(content, 200, headers)

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,13 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_se
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.domain import fit_domain
 from haze_pipeline.hub import create_repository
-from haze_pipeline.model_card import make_model_card, shareable_command
+from haze_pipeline.model_card import make_model_card, read_facts, shareable_command
 from haze_pipeline.network import build_unet, check_resolution
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
@@ -358,18 +358,33 @@ def train(args, command, accelerator, output_dir):
     pipeline = averaged_pipeline()
     if accelerator.is_main_process:
         pipeline.save_pretrained(output_dir)
-        card = make_model_card(
-            pipeline, args.hub_model_id or Path(args.output_dir).name, data.description, command, log,
-            len(data.validation), validation_input, accelerator.num_processes, examples_per_step,
-            dataset_name=args.dataset_name if args.dataset_name and not os.path.isdir(args.dataset_name) else None,
-            base_model=args.init_from and (Path(args.init_from).name if os.path.isdir(args.init_from) else args.init_from),
-            license_id=args.license,
-        )  # fmt: skip
-        card.save(output_dir / "README.md")
+        # What the card says, here and when the folder is pushed later.
+        facts = {
+            "data": data.description,
+            "command": command,
+            "seed": args.seed,
+            "dataset_name": args.dataset_name if args.dataset_name and not os.path.isdir(args.dataset_name) else None,
+            "base_model": args.init_from
+            and (Path(args.init_from).name if os.path.isdir(args.init_from) else args.init_from),
+            "license": args.license,
+            "validation_pairs": len(data.validation),
+            "validation_input": validation_input,
+            "processes": accelerator.num_processes,
+            "examples_per_step": examples_per_step,
+            "device": torch.cuda.get_device_name(accelerator.device)
+            if accelerator.device.type == "cuda"
+            else f"a processor with {torch.get_num_threads()} threads",
+            "versions": {name: version(name) for name in ("haze-pipeline", "diffusers", "torch")},
+            "log": log,
+        }
+        for folder in (output_dir, output_dir / "best"):
+            if folder.is_dir():
+                (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+        title = args.hub_model_id or Path(args.output_dir).name
+        make_model_card(pipeline, title, read_facts(output_dir), args.license).save(output_dir / "README.md")
         if args.push_to_hub and not args.dry_run:
-            patterns = ["model_index.json", "unet/*", "scheduler/*", "README.md", "training_log.jsonl"]
-            HfApi().upload_folder(repo_id=args.hub_model_id, folder_path=output_dir, allow_patterns=patterns)
-            logger.info("pushed to %s", args.hub_model_id)
+            url = pipeline.push_to_hub(args.hub_model_id, folder=output_dir)
+            logger.info("pushed: %s", url)
     accelerator.end_training()
     return seconds_per_step, seconds_per_validation
 

@@ -1,0 +1,134 @@
+"""
+Render the cards of this folder: of the checkpoint in the package, and of the paper's published checkpoints once converted.
+
+    python model_cards/render.py
+
+Every number comes from `bench/`, `training/default_checkpoint.log` or the official code and paper, which the cards name.
+`python model_cards/render.py --check` fails if a card is stale. The templates are in the package, which renders the cards of other
+pipelines when they are trained or pushed.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard
+
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.conversion import SUBSETS
+from haze_pipeline.model_card import make_model_card
+from haze_pipeline.network import build_unet
+
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path.append(str(ROOT / "bench"))
+import readme  # noqa: E402
+
+
+def default_checkpoint() -> ModelCard:
+    """Of the checkpoint in the package: recipe and log from `training/`, scores from `bench/`, failures from README.md."""
+    recipe = (
+        (ROOT / "training" / "README.md").read_text().split("## The checkpoint in the package")[1].split("\n## ")[0]
+    )
+    command = re.search(r"```sh\n(.*?)\n```", recipe, re.DOTALL)[1]
+    changes = re.search(r"The simulator that trained the network.*?(?=:\n\n```sh)", recipe, re.DOTALL)[0].replace(
+        "of this section", "below"
+    )
+    log = (ROOT / "training" / "default_checkpoint.log").read_text()
+    rows = re.findall(r"step (\d+): loss ([\d.]+), validation ([\d.]+) dB", log)
+    training_pairs = re.search(r"(\d+) pairs", log)[1]
+    validation_pairs, validation_input = re.search(r"validation: (\d+) pairs, ([\d.]+) dB", log).groups()
+    page = (ROOT / "README.md").read_text()
+    failures = re.findall(r"^Known to fail: (.*?)\n\n", page, re.DOTALL | re.MULTILINE)
+    reading = re.search(r"^Reading: (.*?)\n\n", page, re.DOTALL | re.MULTILINE)[1]
+    caption = re.search(r"^\*(Widefield input, posterior mean.*?)\*\n", page, re.DOTALL | re.MULTILINE)[1]
+    tuned = re.search(r"^Tuned on the answer.*?\n\n", page, re.DOTALL | re.MULTILINE)[0].strip()
+    unsure = re.search(r"^The checkpoint in the package is far too sure.*?:\n\n", page, re.DOTALL | re.MULTILINE)[
+        0
+    ].strip()
+    simulated = json.loads((ROOT / "bench" / "simulated_pairs.json").read_text())
+    facts = {
+        "loader": "from_default()",
+        "training": {
+            "data": f"{training_pairs} simulated pairs, none of them real. {changes}.",
+            "command": command,
+            "seed": int(re.search(r"--seed (\d+)\"", command)[1]),
+            "log": [
+                {"step": int(step), "loss": float(loss), "validation_psnr": float(psnr)} for step, loss, psnr in rows
+            ],
+            "validation_pairs": validation_pairs,
+            "validation_input": float(validation_input),
+            "cost": "It was trained on a processor; how long it took was not logged.",
+        },
+        "figures": [("../bench/real_pairs.png", " ".join(caption.split()))],
+        "known_failures": [failure[0].upper() + failure[1:] for failure in failures],
+        "measured": "\n".join(
+            [
+                "Range-invariant PSNR in dB. The classical methods have the settings that score best on the very image.",
+                "",
+                *readme.simulated_pairs(),
+                "",
+                tuned,
+                "",
+                "Real pairs, against the structured-illumination target / against that target blurred to widefield resolution:",
+                "",
+                *readme.real_pairs(),
+                "",
+                reading[0].upper() + reading[1:],
+            ]
+        ),
+        "measured_calibration": "\n".join([unsure, "", *readme.calibration()]),
+        "calibration_plot": "../bench/calibration.png",
+        "eval_results": [
+            EvalResult(
+                task_type="image-to-image",
+                task_name="dehazing",
+                dataset_type="simulated",
+                dataset_name=f"haze-pipeline simulate --seed {simulated['seed']}",
+                metric_type="range-invariant PSNR (dB)",
+                metric_name=f"range-invariant PSNR (dB), {method.replace('`', '')}",
+                metric_value=round(simulated["mean"][method], 2),
+                dataset_args={"images": simulated["num_images"]},
+            )
+            for method in simulated["mean"]
+            if method.startswith("haze-pipeline")
+        ],
+    }
+    pipe = HazeMatchingPipeline.from_default()
+    return make_model_card(pipe, "Default checkpoint of haze-pipeline", facts, license_id="apache-2.0")
+
+
+def published_checkpoint(subset: str) -> ModelCard:
+    """Of a published checkpoint, as `haze-pipeline convert` converts it: of the network, only the shape is used."""
+    known = SUBSETS[subset]
+    pipe = HazeMatchingPipeline(
+        build_unet(known.patch_size),
+        FlowMatchODEScheduler(),
+        normalization="fixed",
+        training_patch_size=known.patch_size,
+        mirror_members=False,
+        **known.channels[0],
+    )
+    facts = {"conversion": {"subset": subset, "channel": 0}}
+    return make_model_card(pipe, f"hazematching-{subset}", facts, license_id="unknown")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Render the cards of this folder.")
+    parser.add_argument("--check", action="store_true", help="Change nothing; fail if a card is stale.")
+    args = parser.parse_args()
+    cards = {"default_checkpoint": default_checkpoint()}
+    cards |= {f"hazematching-{subset}": published_checkpoint(subset) for subset in SUBSETS}
+    for name, card in cards.items():
+        path = HERE / f"{name}.md"
+        if args.check and (not path.is_file() or path.read_text(encoding="utf-8") != str(card)):
+            sys.exit(f"{path} is stale; run `python model_cards/render.py`.")
+        if not args.check:
+            path.write_text(str(card), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Cards: those that are rendered here, and what becomes of what training, calibration and evaluation write."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import yaml
+from conftest import ROOT, tiny_unet, write_pairs
+from huggingface_hub import ModelCard
+
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.conversion import SUBSETS
+from haze_pipeline.publishing import write_repository
+
+
+EXAMPLE = ROOT / "spaces" / "haze-matching" / "examples" / "filaments.ome.tif"
+CARDS = sorted((ROOT / "model_cards").glob("*.md"))
+PLACEHOLDERS = re.compile(
+    r"(?i:more information needed|todo|tbd|xxx|lorem|\[insert|undefined)|\{\{|\}\}|\{%|\bNone\b|\bnan\b"
+)
+
+
+def check_card(text: str, folder):
+    """What the Hub demands of a card (https://huggingface.co/docs/hub/model-cards), and what a reader does."""
+    card = ModelCard(text)
+    data = yaml.safe_load(text.split("---")[1])
+    assert data["library_name"] == "diffusers" and data["pipeline_tag"] == "image-to-image"
+    assert all(isinstance(tag, str) and tag for tag in data["tags"])
+    assert data["license"] in (
+        "apache-2.0",
+        "mit",
+        "cc-by-4.0",
+        "unknown",
+    )  # of the Hub's list, those that are used here
+    for name in ("datasets", "base_model"):
+        for repository in np.atleast_1d(data.get(name, [])):
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+", repository)
+    for model in data.get("model-index", []):
+        assert model["name"] and model["results"]
+        for result in model["results"]:
+            assert (
+                result["task"]["type"] == "image-to-image" and result["dataset"]["type"] and result["dataset"]["name"]
+            )
+            assert all(metric["type"] and np.isfinite(metric["value"]) for metric in result["metrics"])
+    # The library has read the same scores.
+    found = [(result.metric_name, result.metric_value) for result in card.data.eval_results or []]
+    metrics = [
+        metric for model in data.get("model-index", []) for result in model["results"] for metric in result["metrics"]
+    ]
+    assert sorted(found) == sorted((metric["name"], metric["value"]) for metric in metrics)
+    body = card.text.split("```sh")[0] + "".join(part.split("```", 1)[1] for part in card.text.split("```sh")[1:])
+    assert PLACEHOLDERS.search(body) is None, PLACEHOLDERS.search(body)
+    for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", card.text):
+        assert (folder / picture).read_bytes()[:4] == b"\x89PNG"
+    for heading in (
+        "use it",
+        "expects",
+        "Where it fails",
+        "good",
+        "believe its uncertainty",
+        "was trained",
+        "Licence and citation",
+    ):
+        assert re.search(rf"^## .*{heading}", card.text, re.MULTILINE)
+    assert "**Meant for**" in card.text and "**Not meant for**" in card.text
+    for block in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+        compile(block, "card", "exec")
+    assert "2506.22397" in card.text
+    return card
+
+
+def test_cards_are_rendered_from_measurements_and_published_facts():
+    result = subprocess.run(
+        [sys.executable, ROOT / "model_cards" / "render.py", "--check"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert {path.stem for path in CARDS} == {"default_checkpoint", *(f"hazematching-{subset}" for subset in SUBSETS)}
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_rendered_cards_are_valid_and_complete(path):
+    card = check_card(path.read_text(encoding="utf-8"), path.parent)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"][0]
+    assert citation["title"] in card.text and all(
+        author["family-names"] in card.text for author in citation["authors"]
+    )
+    if path.stem != "default_checkpoint":
+        subset = path.stem.removeprefix("hazematching-")
+        assert f"haze-pipeline convert best_model.pth --subset {subset}" in card.text
+        assert SUBSETS[subset].sha256 in card.text
+        for channel in SUBSETS[subset].channels:
+            assert " | ".join(map(str, channel.values())) in card.text
+
+
+def test_the_code_of_the_default_card_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("hazy.tif", np.random.default_rng(0).poisson(100, (48, 48)).astype(np.uint16))
+    text = (ROOT / "model_cards" / "default_checkpoint.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
+    assert tifffile.imread("clear.tif").shape == (48, 48)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 8, (64, 64))
+
+
+def test_a_pushed_card_says_all_that_is_known(run, model, pairs, tmp_path):
+    arguments = ("--num-inference-steps", 2, "--ensemble-size", 2, "--dtype", "float32")
+    plot = ("--plot", tmp_path / "calibration.png")
+    code, _, error = run("calibrate", pairs, "--model", model, "-o", tmp_path / "calibrated", *arguments, *plot)
+    assert code == 0, error
+    folder = tmp_path / "calibrated"
+    (folder / "README.md").unlink()
+    training = {
+        "data": "the pairs of a folder.", "command": "accelerate launch train.py", "seed": 3, "dataset_name": "lab/pairs",
+        "base_model": "lab/older", "license": "cc-by-4.0", "validation_pairs": 5, "validation_input": 20.5, "processes": 2,
+        "examples_per_step": 32, "device": "a processor with 2 threads", "versions": {"haze-pipeline": "0.1.0"},
+        "log": [{"step": 70, "seconds": 7200.0, "loss": 0.5, "validation_psnr": 24.25}],
+    }  # fmt: skip
+    (folder / "training.json").write_text(json.dumps(training))
+    options = ("--preset", "fast", "--no-baselines", "--dtype", "float32")
+    code, _, error = run("evaluate", "--dataset", pairs, "--model", folder, "-o", tmp_path / "report", *options)
+    assert code == 0, error
+
+    pipe = HazeMatchingPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    staged = tmp_path / "staged"
+    write_repository(pipe, staged, "lab/microscope", folder, tmp_path / "report", [EXAMPLE])
+    card = check_card((staged / "README.md").read_text(encoding="utf-8"), staged)
+    assert (card.data.datasets, card.data.base_model, card.data.license) == (["lab/pairs"], "lab/older", "cc-by-4.0")
+    facts = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    score = facts["summary"]["haze-pipeline fast"]["range-invariant PSNR (dB)"]["mean"]
+    first = card.data.eval_results[0]
+    assert first.metric_value == round(score, 4) and first.dataset_name == facts["dataset"]
+    assert f"| haze-pipeline fast | {score:.3f} |" in card.text
+    calibration = json.loads((folder / "calibration.json").read_text())
+    assert (
+        f"{calibration['before']['RMS error / RMS deviation']:.2f} times the predicted deviation before" in card.text
+    )
+    for fact in ("seed 3", "2 processes on a processor with 2 threads, 32 patches", "70 steps in 2 hours", "| 70 | 0.5000 | 24.25 |",
+                 "examples/filaments.png", "(calibration.png)", "mean of 2 samples of 2 steps and its deviation"):  # fmt: skip
+        assert fact in card.text
+    assert str(tmp_path) not in card.text
+    # A card that somebody wrote is kept, and numbers of other weights are not passed off as those of these.
+    (folder / "README.md").write_text("My card.")
+    write_repository(pipe, tmp_path / "own", "lab/microscope", folder)
+    assert (tmp_path / "own" / "README.md").read_text() == "My card."
+    other = HazeMatchingPipeline(tiny_unet(1), FlowMatchODEScheduler())
+    with pytest.raises(ValueError, match="of other weights"):
+        write_repository(other, tmp_path / "other", "lab/microscope", None, tmp_path / "report")
+    with pytest.raises(ValueError, match=r"no evaluation\.json"):
+        write_repository(other, tmp_path / "none", "lab/microscope", None, pairs)
+    with pytest.raises(ValueError, match="float16"):
+        write_repository(other.to(torch.float16), tmp_path / "half", "lab/x")
