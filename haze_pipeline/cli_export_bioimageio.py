@@ -40,7 +40,7 @@ def export_bioimageio(
         raise ValueError(f"{output} must end in .zip.")
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another name.")
-    require("bioimageio", "bioimageio.core")
+    require("bioimageio", "bioimageio")
     folder = None if model is None else fetch_model(model)
     if license_id is None:
         training = None if folder is None else folder / "training.json"
