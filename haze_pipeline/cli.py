@@ -82,7 +82,8 @@ def convert(
         HazeMatchingPipeline(
             unet, FlowMatchODEScheduler(), normalization="fixed", mirror_members=False, **config
         ).save_pretrained(folder)
-        (folder / "conversion.json").write_text(json.dumps({"subset": subset.value, "channel": channel}) + "\n")
+        facts = {"subset": subset.value, "channel": channel, "published": not caught}
+        (folder / "conversion.json").write_text(json.dumps(facts) + "\n")
     print(output)
 
 

@@ -40,7 +40,7 @@ def export_bioimageio(
         raise ValueError(f"{output} must end in .zip.")
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another name.")
-    require("bioimageio", "bioimageio.core")
+    require("bioimageio", "bioimageio")
     folder = None if model is None else fetch_model(model)
     if license_id is None:
         training = None if folder is None else folder / "training.json"
@@ -56,7 +56,7 @@ def export_bioimageio(
     from .simulation import pair_generator, simulate_pair
 
     if example is None:
-        plane = simulate_pair(128, pair_generator(seed=0, index=0)).hazy.numpy()
+        plane = simulate_pair(256, pair_generator(seed=7, index=0)).hazy.numpy()[:160, :160]  # filaments
     else:
         stack = read_micrograph(example).data
         plane = stack.reshape(-1, *stack.shape[-2:])[0]

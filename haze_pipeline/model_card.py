@@ -65,7 +65,7 @@ def make_model_card(
         eval_results=results,
     )
     published = None
-    if conversion:
+    if conversion and conversion["published"]:
         from .conversion import SUBSETS
 
         published = SUBSETS[conversion["subset"]]
@@ -77,7 +77,7 @@ def make_model_card(
         parameters=f"{pipeline.unet.num_parameters():,}",
         results=_results(evaluation) if evaluation else None,
         published=published,
-        published_results=PUBLISHED_RESULTS.get(conversion["subset"], []) if conversion else [],
+        published_results=PUBLISHED_RESULTS.get(conversion["subset"], []) if published else [],
         **facts,
     )
 

@@ -123,7 +123,9 @@ def write_repository(
     if card is not None and card.is_file() and GENERATED not in card.read_text(encoding="utf-8"):
         shutil.copyfile(card, staged / "README.md")
     else:
-        license_id = license_id or facts.get("training", {}).get("license")
+        license_id = (
+            license_id or facts.get("training", {}).get("license") or ("unknown" if "conversion" in facts else None)
+        )
         make_model_card(pipe, repo_id, facts, license_id).save(staged / "README.md")
 
 

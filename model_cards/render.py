@@ -112,7 +112,7 @@ def published_checkpoint(subset: str) -> ModelCard:
         mirror_members=False,
         **known.channels[0],
     )
-    facts = {"conversion": {"subset": subset, "channel": 0}}
+    facts = {"conversion": {"subset": subset, "channel": 0, "published": True}}
     return make_model_card(pipe, f"hazematching-{subset}", facts, license_id="unknown")
 
 

@@ -158,3 +158,14 @@ def test_a_pushed_card_says_all_that_is_known(run, model, pairs, tmp_path):
         write_repository(other, tmp_path / "none", "lab/microscope", None, pairs)
     with pytest.raises(ValueError, match="float16"):
         write_repository(other.to(torch.float16), tmp_path / "half", "lab/x")
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_converted_weights_are_the_authors_only_where_they_are(tmp_path, published):
+    known = SUBSETS["neuron"]
+    pipe = HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), normalization="fixed", **known.channels[0])
+    (tmp_path / "conversion.json").write_text(json.dumps({"subset": "neuron", "channel": 0, "published": published}))
+    write_repository(pipe, tmp_path / "staged", "lab/neuron", tmp_path)
+    card = check_card((tmp_path / "staged" / "README.md").read_text(encoding="utf-8"), tmp_path)
+    assert card.data.license == "unknown"
+    assert ("the authors of the paper published" in card.text) == (known.sha256 in card.text) == published
