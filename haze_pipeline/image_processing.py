@@ -152,6 +152,31 @@ class HazeImageProcessor:
         channels = [np.clip(3 * scaled - shift, 0, 1) for shift in (0, 1, 2)]
         return Image.fromarray((255 * np.stack(channels, axis=-1)).round().astype(np.uint8))
 
+    def visualize_same_contrast(self, images: dict[str, np.ndarray]) -> tuple[list[Image.Image], str]:
+        """
+        Pictures of planes that show as many counts between black and white as the first of them, each from its own 0.5th percentile
+        on, at least 512 px high or wide. Where predictions are not in the units of the input, every plane has a contrast of its own.
+
+        Args:
+            images (`dict`): Planes `[H, W]` by name.
+
+        Returns:
+            The pictures, and a sentence that says which values they show as black and as white.
+        """
+        pictures, captions, span = [], [], None
+        for name, image in images.items():
+            low, high = (float(np.percentile(image, share)) for share in (0.5, 99.8))
+            if span is None or self.normalization != "image":
+                span = high - low
+            picture = self.visualize_intensity(image, low, low + span)
+            if max(picture.size) < 512:  # whole magnifications, so that pixels stay pixels
+                zoom = -(-512 // max(picture.size))
+                picture = picture.resize((zoom * picture.width, zoom * picture.height), Image.Resampling.NEAREST)
+            pictures.append(picture)
+            black, white = (np.format_float_positional(v, 3, fractional=False, trim="-") for v in (low, low + span))
+            captions.append(f"{name} {black} to {white}")
+        return pictures, f"Counts from black to white: {'; '.join(captions)}."
+
     @classmethod
     def visualize_side_by_side(
         cls,
