@@ -44,6 +44,11 @@ class Space:
         self.url, self.process, self.folder = url, process, folder
 
     @property
+    def files(self) -> list[Path]:
+        """All that it keeps of its visitors."""
+        return [path for path in (self.folder / "tmp").rglob("*") if path.is_file()]
+
+    @property
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
@@ -56,7 +61,8 @@ def started(folder: Path, **environment):
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder / "files"), "PYTHONUNBUFFERED": "1"}
+    (folder / "tmp").mkdir()
+    environment |= {"GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder / "tmp"), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, ROOT / "spaces" / "haze-matching" / "app.py"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
@@ -77,7 +83,8 @@ def started(folder: Path, **environment):
 def space(tmp_path_factory):
     with started(tmp_path_factory.mktemp("space")) as running:
         yield running
-        assert "Traceback" not in running.log, running.log  # whatever users do, no error was unforeseen
+        # Whatever visitors did, no error was unforeseen; Gradio itself logs how it refuses paths.
+        assert f'File "{ROOT / "spaces"}' not in running.log, running.log
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +224,13 @@ def bomb(path: Path):
         file.write(packed)
 
 
+def deep(path: Path):
+    """A small TIFF that says it holds 8 GiB."""
+    tifffile.imwrite(path, np.zeros((64, 64), np.uint16), compression="zlib", rowsperstrip=64)
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tif.pages.first.tags["ImageLength"].overwrite(2**26)
+
+
 BAD = {
     "garbage.tif": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), "not a TIFF file"),
     "damaged.tif": (lambda path: path.write_bytes(b"II*\0" + np.random.default_rng(0).bytes(5000)), "damaged"),
@@ -224,10 +238,7 @@ BAD = {
     "photo.tif": (lambda path: tifffile.imwrite(path, np.zeros((20, 20, 3), np.uint8), photometric="rgb"), "colour"),
     "nan.tif": (lambda path: tifffile.imwrite(path, np.full((20, 20), np.nan, np.float32)), "finite"),
     "wide.tif": (lambda path: tifffile.imwrite(path, np.zeros((64, 2**17), np.uint8), compression="zlib"), "crop it"),
-    "deep.tif": (
-        lambda path: tifffile.imwrite(path, shape=(2**11, 1024, 1024), dtype=np.uint8, compression="zlib"),
-        "unpacks to 2048 MB",
-    ),
+    "deep.tif": (deep, "unpacks to 8192 MB"),
     "bomb.tif": (bomb, "damaged"),
 }
 
@@ -271,8 +282,7 @@ def test_200_megabytes_are_refused_while_they_are_sent(space, tmp_path):
     with large.open("rb") as file:
         response = httpx.post(f"{space.url}/gradio_api/upload", files={"files": ("large.tif", file)}, timeout=120)
     assert response.status_code == 413 and "maximum allowed size" in response.text
-    kept = [path for path in (space.folder / "files").rglob("*") if path.is_file() and path.stat().st_size > 2**27]
-    assert not kept
+    assert all(path.stat().st_size < 2**27 for path in space.files)
 
 
 def call(space, path: str) -> str:
@@ -289,14 +299,14 @@ def test_paths_lead_nowhere(space, tmp_path):
     secret = tmp_path / "secret.tif"
     tifffile.imwrite(secret, micrograph(1, size=48)[0])
     app = ROOT / "spaces" / "haze-matching" / "app.py"
-    inside = space.folder / "files"
+    [inside] = (space.folder / "tmp").glob("haze-space-*")
     urls = [f"{space.url}/gradio_api/info", secret.as_uri(), "http://169.254.169.254/latest"]
-    for path in ("/etc/passwd", "../../../../etc/passwd", str(secret), str(app), f"{inside}/../log", "", *urls):
+    for path in ("/etc/passwd", "../../../../etc/passwd", str(secret), str(app), f"{inside}/../../log", "", *urls):
         answer = call(space, path)
-        assert "event: error" in answer or "error" in answer.lower(), (path, answer)
-        assert "event: complete" not in answer and "_clear.ome.tif" not in answer, (path, answer)
-        assert "root:" not in answer
-    for path in (secret, app, "/etc/passwd", f"{inside}/../log", inside, space.folder / "log"):
+        assert answer.startswith("event: error"), (path, answer)
+        message = json.loads(answer.splitlines()[1].removeprefix("data: "))["error"]
+        assert message and len(message) < 300, (path, answer)
+    for path in (secret, app, "/etc/passwd", f"{inside}/../../log", inside, space.folder / "log"):
         assert httpx.get(f"{space.url}/gradio_api/file={path}").status_code in (403, 404), path
     # An upload stays in its folder whatever it is called.
     for name in ("../../evil.tif", "/tmp/evil.tif", "..\\evil.tif", "a\0b.tif"):
@@ -340,14 +350,12 @@ def test_files_expire(tmp_path):
             handle_file(tmp_path / "image.tif"), api_name="/dehaze"
         )
         assert httpx.get(f"{space.url}/gradio_api/file={files[0]['path']}").status_code == 200
+        examples = {path.name for path in (ROOT / "spaces" / "haze-matching" / "examples").glob("*.tif")}
         deadline = time.monotonic() + 30
-        while left := [
-            path for path in (tmp_path / "files").rglob("*") if path.is_file() and "examples" not in path.parts
-        ]:
-            assert time.monotonic() < deadline, left
+        while {path.name for path in space.files} != examples:
+            assert time.monotonic() < deadline, space.files
             time.sleep(0.5)
         assert httpx.get(f"{space.url}/gradio_api/file={files[0]['path']}").status_code in (403, 404)
-        assert "Traceback" not in space.log
 
 
 @pytest.fixture
@@ -364,7 +372,7 @@ def browser():
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page(space, pipe, browser, tmp_path, width):
-    image = micrograph(1, size=128, seed=3)[0]
+    image = micrograph(1, size=256, seed=9)[0]
     source = tmp_path / "cells.ome.tif"
     write_ome_tiff(source, Micrograph(image, "YX", (0.1, 0.1)))
     page = browser.new_page(viewport={"width": width, "height": 900}, accept_downloads=True)
@@ -388,7 +396,7 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     page.goto(space.url)
     page.get_by_text("at most 100 MB, planes of at most 2048 × 2048").wait_for()
     page.locator("input[type=file]").first.set_input_files(source)
-    page.get_by_text("YX 128 × 128").or_(page.locator("textarea")).first.wait_for()
+    page.get_by_text("YX 256 × 256").or_(page.locator("textarea")).first.wait_for()
     page.get_by_role("img").first.wait_for()
     look("chosen")
 
@@ -409,24 +417,28 @@ def test_the_page(space, pipe, browser, tmp_path, width):
         assert result.data.dtype == np.float32 and result.pixel_size == (0.1, 0.1)
 
     # 3. Move the slider between input and result.
-    handle = page.locator(".icon-wrap:visible, .outer .inner:visible").first
+    handle = page.locator("#slider .icon-wrap")
+    handle.hover()
     before = handle.bounding_box()
-    page.mouse.move(before["x"] + before["width"] / 2, before["y"] + before["height"] / 2)
     page.mouse.down()
     page.mouse.move(before["x"] + 90, before["y"] + before["height"] / 2, steps=5)
     page.mouse.up()
     assert handle.bounding_box()["x"] > before["x"] + 30
+    shown = page.locator("#slider img").evaluate_all("images => images.map(image => image.src)")
+    page.get_by_label("Same contrast").uncheck()
+    page.wait_for_function(
+        "old => [...document.querySelectorAll('#slider img')].some(image => !old.includes(image.src))", arg=shown
+    )
     look("uncertainty")
 
     # 4. Every tab; samples are flipped through, and the line of the profile is moved.
     page.get_by_role("tab", name="Samples").click()
-    page.get_by_text("sample 1 of 8").wait_for()
-    page.keyboard.press("Escape") if False else None
+    page.locator("caption", has_text="sample 1 of 8").wait_for()
     page.locator(".thumbnail-item").nth(1).locator("visible=true").click()
-    page.get_by_text("sample 2 of 8").wait_for()
+    page.locator("caption", has_text="sample 2 of 8").wait_for()
     look("samples")
     page.get_by_role("tab", name="Profile").click()
-    plot = page.locator("img[alt], .matplotlib img").locator("visible=true").last
+    plot = page.locator("#profile img")
     plot.wait_for()
     first = plot.get_attribute("src")
     line = page.get_by_label("number input for Line, % of the height")

@@ -2,7 +2,7 @@
 
 import html
 import math
-import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from sampling import PIPE, posterior_mean, sample  # isort: skip
 import gradio as gr
 import numpy as np
-from uploads import MAX_FILE, read_plane, read_stack
+from uploads import EXPIRY, MAX_FILE, delete_expired_files, read_plane, read_stack
 
 from haze_pipeline.baselines import richardson_lucy, rolling_ball
 from haze_pipeline.figures import plot_profile, plot_uncertainty
@@ -26,7 +26,6 @@ from haze_pipeline.presets import PRESETS, Preset
 from haze_pipeline.simulation import SimulatedPair, pair_generator, simulate_series
 
 
-EXPIRY = int(os.environ.get("HAZE_EXPIRY", 3600))  # seconds after which files are deleted
 MAX_WORK = 2**25  # pixels of a plane × members
 MAX_MEMBERS = 50
 NUM_SHOWN = 8  # members in the gallery
@@ -40,7 +39,7 @@ MICROSCOPE = Optics(
     pixel_size=0.1,
 )
 
-pictures = PIPE.image_processor.visualize_same_contrast
+pictures = PIPE.image_processor.visualize_together
 
 
 @contextmanager
@@ -117,13 +116,14 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
         shown, caption = pictures({"input": hazy, "result": output.prediction})
         members_shown = [] if output.samples is None else output.samples[:NUM_SHOWN]
         names = [f"sample {number} of {members}" for number in range(1, len(members_shown) + 1)]
-        sample_pictures, _ = pictures({"input": hazy, **dict(zip(names, members_shown, strict=True))})
+        sample_pictures, _ = pictures({"result": output.prediction, **dict(zip(names, members_shown, strict=True))})
         ensemble = {"ensemble_size": members, "num_inference_steps": provenance["num_inference_steps"]}
         yield {
             live: gr.update(visible=False),
             outcome: gr.update(visible=True),
             slider: shown,
             contrast: caption,
+            same_contrast: True,
             verdict: f"**Can it be trusted?** {assessment.verdict}",
             downloads: files,
             uncertainty_note: (
@@ -138,7 +138,7 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
                 visible=output.uncertainty is not None,
             ),
             samples_note: (
-                "All samples are equally likely: what they disagree on is not known."
+                "All samples are equally likely: what they disagree on is not known. They have the contrast of the result."
                 if names
                 else "The preset fast yields the mean alone; balanced and quality have samples."
             ),
@@ -146,17 +146,29 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
         }
 
 
+def read_results(path: str, results: list[str] | None) -> tuple[np.ndarray, Micrograph, np.ndarray | None]:
+    """The plane that was dehazed, wherever the sliders are now; the result; and its standard deviation, if there is one."""
+    if not results:
+        raise ValueError("There is no result yet: press Dehaze first.")
+    prediction, *deviation = (read_micrograph(result) for result in results)
+    made = prediction.provenance or {}
+    hazy = read_plane(path, made.get("plane", 1), made.get("channel", 1)).data
+    if hazy.shape != prediction.data.shape:
+        raise ValueError("The result is not of this file: press Dehaze again.")
+    return hazy, prediction, deviation[0].data if deviation else None
+
+
+def change_contrast(path: str, results: list[str], same: bool) -> tuple:
+    """Pictures of input and result at the same contrast, or each at its own."""
+    with one_sentence(path):
+        hazy, prediction, _ = read_results(path, results)
+        return pictures({"input": hazy, "result": prediction.data}, same)
+
+
 def draw_profile(path: str, results: list[str], position: float):
     """Intensities of input and result along a line at `position` % of the height."""
     with one_sentence(path):
-        if not results:
-            raise ValueError("There is no result yet: press Dehaze first.")
-        prediction, *uncertainty = (read_micrograph(result) for result in results)
-        made = prediction.provenance or {}
-        hazy = read_plane(path, made.get("plane", 1), made.get("channel", 1)).data
-        if hazy.shape != prediction.data.shape:
-            raise ValueError("The result is not of this file: press Dehaze again.")
-        deviation = uncertainty[0].data if uncertainty else None
+        hazy, prediction, deviation = read_results(path, results)
         return plot_profile(hazy, prediction.data, deviation, position / 100, prediction.pixel_size_um)
 
 
@@ -208,9 +220,7 @@ def compare(path: str, plane: int, channel: int, ball: float, airy_radius: float
         yield *shown, caption, [f"{folder}/{name}.ome.tif" for name in results]
 
 
-with gr.Blocks(
-    title="Dehaze a micrograph", analytics_enabled=False, delete_cache=(max(1, EXPIRY // 6), EXPIRY)
-) as demo:
+with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
     gr.Markdown(
         f"""# Dehaze a micrograph
         Takes the out-of-focus haze out of a fluorescence micrograph by
@@ -243,8 +253,11 @@ with gr.Blocks(
             with gr.Column(scale=3, min_width=300):
                 live = gr.Image(visible=False, format="png", interactive=False, buttons=[], height=480)
                 with gr.Column(visible=False) as outcome:
-                    slider = gr.ImageSlider(label="Input | result", format="png", interactive=False, max_height=480)
+                    slider = gr.ImageSlider(
+                        elem_id="slider", label="Input | result", format="png", interactive=False, max_height=480
+                    )
                     contrast = gr.Markdown()
+                    same_contrast = gr.Checkbox(True, label="Same contrast", container=False)
                     verdict = gr.Markdown()
                     downloads = gr.File(
                         label="Download (OME-TIFF, float32, counts)", file_count="multiple", interactive=False
@@ -263,7 +276,7 @@ with gr.Blocks(
                             buttons=["download", "fullscreen"],
                         )
                     with gr.Tab("Profile"):
-                        profile = gr.Plot(show_label=False)
+                        profile = gr.Plot(show_label=False, elem_id="profile")
                         position = gr.Slider(0, 100, 50, step=0.5, label="Line, % of the height")
     with gr.Tab("Haze by pinhole") as pinhole_tab:
         gr.Markdown(
@@ -315,22 +328,13 @@ with gr.Blocks(
     file.change(show_file, file, [facts, plane, channel, live, outcome], **quiet)
     gr.on([plane.release, channel.release], show_plane, image, [live, outcome], **quiet)
     preset.change(lambda name: PRESETS[Preset(name)]["ensemble_size"], preset, members, **quiet)
-    results = [
-        downloads,
-        verdict,
-        slider,
-        contrast,
-        uncertainty_map,
-        uncertainty_note,
-        samples,
-        samples_note,
-        live,
-        outcome,
-    ]
+    results = [downloads, verdict, slider, contrast, uncertainty_map, uncertainty_note, samples, samples_note, live]
+    results += [same_contrast, outcome]
     run = start.click(
         dehaze, [*image, preset, members, seed], results, api_name="dehaze", show_progress="minimal", **computing
     )
     cancel.click(show_plane, image, [live, outcome], cancels=run, **quiet)
+    same_contrast.input(change_contrast, [file, downloads, same_contrast], [slider, contrast], **quiet)
     gr.on(
         [downloads.change, position.change],
         draw_profile, [file, downloads, position], profile, api_name="profile", trigger_mode="always_last", show_progress="hidden",
@@ -352,8 +356,11 @@ with gr.Blocks(
 
 
 if __name__ == "__main__":
+    threading.Thread(target=delete_expired_files, daemon=True).start()
     demo.queue(max_size=64).launch(
         max_file_size=MAX_FILE,
+        state_session_capacity=200,  # sessions whose last plots are kept
+        show_error=True,
         ssr_mode=False,
         footer_links=["api"],
         # No fonts from elsewhere: the page also works where there is no internet.

@@ -1,10 +1,12 @@
-"""Uploaded files: what is too large is refused before it is read."""
+"""Files of visitors: what is too large is refused before it is read, and all of them expire."""
 
 import math
 import os
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import tifffile
@@ -15,6 +17,24 @@ from haze_pipeline.microscopy_io import Micrograph, read_micrograph
 MAX_FILE = 100 * 2**20  # bytes
 MAX_UNPACKED = 2**30  # bytes
 MAX_PIXELS = 2048**2  # of a plane
+EXPIRY = int(os.environ.get("HAZE_EXPIRY", 3600))  # seconds
+
+FILES = TemporaryDirectory(prefix="haze-space-")  # of nobody else, and gone with the server
+os.environ["GRADIO_TEMP_DIR"] = FILES.name
+
+
+def delete_expired_files():
+    """
+    Delete what is older than `EXPIRY`, for ever, but not the examples, which are there from the start. Gradio's own `delete_cache`
+    overlooks the files of components that were updated.
+    """
+    examples = set(Path(FILES.name).rglob("*"))
+    while True:
+        time.sleep(EXPIRY / 6)
+        for path in Path(FILES.name).rglob("*"):
+            with suppress(OSError):  # Gradio may be at work on it
+                if path.is_file() and path not in examples and time.time() - path.stat().st_ctime > EXPIRY:
+                    path.unlink()
 
 
 def read_stack(path: str | None) -> tuple[Micrograph, np.ndarray]:
