@@ -457,15 +457,29 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     look("compare")
     assert not complaints and not outside, (complaints, outside)
 
-    # 5. An example, and a toast for a file that is none.
+    # 5. An example, whose sampling is watched and cancelled.
     page.get_by_role("tab", name="Dehaze").first.click()
-    page.get_by_role("button", name="Remove").or_(page.get_by_label("Clear")).first.click()
+    page.get_by_label("Clear").first.click()
     page.get_by_text("two_channels.ome.tif").first.click()
     page.get_by_label("number input for Channel, 1 to 2").wait_for()
     look("example")
+    page.get_by_label("quality").check()
+    page.wait_for_function("e => e.value === '50'", arg=members.element_handle())
+    page.get_by_role("button", name="Dehaze", exact=True).click()
+    page.get_by_text("Sampling: step").wait_for()
+    look("sampling")
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("Sampling: step").wait_for(state="hidden")
+    assert not complaints and not outside, (complaints, outside)
+
+    # 6. Toasts for what cannot be dehazed.
     (tmp_path / "text.tif").write_text("no image")
-    page.get_by_label("Clear").first.click()
-    page.locator("input[type=file]").first.set_input_files(tmp_path / "text.tif")
-    page.get_by_text("`text.tif` is not a TIFF file").wait_for()
-    look("toast")
+    with (tmp_path / "large.tif").open("wb") as file:
+        file.truncate(200 * 2**20)
+    for name, message in (("text", "`text.tif` is not a TIFF file"), ("large", "larger than 100 MB")):
+        page.get_by_label("Clear").first.click()
+        page.locator("input[type=file]").first.set_input_files(tmp_path / f"{name}.tif")
+        page.get_by_text(message).wait_for()
+        look(f"toast_{name}")
+    assert not outside
     page.close()

@@ -41,6 +41,18 @@ MICROSCOPE = Optics(
 
 pictures = PIPE.image_processor.visualize_together
 
+# Gradio would show an error without a message. The server refuses such files on its own.
+REFUSE_LARGE_FILES = f"""() => {{
+    for (const kind of ["change", "drop"]) document.addEventListener(kind, event => {{
+        const files = [...(event.target.files ?? event.dataTransfer?.files ?? [])];
+        if (!files.some(file => file.size > {MAX_FILE})) return;
+        event.preventDefault();
+        event.stopImmediatePropagation();
+        if (event.target.files) event.target.value = "";
+        document.querySelector("#too_large").click();
+    }}, true);
+}}"""
+
 
 @contextmanager
 def one_sentence(path: str | None = None) -> Iterator[None]:
@@ -72,6 +84,12 @@ def show_file(path: str | None) -> tuple:
     )
 
 
+def refuse_large_file():
+    """The message that goes with `REFUSE_LARGE_FILES`."""
+    with one_sentence():
+        raise ValueError(f"The file is larger than {MAX_FILE >> 20} MB: crop it or save fewer planes.")
+
+
 def show_plane(path: str | None, plane: int, channel: int) -> tuple:
     """The chosen plane, and no results of another."""
     if path is None:
@@ -99,7 +117,7 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
         for state, result in sample(hazy, Preset(preset), members, seed, pixel_size):
             if result is None:
                 step, steps, plane_state = state
-                picture = PIPE.image_processor.visualize_intensity(plane_state)
+                [picture], _ = pictures({"state": plane_state})
                 yield {live: gr.update(value=picture, label=f"Sampling: step {step} of {steps}", visible=True)}
         output, assessment, provenance = result
         provenance |= {"source": Path(path).name, "plane": plane, "channel": channel}
@@ -234,6 +252,7 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                 file = gr.File(
                     label=f"Micrograph (TIFF, at most {MAX_FILE >> 20} MB)", file_types=[".tif", ".tiff"], height=140
                 )
+                too_large = gr.Button(visible="hidden", elem_id="too_large")
                 gr.Examples(
                     sorted(map(str, (Path(__file__).parent / "examples").glob("*.tif"))), file, label="Examples"
                 )
@@ -326,6 +345,7 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
     computing = {"concurrency_id": "computing", "concurrency_limit": 1}
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     file.change(show_file, file, [facts, plane, channel, live, outcome], **quiet)
+    too_large.click(refuse_large_file, **quiet)
     gr.on([plane.release, channel.release], show_plane, image, [live, outcome], **quiet)
     preset.change(lambda name: PRESETS[Preset(name)]["ensemble_size"], preset, members, **quiet)
     results = [downloads, verdict, slider, contrast, uncertainty_map, uncertainty_note, samples, samples_note, live]
@@ -361,6 +381,7 @@ if __name__ == "__main__":
         max_file_size=MAX_FILE,
         state_session_capacity=200,  # sessions whose last plots are kept
         show_error=True,
+        js=REFUSE_LARGE_FILES,
         ssr_mode=False,
         footer_links=["api"],
         # No fonts from elsewhere: the page also works where there is no internet.
