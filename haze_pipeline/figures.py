@@ -119,7 +119,7 @@ def plot_uncertainty(uncertainty: np.ndarray, pixel_size: float | None = None) -
     """
     height, width = uncertainty.shape
     # The picture is as wide as the page and no longer than that; the bar takes the rest.
-    figure = new_figure(figsize=(6.5, min(6.5, max(2, 5.5 * height / width))))
+    figure = new_figure(figsize=(5.5, min(5.5, max(2, 4.6 * height / width))))
     axes = figure.add_subplot()
     high = float(np.percentile(uncertainty, 99.8))
     shown = axes.imshow(uncertainty, cmap="inferno", vmin=0, vmax=high or 1, interpolation="auto")
@@ -151,7 +151,7 @@ def plot_profile(
     row = round(position * (height - 1))
     step = pixel_size or 1
     distance = step * np.arange(width)
-    figure = new_figure(figsize=(6.5, 6.5))
+    figure = new_figure(figsize=(5.5, 6))
     picture, axes = figure.subplots(2, height_ratios=(3, 2))
     low, high = np.percentile(prediction, (0.5, 99.8))
     picture.imshow(prediction, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="auto")

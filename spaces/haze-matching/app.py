@@ -69,7 +69,7 @@ def one_sentence(path: str | None = None) -> Iterator[None]:
 def show_file(path: str | None) -> tuple:
     """What a chosen file holds, its first plane, and no results of another file."""
     if path is None:
-        return "", gr.update(visible=False), gr.update(visible=False), None, gr.update(visible=False)
+        return "", *(gr.update(visible=False) for _ in range(4))
     with one_sentence(path):
         micrograph, planes = read_stack(path)
     numbers, channels = planes.shape[:2]
@@ -250,7 +250,7 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 file = gr.File(
-                    label=f"Micrograph (TIFF, at most {MAX_FILE >> 20} MB)", file_types=[".tif", ".tiff"], height=140
+                    label=f"Micrograph (TIFF, at most {MAX_FILE >> 20} MB)", file_types=[".tif", ".tiff"], height=170
                 )
                 too_large = gr.Button(visible="hidden", elem_id="too_large")
                 gr.Examples(
