@@ -134,7 +134,7 @@ def test_a_plane_of_a_stack_is_dehazed_as_by_the_pipeline(space, pipe, tmp_path)
     assert "black to white" in contrast and len(pictures) == 2
     assert uncertainty["value"]["plot"].startswith("data:image/") and "Not calibrated" in note
     assert [sample["caption"] for sample in samples["value"]] == [f"sample {n} of 3" for n in (1, 2, 3)]
-    live = [output[8] for output in job.outputs()[:-1]]
+    live = [output[8] for output in job.outputs()[:-1] if "label" in output[8]]
     assert live and all(Path(state["value"]).is_file() for state in live), "there is no live preview"
     assert "step" in live[0]["label"]
     # A profile of that very plane, though sliders may have moved on; and not of another file.
@@ -197,10 +197,10 @@ def test_cancelling_stops_the_network_and_leaves_nothing_behind(space, pipe, tmp
     client = space.client()
     started_at = time.monotonic()
     job = client.submit(handle_file(tmp_path / "image.tif"), preset="quality", members=50, api_name="/dehaze")
-    while not job.outputs():
+    while not (labels := [output[8]["label"] for output in job.outputs() if "label" in output[8]]):
         assert time.monotonic() < started_at + 60
         time.sleep(0.05)
-    label = job.outputs()[0][8]["label"]  # Sampling: step 1 of 76
+    label = labels[0]  # Sampling: step 1 of 76
     step, of, steps = label.split()[-3:]
     assert of == "of" and int(step) < int(steps) // 4
     job.cancel()

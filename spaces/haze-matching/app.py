@@ -115,10 +115,12 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
                 f"{members} members of such a large plane are too much here: take at most {most}, or crop it."
             )
         for state, result in sample(hazy, Preset(preset), members, seed, pixel_size):
-            if result is None:
+            if state is not None:
                 step, steps, plane_state = state
                 [picture], _ = pictures({"state": plane_state})
                 yield {live: gr.update(value=picture, label=f"Sampling: step {step} of {steps}", visible=True)}
+            elif result is None:
+                yield {live: gr.skip()}
         output, assessment, provenance = result
         provenance |= {"source": Path(path).name, "plane": plane, "channel": channel}
 

@@ -36,8 +36,8 @@ NETWORK = ThreadPoolExecutor(1)  # a request that was cancelled may still be at 
 @GPU
 def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size: float | None) -> Iterator[tuple]:
     """
-    Yields `((step, steps, state), None)` while the ODE is solved, with the state as an image, and `(None, (output, assessment,
-    provenance))` at the end.
+    Yields `((step, steps, state), None)` while the ODE is solved, with the state as an image, or `(None, None)` where a step takes
+    long; and `(None, (output, assessment, provenance))` at the end.
     """
     # What is set here, the solver and the wish to stop, must not reach other requests.
     pipe = copy(PIPE)
@@ -65,9 +65,14 @@ def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size
     future = NETWORK.submit(solve)
     future.add_done_callback(states.put)
     try:
-        while (state := states.get()) is not future:
-            if states.empty():  # a slow network connection is shown the latest state only
+        state = None
+        while state is not future:
+            if states.empty():  # a slow connection is shown the latest state only
                 yield state, None
+            try:
+                state = states.get(timeout=1)
+            except queue.Empty:  # a request can be cancelled only where it yields
+                state = None
     finally:  # also when the user cancels or leaves
         stopped.set()
     output, assessment = future.result()
