@@ -1,9 +1,9 @@
 PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --constraint constraints.txt
-CHECKED = haze_pipeline training tests bench model_cards
+CHECKED = haze_pipeline training tests bench model_cards spaces
 
-.PHONY: demo test style quality bench
+.PHONY: demo space test test-e2e style quality bench
 
 # Dehazes the example with the checkpoint in the package.
 demo: .venv/.installed
@@ -11,8 +11,16 @@ demo: .venv/.installed
 	$(BIN)/haze-pipeline dehaze spaces/haze-matching/examples/filaments.ome.tif -o demo/filaments_clear.ome.tif \
 		--preview demo/filaments.png
 
+# Serves the Space on http://127.0.0.1:7860.
+space: .venv/.installed-space
+	$(BIN)/python spaces/haze-matching/app.py
+
 test: .venv/.installed-test
 	$(BIN)/pytest
+
+# The Space over HTTP, and in Chromium where that is installed.
+test-e2e: .venv/.installed-e2e
+	$(BIN)/pytest -m e2e
 
 style: .venv/.installed-test
 	$(BIN)/ruff check --fix $(CHECKED)
@@ -46,4 +54,12 @@ bench: .venv/.installed-test
 .venv/.installed-test: .venv/.installed
 	$(PIP) --editable ".[test]"
 	$(PIP) --no-deps torchcfm
+	touch $@
+
+.venv/.installed-space: .venv/.installed
+	$(PIP) --editable ".[space]"
+	touch $@
+
+.venv/.installed-e2e: .venv/.installed-test
+	$(PIP) --editable ".[e2e]"
 	touch $@

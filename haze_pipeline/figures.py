@@ -109,6 +109,68 @@ def plot_panels(pair: "Pair", images: dict[str, np.ndarray], scores: dict[str, f
     return figure
 
 
+def plot_uncertainty(uncertainty: np.ndarray, pixel_size: float | None = None) -> "Figure":
+    """
+    Map of the deviation to expect, with its colour bar, and a scale bar where the pixel size is known.
+
+    Args:
+        uncertainty (`np.ndarray` of shape `[H, W]`): Standard deviations, counts.
+        pixel_size (`float`, *optional*): Side of a pixel in µm.
+    """
+    height, width = uncertainty.shape
+    # The picture is as wide as the page and no longer than that; the bar takes the rest.
+    figure = new_figure(figsize=(5.5, min(5.5, max(2, 4.6 * height / width))))
+    axes = figure.add_subplot()
+    high = float(np.percentile(uncertainty, 99.8))
+    shown = axes.imshow(uncertainty, cmap="inferno", vmin=0, vmax=high or 1, interpolation="auto")
+    axes.set_axis_off()
+    figure.colorbar(shown, label="standard deviation (counts)", extend="max", fraction=0.05, pad=0.02)
+    if pixel_size is not None:
+        _draw_scale_bar(axes, width, height, pixel_size)
+    return figure
+
+
+def plot_profile(
+    hazy: np.ndarray,
+    prediction: np.ndarray,
+    uncertainty: np.ndarray | None = None,
+    position: float = 0.5,
+    pixel_size: float | None = None,
+) -> "Figure":
+    """
+    Intensities of input and result along a horizontal line, which a picture of the result above shows.
+
+    Args:
+        hazy (`np.ndarray` of shape `[H, W]`): The input.
+        prediction (`np.ndarray` of shape `[H, W]`): The result.
+        uncertainty (`np.ndarray` of shape `[H, W]`, *optional*): Its standard deviation, drawn as a band.
+        position (`float`, defaults to `0.5`): Of the line, from 0 (top) to 1 (bottom).
+        pixel_size (`float`, *optional*): Side of a pixel in µm; the axis is in pixels if omitted.
+    """
+    height, width = prediction.shape
+    row = round(position * (height - 1))
+    step = pixel_size or 1
+    distance = step * np.arange(width)
+    figure = new_figure(figsize=(5.5, 6))
+    picture, axes = figure.subplots(2, height_ratios=(3, 2))
+    low, high = np.percentile(prediction, (0.5, 99.8))
+    picture.imshow(prediction, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="auto")
+    picture.axhline(row, color="C1", linewidth=1)
+    picture.set_axis_off()
+    if pixel_size is not None:
+        _draw_scale_bar(picture, width, height, pixel_size)
+    axes.plot(distance, hazy[row], color="C0", linewidth=1, label="input")
+    axes.plot(distance, prediction[row], color="C1", linewidth=1, label="result")
+    if uncertainty is not None:
+        below, above = prediction[row] - uncertainty[row], prediction[row] + uncertainty[row]
+        axes.fill_between(distance, below, above, color="C1", alpha=0.3, linewidth=0, label="± standard deviation")
+    axes.set(
+        xlabel="distance (µm)" if pixel_size else "distance (pixels)", ylabel="counts", xlim=(0, distance[-1] or step)
+    )
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return figure
+
+
 def _draw_scale_bar(axis, width: int, height: int, pixel_size: float):
     """A bar of the roundest length that fits a third of the width."""
     available = width * pixel_size / 3

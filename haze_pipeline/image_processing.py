@@ -184,6 +184,35 @@ class HazeImageProcessor:
         channels = [np.clip(3 * scaled - shift, 0, 1) for shift in (0, 1, 2)]
         return Image.fromarray((255 * np.stack(channels, axis=-1)).round().astype(np.uint8))
 
+    def visualize_together(
+        self, images: dict[str, np.ndarray], same_contrast: bool = True
+    ) -> tuple[list[Image.Image], str]:
+        """
+        Pictures of planes to be compared, at least 512 px high or wide, each from its own 0.5th percentile on.
+
+        Args:
+            images (`dict`): Planes `[H, W]` by name.
+            same_contrast (`bool`, defaults to `True`):
+                Show as many counts between black and white as of the first plane, up to its 99.8th percentile. Every plane has a
+                contrast of its own otherwise, and where predictions are not in the units of the input.
+
+        Returns:
+            The pictures, and a sentence that says which values they show as black and as white.
+        """
+        pictures, captions, span = [], [], None
+        for name, image in images.items():
+            low, high = (float(np.percentile(image, share)) for share in (0.5, 99.8))
+            if span is None or not same_contrast or self.normalization != "image":
+                span = high - low
+            picture = self.visualize_intensity(image, low, low + span)
+            if max(picture.size) < 512:  # whole magnifications, so that pixels stay pixels
+                zoom = -(-512 // max(picture.size))
+                picture = picture.resize((zoom * picture.width, zoom * picture.height), Image.Resampling.NEAREST)
+            pictures.append(picture)
+            black, white = (np.format_float_positional(v, 3, fractional=False, trim="-") for v in (low, low + span))
+            captions.append(f"{name} {black} to {white}")
+        return pictures, f"Counts from black to white: {'; '.join(captions)}."
+
     @classmethod
     def visualize_side_by_side(
         cls,

@@ -121,3 +121,16 @@ def test_side_by_side_pictures_of_any_size(shape):
     two = HazeImageProcessor.visualize_side_by_side(image, image, pixel_size=0.1)
     three = HazeImageProcessor.visualize_side_by_side(image, image, image)
     assert three.width > two.width and max(three.height, 1100) == 1100
+
+
+def test_pictures_to_be_compared_have_one_contrast():
+    rng = np.random.default_rng(0)
+    hazy = rng.uniform(100, 1100, (300, 200))
+    pictures, text = HazeImageProcessor().visualize_together({"input": hazy, "result": hazy / 2 - 50})
+    assert [picture.size for picture in pictures] == [(400, 600), (400, 600)]  # magnified by whole numbers
+    spans = [float(np.ptp(np.asarray(picture))) for picture in pictures]
+    assert spans[0] == 255 and spans[1] == pytest.approx(255 / 2, abs=3)
+    assert text == "Counts from black to white: input 105 to 1100; result 2.42 to 996."
+    for processor, same in ((HazeImageProcessor(), False), (HazeImageProcessor("fixed", 0.0, 1.0), True)):
+        pictures, _ = processor.visualize_together({"input": hazy, "result": hazy / 2 - 50}, same)
+        np.testing.assert_array_equal(*map(np.asarray, pictures))

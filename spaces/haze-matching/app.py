@@ -1,0 +1,391 @@
+"""Dehaze a micrograph in the browser, see how far to trust the result, and where haze comes from."""
+
+import html
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+# ZeroGPU wants to be imported before torch.
+from sampling import PIPE, posterior_mean, sample  # isort: skip
+import gradio as gr
+import numpy as np
+from uploads import EXPIRY, MAX_FILE, delete_expired_files, read_plane, read_stack
+
+from haze_pipeline.baselines import richardson_lucy, rolling_ball
+from haze_pipeline.figures import plot_profile, plot_uncertainty
+from haze_pipeline.metrics import range_invariant_psnr
+from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
+from haze_pipeline.optics import Optics
+from haze_pipeline.presets import PRESETS, Preset
+from haze_pipeline.simulation import SimulatedPair, pair_generator, simulate_series
+
+
+MAX_WORK = 2**25  # pixels of a plane × members
+MAX_MEMBERS = 50
+NUM_SHOWN = 8  # members in the gallery
+CROP = 512  # side of what is compared
+OPEN_PINHOLE = 30  # of the slider, Airy units: no pinhole
+MICROSCOPE = Optics(
+    numerical_aperture=1.2,
+    emission_wavelength=0.52,
+    excitation_wavelength=0.488,
+    refractive_index=1.33,
+    pixel_size=0.1,
+)
+
+pictures = PIPE.image_processor.visualize_together
+
+# Gradio would show an error without a message. The server refuses such files on its own.
+REFUSE_LARGE_FILES = f"""() => {{
+    for (const kind of ["change", "drop"]) document.addEventListener(kind, event => {{
+        const files = [...(event.target.files ?? event.dataTransfer?.files ?? [])];
+        if (!files.some(file => file.size > {MAX_FILE})) return;
+        event.preventDefault();
+        event.stopImmediatePropagation();
+        if (event.target.files) event.target.value = "";
+        document.querySelector("#too_large").click();
+    }}, true);
+}}"""
+
+
+@contextmanager
+def one_sentence(path: str | None = None) -> Iterator[None]:
+    """What goes wrong within is shown in a toast that names the file by the user's name of it."""
+    try:
+        yield
+    except (OSError, ValueError, MemoryError, RuntimeError) as error:
+        message = " ".join(str(error).split()) or "There is too little memory for this: choose a smaller image."
+        if path is not None:
+            message = message.replace(path, Path(path).name)
+        raise gr.Error(html.escape(message, quote=False), print_exception=False) from error
+
+
+def show_file(path: str | None) -> tuple:
+    """What a chosen file holds, its first plane, and no results of another file."""
+    if path is None:
+        return "", *(gr.update(visible=False) for _ in range(4))
+    with one_sentence(path):
+        micrograph, planes = read_stack(path)
+    numbers, channels = planes.shape[:2]
+    size = " × ".join(map(str, micrograph.data.shape))
+    pixels = f"pixels of {micrograph.pixel_size_um:.3g} µm" if micrograph.pixel_size_um else "pixel size not stated"
+    return (
+        f"{micrograph.axes} {size}, {micrograph.data.dtype}, {pixels}",
+        gr.update(value=1, maximum=max(2, numbers), visible=numbers > 1, label=f"Plane, 1 to {numbers}"),
+        gr.update(value=1, maximum=max(2, channels), visible=channels > 1, label=f"Channel, 1 to {channels}"),
+        gr.update(value=pictures({"input": planes[0, 0]})[0][0], label="Input", visible=True),
+        gr.update(visible=False),
+    )
+
+
+def refuse_large_file():
+    """The message that goes with `REFUSE_LARGE_FILES`."""
+    with one_sentence():
+        raise ValueError(f"The file is larger than {MAX_FILE >> 20} MB: crop it or save fewer planes.")
+
+
+def show_plane(path: str | None, plane: int, channel: int) -> tuple:
+    """The chosen plane, and no results of another."""
+    if path is None:
+        return gr.update(visible=False), gr.update(visible=False)
+    with one_sentence(path):
+        [picture], _ = pictures({"input": read_plane(path, plane, channel).data})
+    return gr.update(value=picture, label="Input", visible=True), gr.update(visible=False)
+
+
+def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed: int):
+    """
+    Dehaze one plane of a TIFF.
+
+    Returns the OME-TIFFs (the result, and its standard deviation where the preset has one), what speaks against the result, pictures
+    of input and result, a map of the deviation, samples and, meanwhile, the state of the sampling.
+    """
+    with one_sentence(path), TemporaryDirectory() as folder:
+        micrograph = read_plane(path, plane, channel)
+        hazy, pixel_size = micrograph.data, micrograph.pixel_size_um
+        if hazy.size * members > MAX_WORK:
+            most = MAX_WORK // hazy.size
+            raise ValueError(
+                f"{members} members of such a large plane are too much here: take at most {most}, or crop it."
+            )
+        for state, result in sample(hazy, Preset(preset), members, seed, pixel_size):
+            if state is not None:
+                step, steps, plane_state = state
+                [picture], _ = pictures({"state": plane_state})
+                yield {live: gr.update(value=picture, label=f"Sampling: step {step} of {steps}", visible=True)}
+            elif result is None:
+                yield {live: gr.skip()}
+        output, assessment, provenance = result
+        provenance |= {"source": Path(path).name, "plane": plane, "channel": channel}
+
+        files = []
+        for name, content, data in (
+            ("clear", "prediction", output.prediction),
+            ("clear_uncertainty", "standard deviation", output.uncertainty),
+        ):
+            if data is not None:
+                files.append(f"{folder}/{Path(path).name.split('.')[0]}_{name}.ome.tif")
+                write_ome_tiff(files[-1], replace(micrograph, data=data), {**provenance, "content": content})
+
+        shown, caption = pictures({"input": hazy, "result": output.prediction})
+        members_shown = [] if output.samples is None else output.samples[:NUM_SHOWN]
+        names = [f"sample {number} of {members}" for number in range(1, len(members_shown) + 1)]
+        sample_pictures, _ = pictures({"result": output.prediction, **dict(zip(names, members_shown, strict=True))})
+        ensemble = {"ensemble_size": members, "num_inference_steps": provenance["num_inference_steps"]}
+        yield {
+            live: gr.update(visible=False),
+            outcome: gr.update(visible=True),
+            slider: shown,
+            contrast: caption,
+            same_contrast: True,
+            verdict: f"**Can it be trusted?** {assessment.verdict}",
+            downloads: files,
+            uncertainty_note: (
+                "The preset fast yields the mean alone; balanced and quality have a deviation for every pixel."
+                if output.uncertainty is None
+                else "Calibrated, on average over images like those of the calibration."
+                if PIPE.config.calibrated_for == ensemble
+                else "Not calibrated for this number of members and steps: errors may be several times larger."
+            ),
+            uncertainty_map: gr.update(
+                value=None if output.uncertainty is None else plot_uncertainty(output.uncertainty, pixel_size),
+                visible=output.uncertainty is not None,
+            ),
+            samples_note: (
+                "All samples are equally likely: what they disagree on is not known. They have the contrast of the result."
+                if names
+                else "The preset fast yields the mean alone; balanced and quality have samples."
+            ),
+            samples: gr.update(value=list(zip(sample_pictures[1:], names, strict=True)), visible=bool(names)),
+        }
+
+
+def read_results(path: str, results: list[str] | None) -> tuple[np.ndarray, Micrograph, np.ndarray | None]:
+    """The plane that was dehazed, wherever the sliders are now; the result; and its standard deviation, if there is one."""
+    if not results:
+        raise ValueError("There is no result yet: press Dehaze first.")
+    prediction, *deviation = (read_micrograph(result) for result in results)
+    made = prediction.provenance or {}
+    hazy = read_plane(path, made.get("plane", 1), made.get("channel", 1)).data
+    if hazy.shape != prediction.data.shape:
+        raise ValueError("The result is not of this file: press Dehaze again.")
+    return hazy, prediction, deviation[0].data if deviation else None
+
+
+def change_contrast(path: str, results: list[str], same: bool) -> tuple:
+    """Pictures of input and result at the same contrast, or each at its own."""
+    with one_sentence(path):
+        hazy, prediction, _ = read_results(path, results)
+        return pictures({"input": hazy, "result": prediction.data}, same)
+
+
+def draw_profile(path: str, results: list[str], position: float):
+    """Intensities of input and result along a line at `position` % of the height."""
+    with one_sentence(path):
+        hazy, prediction, deviation = read_results(path, results)
+        return plot_profile(hazy, prediction.data, deviation, position / 100, prediction.pixel_size_um)
+
+
+@lru_cache(maxsize=32)
+def image_specimen(specimen: int, pinhole: float) -> SimulatedPair:
+    """A random specimen through a pinhole, with the camera set for none, so that all pinholes have the same counts."""
+    pinholes = (math.inf if pinhole == OPEN_PINHOLE else pinhole, math.inf)
+    return simulate_series(256, pair_generator(specimen, 0), MICROSCOPE, pinholes)[0]
+
+
+def simulate(specimen: int, pinhole: float):
+    """Image a random specimen through a pinhole of so many Airy units. Returns both images, and their OME-TIFFs."""
+    with one_sentence(), TemporaryDirectory() as folder:
+        pair = image_specimen(specimen, pinhole)
+        size = (MICROSCOPE.pixel_size,) * 2
+        files = {"hazy": pair.hazy.numpy().astype(np.uint16), "in_focus": pair.clear.numpy()}
+        for name, data in files.items():
+            write_ome_tiff(f"{folder}/{name}.ome.tif", Micrograph(data, "YX", size), pair.parameters)
+        shown, caption = pictures({"camera": files["hazy"], "light in focus": files["in_focus"]})
+        yield shown, caption, [f"{folder}/{name}.ome.tif" for name in files]
+
+
+def dehaze_simulated(specimen: int, pinhole: float):
+    """Dehaze the simulated image, and compare with the light in focus, which here is known."""
+    with one_sentence():
+        pair = image_specimen(specimen, pinhole)
+        hazy, clear = pair.hazy.numpy(), pair.clear.numpy()
+        prediction = posterior_mean(hazy)
+        (_, *shown), _ = pictures({"camera": hazy, "result": prediction, "light in focus": clear})
+        before, after = (range_invariant_psnr(clear, image) for image in (hazy, prediction))
+        return shown, f"Range-invariant PSNR against the light in focus: {before:.1f} dB before, {after:.1f} dB after."
+
+
+def compare(path: str, plane: int, channel: int, ball: float, airy_radius: float, iterations: int):
+    """Dehaze the middle of a plane in three ways. Returns pictures and OME-TIFFs."""
+    with one_sentence(path), TemporaryDirectory() as folder:
+        micrograph = read_plane(path, plane, channel)
+        top, left = (max(0, (side - CROP) // 2) for side in micrograph.data.shape)
+        hazy = micrograph.data[top : top + CROP, left : left + CROP]
+        results = {
+            "haze_pipeline": posterior_mean(hazy),
+            "rolling_ball": rolling_ball(hazy, radius=ball).prediction,
+            "richardson_lucy": richardson_lucy(hazy, airy_radius, iterations).prediction,
+        }
+        for name, data in results.items():
+            provenance = {"content": name, "source": Path(path).name, "plane": plane, "channel": channel}
+            write_ome_tiff(f"{folder}/{name}.ome.tif", replace(micrograph, data=data), provenance)
+        shown, caption = pictures({"input": hazy} | {name.replace("_", " "): data for name, data in results.items()})
+        yield *shown, caption, [f"{folder}/{name}.ome.tif" for name in results]
+
+
+with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
+    gr.Markdown(
+        f"""# Dehaze a micrograph
+        Takes the out-of-focus haze out of a fluorescence micrograph by
+        [HazeMatching](https://arxiv.org/abs/2506.22397), in the counts of the input, and says what speaks against the result.
+        **Limits:** TIFF, ImageJ TIFF or OME-TIFF of any bit depth, at most {MAX_FILE >> 20} MB, planes of at most 2048 × 2048
+        pixels. Files are deleted after {EXPIRY / 60:.0f} minutes."""
+    )
+    with gr.Tab("Dehaze"):
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                file = gr.File(
+                    label=f"Micrograph (TIFF, at most {MAX_FILE >> 20} MB)", file_types=[".tif", ".tiff"], height=170
+                )
+                too_large = gr.Button(visible="hidden", elem_id="too_large")
+                gr.Examples(
+                    sorted(map(str, (Path(__file__).parent / "examples").glob("*.tif"))), file, label="Examples"
+                )
+                facts = gr.Textbox(label="What it holds", interactive=False, lines=1)
+                plane = gr.Slider(1, 10_000, 1, step=1, precision=0, label="Plane", visible=False)
+                channel = gr.Slider(1, 100, 1, step=1, precision=0, label="Channel", visible=False)
+                preset = gr.Radio(
+                    list(Preset), value=Preset.fast, label="Preset", info="fast: the mean; others: with uncertainty"
+                )
+                members = gr.Slider(
+                    1, MAX_MEMBERS, PRESETS[Preset.fast]["ensemble_size"], step=1, precision=0, label="Members"
+                )
+                seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed")
+                with gr.Row():
+                    start = gr.Button("Dehaze", variant="primary", min_width=120)
+                    cancel = gr.Button("Cancel", min_width=120)
+            with gr.Column(scale=3, min_width=300):
+                live = gr.Image(visible=False, format="png", interactive=False, buttons=[], height=480)
+                with gr.Column(visible=False) as outcome:
+                    slider = gr.ImageSlider(
+                        elem_id="slider", label="Input | result", format="png", interactive=False, max_height=480
+                    )
+                    contrast = gr.Markdown()
+                    same_contrast = gr.Checkbox(True, label="Same contrast", container=False)
+                    verdict = gr.Markdown()
+                    downloads = gr.File(
+                        label="Download (OME-TIFF, float32, counts)", file_count="multiple", interactive=False
+                    )
+                    with gr.Tab("Uncertainty"):
+                        uncertainty_note = gr.Markdown()
+                        uncertainty_map = gr.Plot(show_label=False)
+                    with gr.Tab("Samples"):
+                        samples_note = gr.Markdown()
+                        samples = gr.Gallery(
+                            format="png",
+                            columns=4,
+                            preview=True,
+                            show_label=False,
+                            height=480,
+                            buttons=["download", "fullscreen"],
+                        )
+                    with gr.Tab("Profile"):
+                        profile = gr.Plot(show_label=False, elem_id="profile")
+                        position = gr.Slider(0, 100, 50, step=0.5, label="Line, % of the height")
+    with gr.Tab("Haze by pinhole") as pinhole_tab:
+        gr.Markdown(
+            "A pinhole keeps light from beside the focus off the detector: the wider it is, the hazier the image. This specimen is "
+            "simulated, so that the result can be compared with the light that was in focus."
+        )
+        with gr.Row():
+            specimen = gr.Number(9, minimum=0, maximum=2**32 - 1, precision=0, label="Specimen (seed)")
+            pinhole = gr.Slider(
+                1, OPEN_PINHOLE, OPEN_PINHOLE, step=1, precision=0, label=f"Pinhole, Airy units ({OPEN_PINHOLE}: none)"
+            )
+            dehaze_button = gr.Button("Dehaze this", variant="primary")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                simulated = gr.ImageSlider(
+                    label="Camera | light in focus", format="png", interactive=False, max_height=480
+                )
+                simulated_contrast = gr.Markdown()
+                simulated_files = gr.File(label="Download (OME-TIFF)", file_count="multiple", interactive=False)
+            with gr.Column(min_width=300):
+                simulated_result = gr.ImageSlider(
+                    label="Result | light in focus", format="png", interactive=False, max_height=480
+                )
+                score = gr.Markdown()
+    with gr.Tab("Compare"):
+        gr.Markdown(
+            f"The micrograph of the first tab, at most its middle {CROP} × {CROP} pixels, beside what people use against haze. All "
+            "pictures have as many counts between black and white."
+        )
+        with gr.Row():
+            ball = gr.Slider(3, 50, 30, step=1, precision=0, label="Rolling ball: radius, px")
+            airy_radius = gr.Slider(1, 8, 3, step=0.5, label="Richardson–Lucy: 0.61 λ/NA, px")
+            iterations = gr.Slider(1, 50, 20, step=1, precision=0, label="Richardson–Lucy: iterations")
+            compare_button = gr.Button("Compare", variant="primary")
+        with gr.Row():
+            names = ("Input", "haze-pipeline, fast", "Rolling ball", "Richardson–Lucy")
+            panels = [
+                gr.Image(
+                    label=name, format="png", interactive=False, buttons=["download", "fullscreen"], min_width=270
+                )
+                for name in names
+            ]
+        compared_contrast = gr.Markdown()
+        compared_files = gr.File(label="Download (OME-TIFF)", file_count="multiple", interactive=False)
+
+    image = [file, plane, channel]
+    computing = {"concurrency_id": "computing", "concurrency_limit": 1}
+    quiet = {"api_visibility": "private", "show_progress": "hidden"}
+    file.change(show_file, file, [facts, plane, channel, live, outcome], **quiet)
+    too_large.click(refuse_large_file, **quiet)
+    gr.on([plane.release, channel.release], show_plane, image, [live, outcome], **quiet)
+    preset.change(lambda name: PRESETS[Preset(name)]["ensemble_size"], preset, members, **quiet)
+    results = [downloads, verdict, slider, contrast, uncertainty_map, uncertainty_note, samples, samples_note, live]
+    results += [same_contrast, outcome]
+    run = start.click(
+        dehaze, [*image, preset, members, seed], results, api_name="dehaze", show_progress="minimal", **computing
+    )
+    cancel.click(show_plane, image, [live, outcome], cancels=run, **quiet)
+    same_contrast.input(change_contrast, [file, downloads, same_contrast], [slider, contrast], **quiet)
+    gr.on(
+        [downloads.change, position.change],
+        draw_profile, [file, downloads, position], profile, api_name="profile", trigger_mode="always_last", show_progress="hidden",
+    )  # fmt: skip
+    simulation = [pinhole_tab.select, specimen.change, pinhole.release]
+    gr.on(
+        simulation,
+        simulate, [specimen, pinhole], [simulated, simulated_contrast, simulated_files], api_name="simulate",
+        trigger_mode="always_last", **computing,
+    )  # fmt: skip
+    gr.on(simulation, lambda: (None, ""), None, [simulated_result, score], **quiet)
+    dehaze_button.click(
+        dehaze_simulated, [specimen, pinhole], [simulated_result, score], api_name="dehaze_simulated", **computing
+    )
+    compare_button.click(
+        compare, [*image, ball, airy_radius, iterations], [*panels, compared_contrast, compared_files], api_name="compare",
+        **computing,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    threading.Thread(target=delete_expired_files, daemon=True).start()
+    demo.queue(max_size=64).launch(
+        max_file_size=MAX_FILE,
+        state_session_capacity=200,  # sessions whose last plots are kept
+        show_error=True,
+        js=REFUSE_LARGE_FILES,
+        ssr_mode=False,
+        footer_links=["api"],
+        # No fonts from elsewhere: the page also works where there is no internet.
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    )

@@ -1,0 +1,98 @@
+"""The pipeline that all visitors share, shown one image at a time."""
+
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+
+
+try:
+    from spaces import GPU  # on Hugging Face's ZeroGPU, lends a GPU to what it decorates
+except ImportError:  # elsewhere, it would do nothing
+
+    def GPU(function):
+        return function
+
+
+import numpy as np
+import torch
+
+from haze_pipeline import HazeMatchingOutput, __version__
+from haze_pipeline.cli_model import Device, DType, load_pipeline, place_pipeline, weights_digest
+from haze_pipeline.presets import PRESETS, Preset, choose_solver
+from haze_pipeline.trust import Assessment
+
+
+MODEL = os.environ.get("HAZE_MODEL")  # a pipeline folder; the checkpoint in the package otherwise
+PIPE = load_pipeline(MODEL)
+REVISION = weights_digest(PIPE)
+PIPE = place_pipeline(PIPE, Device.auto, DType.auto)
+PIPE.set_progress_bar_config(disable=True)
+NETWORK = ThreadPoolExecutor(1)  # a request that was cancelled may still be at its last step when the next one begins
+
+
+@GPU
+def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size: float | None) -> Iterator[tuple]:
+    """
+    Yields `((step, steps, state), None)` while the ODE is solved, with the state as an image, or `(None, None)` where a step takes
+    long; and `(None, (output, assessment, provenance))` at the end.
+    """
+    # What is set here, the solver and the wish to stop, must not reach other requests.
+    pipe = copy(PIPE)
+    pipe.scheduler, steps = choose_solver(pipe, preset, None)
+    states, stopped = queue.SimpleQueue(), threading.Event()
+
+    def on_step(pipe, step: int, timestep: torch.Tensor, tensors: dict):
+        pipe._interrupt = stopped.is_set()
+        stride = -(-max(hazy.shape) // 512)
+        state = tensors["latents"][0, 0, : hazy.shape[0] : stride, : hazy.shape[1] : stride]
+        states.put((step + 1, pipe.num_timesteps, state.float().cpu().numpy()))
+
+    def solve() -> tuple[HazeMatchingOutput, Assessment]:
+        output = pipe(
+            hazy,
+            num_inference_steps=steps,
+            ensemble_size=members,
+            generator=torch.Generator().manual_seed(seed),
+            output_uncertainty=steps > 1 and members > 1,
+            output_samples=steps > 1,
+            callback_on_step_end=on_step,
+        )
+        return output, pipe.assess(hazy, output, pixel_size, seed)
+
+    future = NETWORK.submit(solve)
+    future.add_done_callback(states.put)
+    try:
+        state = None
+        while state is not future:
+            if states.empty():  # a slow connection is shown the latest state only
+                yield state, None
+            try:
+                state = states.get(timeout=1)
+            except queue.Empty:  # a request can be cancelled only where it yields
+                state = None
+    finally:  # also when the user cancels or leaves
+        stopped.set()
+    output, assessment = future.result()
+    provenance = {
+        "package": f"haze-pipeline {__version__}",
+        "model": MODEL or "default checkpoint",
+        "revision": REVISION,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "solver": pipe.scheduler.config.solver,
+        "shift": pipe.scheduler.config.shift,
+        "ensemble_size": members,
+        "device": pipe.device.type,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "assessment": assessment.to_dict(),
+    }
+    yield None, (output, assessment, provenance)
+
+
+def posterior_mean(hazy: np.ndarray) -> np.ndarray:
+    """The result of the preset `fast`."""
+    *_, (_, (output, _, _)) = sample(hazy, Preset.fast, PRESETS[Preset.fast]["ensemble_size"], 0, None)
+    return output.prediction
