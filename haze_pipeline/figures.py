@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .calibration import calibration_curve
+from .image_processing import round_length
 from .metrics import fit_scale_and_offset
 
 
@@ -110,10 +111,7 @@ def plot_panels(pair: "Pair", images: dict[str, np.ndarray], scores: dict[str, f
 
 
 def _draw_scale_bar(axis, width: int, height: int, pixel_size: float):
-    """A bar of the roundest length that fits a third of the width."""
-    available = width * pixel_size / 3
-    decade = 10.0 ** np.floor(np.log10(available))
-    length = next(step * decade for step in (5, 2, 1) if step * decade <= available)
+    length = round_length(width * pixel_size / 3)
     right, bottom = 0.95 * width, 0.95 * height
     axis.plot([right - length / pixel_size, right], [bottom] * 2, color="white", linewidth=2.5, solid_capstyle="butt")
     axis.text(
