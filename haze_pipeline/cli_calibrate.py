@@ -85,14 +85,17 @@ def calibrate(
 
         specimens = calibration.measure_errors(pipe, counted(), steps, members, seed)
     fitted = calibration.calibrate(specimens, members, steps)
-    scale, offset = fitted["uncertainty_scale"], fitted["uncertainty_offset"]
-    raw = calibration.pool(calibration.predict_errors(specimens, members))
-    calibrated = calibration.pool(calibration.predict_errors(specimens, members, scale, offset))
+    line = {"scale": fitted["uncertainty_scale"], "offset": fitted["uncertainty_offset"]}
+    curves = {
+        name: calibration.pool(calibration.predict_errors(specimens, members, **how))
+        for name, how in {"before": {}, "line": line, "after": {"curve": fitted["uncertainty_curve"]}}.items()
+    }
     facts = {
         "specimens": len(specimens),
         **fitted,
-        "before": calibration.scores(*raw),
-        "after, on the same pairs": calibration.scores(*calibrated),
+        "before": calibration.scores(*curves["before"]),
+        "with a line, on the same pairs": calibration.scores(*curves["line"]),
+        "after, on the same pairs": calibration.scores(*curves["after"]),
     }
 
     make_parents(output)
@@ -102,14 +105,16 @@ def calibrate(
         (folder / "model_index.json").write_text(json.dumps({**index, **fitted}, indent=2, sort_keys=True) + "\n")
         if plot is not None:
             with replace_when_complete(plot) as temporary:
-                plot_calibration({"before": raw, "after": calibrated}).savefig(temporary)
+                plot_calibration(curves).savefig(temporary)
     written = [str(path) for path in (output, plot) if path is not None]
     if json_output:
         print(json.dumps({**facts, "written": written}))
         return
-    print(f"{len(specimens)} specimens, {members} members of {steps} steps: scale {scale:.3f}, offset {offset:.3f}")
+    print(f"{len(specimens)} specimens, {members} members of {steps} steps")
+    print("line: scale {scale:.3f}, offset {offset:.3f}".format(**line))
+    print(f"curve: weight of light {fitted['uncertainty_curve']['light_weight']:.2f}")
     for name, values in facts.items():
-        if name.startswith(("before", "after")):
+        if name.startswith(("before", "with", "after")):
             print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
     factors = ", ".join(
         f"{100 * (1 - float(alpha)):g} %: {factor:.2f}" for alpha, factor in fitted["interval_factors"].items()
