@@ -187,6 +187,19 @@ def predict_errors(
     return predicted
 
 
+def cross_validate(
+    specimens: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], num_members: int, num_folds: int = 5
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """As [`predict_errors`], for every specimen with a curve that was fitted to the other folds. Two specimens or more are needed."""
+    names, predicted = list(specimens), {}
+    for first in range(min(num_folds, len(names))):
+        left_out = {name: specimens[name] for name in names[first::num_folds]}
+        known = {name: specimens[name] for name in names if name not in left_out}
+        curve = fit_curve(*pool(known), num_members)
+        predicted |= predict_errors(left_out, num_members, curve=curve)
+    return predicted
+
+
 def pool(specimens: dict[str, tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     """What was measured, of all specimens together."""
     return tuple(np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))

@@ -97,6 +97,9 @@ def calibrate(
         "with a line, on the same pairs": calibration.scores(*curves["line"]),
         "after, on the same pairs": calibration.scores(*curves["after"]),
     }
+    if len(specimens) > 1:
+        left_out = calibration.pool(calibration.cross_validate(specimens, members))
+        facts["after, on specimens left out"] = calibration.scores(*left_out)
 
     make_parents(output)
     with replace_when_complete(output) as folder:

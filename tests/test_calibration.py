@@ -9,6 +9,7 @@ from haze_pipeline.calibration import (
     calibration_curve,
     conformal_factors,
     coverage,
+    cross_validate,
     expected_normalized_calibration_error,
     fit_calibration,
     fit_curve,
@@ -125,6 +126,25 @@ def test_a_curve_is_the_line_where_light_says_nothing(members, scale, offset):
     truth = np.hypot(scale * new_spread + offset, new_spread / np.sqrt(members))
     assert np.abs(found / truth - 1).mean() < 0.03
     assert expected_normalized_calibration_error(found, new_errors) < 0.04
+
+
+def test_specimens_left_out_did_not_fit_their_own_curve():
+    spread, errors = make_ensemble(8, 1.7, 0.3, size=7 * 5000)
+    light = np.ones_like(spread)
+    images = [each.reshape(7, -1) for each in (spread, light, errors)]
+    specimens = {str(index): parts for index, parts in enumerate(zip(*images, strict=True))}
+    found = cross_validate(specimens, 8)
+    assert sorted(found) == sorted(specimens)
+    # The last two of seven share their folds with the first two.
+    for index, left_out in ((0, [0, 5]), (2, [2])):
+        known = [np.delete(each, left_out, axis=0).ravel() for each in images]
+        expected = deviations_by_curve(spread[index * 5000 :][:5000], light[:5000], 8, fit_curve(*known, 8))
+        np.testing.assert_allclose(found[str(index)][0], expected, rtol=1e-6)
+        np.testing.assert_array_equal(found[str(index)][1], images[2][index])
+    # One of another kind is not known to the curve that judges it.
+    specimens["6"] = (images[0][6], images[1][6], 10 * images[2][6])
+    odd = cross_validate(specimens, 8)["6"]
+    assert np.sqrt(np.mean(odd[1] ** 2) / np.mean(odd[0] ** 2)) == pytest.approx(10, rel=0.1)
 
 
 def test_beyond_its_knots_a_curve_neither_promises_more_nor_stops_warning():

@@ -26,6 +26,7 @@ def test_the_copy_predicts_its_errors_and_is_else_the_same(run, model, pairs, tm
     assert (facts["specimens"], facts["written"]) == (12, [str(output), str(plot)])
     assert facts["calibrated_for"] == {"ensemble_size": 4, "num_inference_steps": 2}
     assert facts["after, on the same pairs"]["RMS error / RMS deviation"] == pytest.approx(1, abs=0.1)
+    assert facts["after, on specimens left out"]["ENCE"] > facts["after, on the same pairs"]["ENCE"] > 0
     assert plot.read_bytes()[:4] == b"\x89PNG"
     assert (output / "README.md").read_text() == "A card."
     before, after = (HazeMatchingPipeline.from_pretrained(folder) for folder in (model, output))
