@@ -36,7 +36,7 @@ def plot_calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> "Figur
     points = {name: calibration_curve(*values)[:2] for name, values in curves.items()}
     positive = np.concatenate([np.concatenate(point)[np.concatenate(point) > 0] for point in points.values()])
     ends = [positive.min() / 1.2, positive.max() * 1.2]
-    axes.plot(ends, ends, color="0.6", linewidth=1, label="calibrated")
+    axes.plot(ends, ends, color="0.6", linewidth=1, label="perfect")
     for name, (rmv, rmse) in points.items():
         axes.plot(rmv, rmse, marker="o", markersize=3, linewidth=1, label=name)
     axes.set(
