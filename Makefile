@@ -40,6 +40,7 @@ bench: .venv/.installed-test
 	$(BIN)/python bench/training.py
 	$(BIN)/python bench/stack_pairs.py
 	$(BIN)/python bench/calibration.py
+	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/trust.py
 	$(BIN)/python bench/file_runs.py
 	$(BIN)/python tests/fuzz_tiffs.py

@@ -126,18 +126,20 @@ def calibration():
     results = json.loads((HERE / "calibration.json").read_text())
     keys = ("RMS error / RMS deviation", "ENCE", "mean squared z")
     rows = [
-        [f"{number} samples, {name}", *(f"{result[name][key]:.2f}" for key in keys),
-         *(f"{100 * result[name][f'coverage at {level}%']:.0f} %" for level in (50, 90, 95))]
-        for number, result in results.items()
-        for name in ("raw", "calibrated")
+        [name, *(f"{values[key]:.2f}" for key in keys),
+         *(f"{100 * values[f'coverage at {level}%']:.0f} %" for level in (50, 90, 95))]
+        for name, values in results["scores"].items()
     ]  # fmt: skip
-    number, result = next((number, result) for number, result in results.items() if "interval_coverage" in result)
-    intervals = ", ".join(f"{100 * share:.1f} % for {level}" for level, share in result["interval_coverage"].items())
+    intervals = ", ".join(
+        f"{100 * share['mean']:.1f} ± {100 * share['standard_error']:.1f} % for {level}"
+        for level, share in results["interval_coverage"].items()
+    )
+    low, high = results["ENCE_interval"]
     return [
         *table(["", *keys, "within 50 %", "90 %", "95 % of a normal law"], rows),
         "",
-        f"{result['num_images']} held-out simulated images, {result['num_inference_steps']} steps. The checkpoint was calibrated for "
-        f"{number} samples; `out.interval` then covered {intervals}.",
+        f"{results['num_images']} held-out simulated images, {results['num_samples']} samples of {results['num_inference_steps']} steps. "
+        f"Resampled images give a calibrated ENCE of {low:.2f} to {high:.2f}. `out.interval` covered (with standard error) {intervals}.",
     ]
 
 

@@ -7,6 +7,7 @@ its background, the others take it off. None of these methods says how far to be
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import torch
@@ -79,26 +80,23 @@ def wiener(image: np.ndarray, airy_radius: float = 3.0, balance: float = 0.01) -
     return _for_each_plane(image, deconvolve)
 
 
-def richardson_lucy(
-    image: np.ndarray, airy_radius: float = 3.0, num_iter: int = 20, background_radius: float | None = None
-) -> HazeMatchingOutput:
+def richardson_lucy(image: np.ndarray, airy_radius: float = 3.0, num_iter: int = 20) -> HazeMatchingOutput:
     """
-    Richardson–Lucy deconvolution (Richardson 1972, Lucy 1974) with the widefield PSF in focus, after a rolling ball if asked for.
+    Richardson–Lucy deconvolution (Richardson 1972, Lucy 1974) with the widefield PSF in focus, above the plane's minimum. Against haze,
+    take a rolling ball first: `richardson_lucy(rolling_ball(image, 12).prediction)`.
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
         airy_radius (`float`, defaults to `3.0`): 0.61 emission / NA in pixels.
         num_iter (`int`, defaults to `20`): Iterations; more are sharper and noisier.
-        background_radius (`float`, *optional*): Of the ball; without one, the plane's minimum is subtracted.
     """
-    from skimage.restoration import richardson_lucy, rolling_ball
+    from skimage.restoration import richardson_lucy
 
     psf = widefield_psf(airy_radius)
 
     def deconvolve(plane):
-        background = plane.min() if background_radius is None else rolling_ball(plane, radius=background_radius)
         margin = len(psf)
-        padded = np.pad(np.maximum(plane - background, 0), margin, mode="symmetric")
+        padded = np.pad(plane - plane.min(), margin, mode="symmetric")
         result = richardson_lucy(padded, psf, num_iter, clip=False, filter_epsilon=1e-6 * padded.max())
         return result[margin:-margin, margin:-margin]
 
@@ -126,24 +124,28 @@ def widefield_psf(airy_radius: float) -> np.ndarray:
     return psf / psf.sum()
 
 
-# Every method with the settings that an evaluation tries, from fine to broad.
-BASELINES: dict[str, tuple[Callable[..., HazeMatchingOutput], list[dict]]] = {
-    "rolling ball": (rolling_ball, [{"radius": radius} for radius in (3, 5, 8, 12, 20, 30, 50)]),
-    "white top-hat": (white_tophat, [{"radius": radius} for radius in (3, 5, 8, 12, 20, 30)]),
-    "difference of Gaussians": (
+def _with_settings(method: Callable[..., HazeMatchingOutput], settings: list[dict]):
+    return lambda image: [method(image, **setting).prediction for setting in settings]
+
+
+def _richardson_lucy_with_settings(image: np.ndarray) -> list[np.ndarray]:
+    lights = [image, *(rolling_ball(image, radius).prediction for radius in (12, 50))]
+    grid = product(lights, (2, 4, 8), (3, 10, 30))
+    return [richardson_lucy(light, airy_radius, num_iter).prediction for light, airy_radius, num_iter in grid]
+
+
+# Every method at the settings that an evaluation tries, from fine to broad: predictions of an image.
+BASELINES: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
+    "rolling ball": _with_settings(rolling_ball, [{"radius": radius} for radius in (3, 5, 8, 12, 20, 30, 50)]),
+    "white top-hat": _with_settings(white_tophat, [{"radius": radius} for radius in (3, 5, 8, 12, 20, 30)]),
+    "difference of Gaussians": _with_settings(
         difference_of_gaussians,
         [{"low_sigma": low, "high_sigma": high} for low in (0.5, 1, 2) for high in (5, 10, 20, 40)],
     ),
-    "Wiener": (wiener, [{"airy_radius": r, "balance": b} for r in (2, 4, 8) for b in (0.001, 0.01, 0.1, 1)]),
-    "Richardson–Lucy": (
-        richardson_lucy,
-        [
-            {"airy_radius": radius, "num_iter": number, "background_radius": ball}
-            for radius in (2, 4, 8)
-            for number in (3, 10, 30)
-            for ball in (None, 12, 50)
-        ],
+    "Wiener": _with_settings(
+        wiener, [{"airy_radius": radius, "balance": b} for radius in (2, 4, 8) for b in (0.001, 0.01, 0.1, 1)]
     ),
+    "Richardson–Lucy": _richardson_lucy_with_settings,
 }
 
 

@@ -2,11 +2,15 @@
 Do predicted deviations say how large errors are? Curves, their fit, scores, and intervals with a guarantee.
 
 Of k samples with the unbiased deviation s, the mean has the error variance B² + s²/k: what the model gets wrong or cannot know,
-and what averaging few samples leaves. A calibration is a line for the first, B = scale · s + offset. With many samples a perfect
-model has scale 1 and offset 0; its root mean square error (RMSE) is sqrt(1 + 1/k) times its root mean variance (RMV).
+and what averaging few samples leaves. With many samples a perfect model has B = s; its root mean square error (RMSE) is
+sqrt(1 + 1/k) times its root mean variance (RMV).
+
+A calibration says what B is. The published one is a line, B = scale · s + offset. It fails where a model that is too sure of all its
+samples meets images of very different haze: equal spreads then stand for unequal errors. How much light l lies around a pixel
+tells them apart, since most of what a prediction can get wrong is haze. Ours is a curve of both, B = f(s¹⁻ʷ lʷ).
 
 The spread of few samples is itself uncertain (to about 1 / sqrt(2k)), so that a small one is likelier to be too small than too large.
-The line for them is flatter, and right for ensembles of that size only. A calibration therefore says what it was made for.
+Line and curve for them are flatter, and right for ensembles of that size only. A calibration therefore says what it was made for.
 """
 
 import math
@@ -16,6 +20,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy import ndimage
+
+from .hardware import allocate
 
 
 if TYPE_CHECKING:
@@ -26,12 +33,22 @@ if TYPE_CHECKING:
 # Of larger images so many pixels are drawn at random: neighbours say the same, and 500 images then take a gigabyte.
 MAX_PIXELS = 2**15
 
+# Of the blur that tells how much light is around a pixel, px. From 2 to 32 px, it hardly matters.
+LIGHT_SIGMA = 4.0
+NUM_KNOTS = 6  # of a curve
+FLOOR = 1e-6  # of spread and light, for logarithms
+
 # Means over samples vary about as much as the truth. Beyond this, they are in different units.
 MAX_CONTRAST_RATIO = 8.0
 
 
 def predicted_deviation(
-    spread: torch.Tensor, num_members: int, scale: float = 1.0, offset: float = 0.0
+    spread: torch.Tensor,
+    num_members: int,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    curve: dict | None = None,
+    light: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Deviation to expect between the mean of an ensemble and the truth.
@@ -39,21 +56,40 @@ def predicted_deviation(
     Args:
         spread (`torch.Tensor`): Standard deviation s of the members, of squares divided by their number less one.
         num_members (`int`): Their number k.
-        scale (`float`, defaults to `1.0`): Of the calibration.
-        offset (`float`, defaults to `0.0`): Of the calibration, in the unit of `spread`.
+        scale (`float`, defaults to `1.0`): Of the line.
+        offset (`float`, defaults to `0.0`): Of the line, in the unit of `spread`.
+        curve (`dict`, *optional*): Takes the place of the line, see [`fit_curve`].
+        light (`torch.Tensor` of the shape of `spread`, *optional*): What the curve needs, see [`local_light`].
 
     Returns:
-        `torch.Tensor`: sqrt(max(0, scale · s + offset)² + s²/k).
+        `torch.Tensor`: sqrt(B² + s²/k), where B is max(0, scale · s + offset), or what the curve says.
     """
-    own = spread.mul(scale).add_(offset).clamp_(min=0)
+    if curve is None:
+        own = spread.mul(scale).add_(offset).clamp_(min=0)
+    else:
+        predictor = _predictor(spread.numpy(), light.numpy(), curve["light_weight"])
+        own = torch.from_numpy(_interpolate(predictor, curve["predictor"], curve["deviation"])).to(spread)
     return own.hypot_(spread / math.sqrt(num_members))
+
+
+def local_light(hazy: torch.Tensor, unit: float) -> torch.Tensor:
+    """
+    Light around every pixel above the darkest one, by a Gaussian of 4 px, which leaves little noise.
+
+    Args:
+        hazy (`torch.Tensor` of shape `[H, W]`): The input.
+        unit (`float`): What is called 1; 0 for an image without contrast, whose light does not matter.
+    """
+    light = allocate(*hazy.shape)
+    ndimage.gaussian_filter(hazy.numpy(), LIGHT_SIGMA, output=light.numpy(), mode="reflect")
+    return light.sub_(hazy.min()).div_(unit or 1.0)
 
 
 def measure_errors(
     pipe: "HazeMatchingPipeline", pairs: Iterable["Pair"], num_inference_steps: int, ensemble_size: int, seed: int = 0
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """
-    Spread of an ensemble's members and error of its mean for pixels of every specimen, in network units.
+    Spread of an ensemble's members, light, and error of their mean for pixels of every specimen, in network units.
 
     Prediction and truth are compared as they are, so that both must be in the same unit. Hazy images without any contrast, such as
     blank planes at the end of a stack, are left out.
@@ -66,7 +102,7 @@ def measure_errors(
         seed (`int`, defaults to `0`): Of the noise, and of which pixels of large images are taken.
 
     Returns:
-        `dict`: By specimen, standard deviations of the members and errors of their mean.
+        `dict`: By specimen, standard deviations of the members, [`local_light`], and errors of the mean.
 
     Raises:
         `ValueError`: If an image is not finite, no pair has contrast, or the clear images are in another unit than the predictions.
@@ -85,13 +121,14 @@ def measure_errors(
         except ValueError as error:
             raise ValueError(f"{pair.source}: {error}") from error
         spread = out.samples.std(axis=0, ddof=1).ravel() / unit
+        light = local_light(planes[0, 0], unit).numpy().ravel()
         prediction, clear = out.prediction.ravel() / unit, pair.clear.astype(np.float32).ravel() / unit
         variances.append((clear.var(), prediction.var()))
         error = prediction - clear
         if spread.size > MAX_PIXELS:
             chosen = np.random.default_rng([seed, index]).choice(spread.size, MAX_PIXELS, replace=False)
-            spread, error = spread[chosen], error[chosen]
-        specimens.setdefault(pair.specimen_id, []).append((spread, error))
+            spread, light, error = spread[chosen], light[chosen], error[chosen]
+        specimens.setdefault(pair.specimen_id, []).append((spread, light, error))
     if not specimens:
         raise ValueError("There is no pair whose hazy image has any contrast.")
     clear, prediction = np.mean(variances, axis=0)
@@ -106,44 +143,66 @@ def measure_errors(
     }
 
 
-def calibrate(specimens: dict[str, tuple[np.ndarray, np.ndarray]], num_members: int, num_inference_steps: int) -> dict:
+def calibrate(
+    specimens: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], num_members: int, num_inference_steps: int
+) -> dict:
     """
     What a pipeline's configuration needs to return calibrated deviations and intervals.
 
     Args:
-        specimens (`dict`): Spread and errors of every specimen, see [`measure_errors`].
+        specimens (`dict`): Spread, light and errors of every specimen, see [`measure_errors`].
         num_members (`int`): Members of every ensemble.
         num_inference_steps (`int`): Steps of every member.
 
     Returns:
-        `dict`: `uncertainty_scale`, `uncertainty_offset`, `interval_factors`, and what they are `calibrated_for`, for
-        `pipe.register_to_config`.
+        `dict`: `uncertainty_scale` and `uncertainty_offset` of the published line, the `uncertainty_curve` that takes its place,
+        `interval_factors`, and what they are `calibrated_for`, for `pipe.register_to_config`.
     """
-    scale, offset = fit_calibration(*pool(specimens), num_members)
-    predicted = predict_errors(specimens, num_members, scale, offset)
+    spread, light, errors = pool(specimens)
+    scale, offset = fit_calibration(spread, errors, num_members)
+    curve = fit_curve(spread, light, errors, num_members)
+    predicted = predict_errors(specimens, num_members, curve=curve)
     factors = {str(alpha): factor for alpha, factor in conformal_factors(predicted.values()).items()}
     return {
         "uncertainty_scale": scale,
         "uncertainty_offset": offset,
+        "uncertainty_curve": curve,
         "interval_factors": factors,
         "calibrated_for": {"ensemble_size": num_members, "num_inference_steps": num_inference_steps},
     }
 
 
 def predict_errors(
-    specimens: dict[str, tuple[np.ndarray, np.ndarray]], num_members: int, scale: float = 1.0, offset: float = 0.0
+    specimens: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    num_members: int,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    curve: dict | None = None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Predicted deviations and errors of every specimen, from the spreads of [`measure_errors`] by [`predicted_deviation`]."""
-    return {
-        name: (predicted_deviation(torch.from_numpy(spread), num_members, scale, offset).numpy(), errors)
-        for name, (spread, errors) in specimens.items()
-    }
+    """Predicted deviations and errors of every specimen, from what [`measure_errors`] found by [`predicted_deviation`]."""
+    predicted = {}
+    for name, (spread, light, errors) in specimens.items():
+        spread, light = torch.from_numpy(spread), torch.from_numpy(light)
+        predicted[name] = predicted_deviation(spread, num_members, scale, offset, curve, light).numpy(), errors
+    return predicted
 
 
-def pool(specimens: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Deviations and errors of all specimens together."""
-    deviations, errors = (np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
-    return deviations, errors
+def cross_validate(
+    specimens: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], num_members: int, num_folds: int = 5
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """As [`predict_errors`], for every specimen with a curve that was fitted to the other folds. Two specimens or more are needed."""
+    names, predicted = list(specimens), {}
+    for first in range(min(num_folds, len(names))):
+        left_out = {name: specimens[name] for name in names[first::num_folds]}
+        known = {name: specimens[name] for name in names if name not in left_out}
+        curve = fit_curve(*pool(known), num_members)
+        predicted |= predict_errors(left_out, num_members, curve=curve)
+    return predicted
+
+
+def pool(specimens: dict[str, tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """What was measured, of all specimens together."""
+    return tuple(np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
 
 
 def calibration_curve(
@@ -212,6 +271,65 @@ def fit_calibration(
     weights = 1 / np.maximum(own, 1e-6 * own.max())  # relative deviations count, or bright pixels would decide alone
     slope, intercept = np.polyfit(rmv, own, 1, w=weights)
     return float(slope), float(intercept)
+
+
+def fit_curve(spread: np.ndarray, light: np.ndarray, errors: np.ndarray, num_members: int) -> dict:
+    """
+    Curve B = f(s¹⁻ʷ lʷ) of spread s and light l for a validation set. f rises from knot to knot, all logarithmic, which are at quantiles of
+    the validation set. The weight w is that of the largest likelihood of normal errors; where light says nothing, it is near 0.
+
+    Args:
+        spread (`np.ndarray`): Standard deviations of the members, divided by their number less one.
+        light (`np.ndarray` of the same shape): See [`local_light`].
+        errors (`np.ndarray` of the same shape): Mean of the members less truth, in the same unit.
+        num_members (`int`): Their number.
+
+    Returns:
+        `dict`: `light_weight` w, and `predictor` and `deviation`, the knots of f.
+
+    Raises:
+        `ValueError`: As [`fit_calibration`].
+    """
+    from scipy.optimize import minimize_scalar  # slow to import
+
+    spread, errors = _checked(spread, errors)
+    measured = spread, np.asarray(light, np.float64).ravel(), errors
+    some = [values[:: max(1, spread.size // 2**20)] for values in measured]  # a million pixels tell the weight
+
+    def unlikelihood(weight: float) -> float:
+        curve = _curve_of_weight(weight, *some, num_members)
+        spread, light = (torch.from_numpy(values) for values in some[:2])
+        variance = predicted_deviation(spread, num_members, curve=curve, light=light).square().numpy()
+        return np.mean(some[2] ** 2 / variance + np.log(variance))
+
+    weight = minimize_scalar(unlikelihood, bounds=(0, 1), method="bounded", options={"xatol": 0.01}).x
+    return _curve_of_weight(weight, *measured, num_members)
+
+
+def _curve_of_weight(
+    weight: float, spread: np.ndarray, light: np.ndarray, errors: np.ndarray, num_members: int
+) -> dict:
+    """Least squares of log B in bins of equally many pixels, by knots, none of which is lower than the one before."""
+    predictor = _predictor(spread, light, weight)
+    order = np.argsort(predictor)
+    x, own = (
+        np.array([part.mean() for part in np.array_split(values[order], min(200, len(order)))])
+        for values in (np.log(predictor), errors**2 - spread**2 / num_members)
+    )
+    knots = np.quantile(x, np.linspace(0, 1, NUM_KNOTS))
+    if not (np.diff(knots) > 0).all():
+        raise ValueError("All predicted deviations are alike, so that no curve can be fitted to their errors.")
+    if not own.max() > 0:
+        raise ValueError(
+            "The errors are no larger than what averaging few members leaves: there is nothing to calibrate."
+        )
+    hats = np.column_stack([np.interp(x, knots, row) for row in np.eye(NUM_KNOTS)])
+    values = np.linalg.lstsq(hats, np.log(np.maximum(own, 1e-6 * own.max())) / 2, rcond=None)[0]
+    return {
+        "light_weight": float(weight),
+        "predictor": np.exp(knots).tolist(),
+        "deviation": np.exp(np.maximum.accumulate(values)).tolist(),
+    }
 
 
 def expected_normalized_calibration_error(deviations: np.ndarray, errors: np.ndarray, num_bins: int = 50) -> float:
@@ -289,6 +407,17 @@ def conformal_factors(
         first = np.searchsorted(-missed, 1 - alpha * (number + 1) - 1e-9)
         factors[alpha] = float(z_scores[min(first, len(z_scores) - 1)])
     return factors
+
+
+def _predictor(spread: np.ndarray, light: np.ndarray, light_weight: float) -> np.ndarray:
+    """The weighted geometric mean of spread and light, in the unit of both."""
+    return np.maximum(spread, FLOOR) ** (1 - light_weight) * np.maximum(light, FLOOR) ** light_weight
+
+
+def _interpolate(values: np.ndarray, knots: list[float], results: list[float]) -> np.ndarray:
+    """Straight from knot to knot in logarithms; constant below the first one, and proportional to `values` above the last one."""
+    inside = np.exp(np.interp(np.log(values), np.log(knots), np.log(results)))
+    return inside * np.maximum(values / knots[-1], 1)
 
 
 def _z_scores(deviations: np.ndarray, errors: np.ndarray) -> np.ndarray:

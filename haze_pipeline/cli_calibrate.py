@@ -95,15 +95,21 @@ def calibrate(
 
         specimens = calibration.measure_errors(pipe, counted(), steps, members, seed)
     fitted = calibration.calibrate(specimens, members, steps)
-    scale, offset = fitted["uncertainty_scale"], fitted["uncertainty_offset"]
-    raw = calibration.pool(calibration.predict_errors(specimens, members))
-    calibrated = calibration.pool(calibration.predict_errors(specimens, members, scale, offset))
+    line = {"scale": fitted["uncertainty_scale"], "offset": fitted["uncertainty_offset"]}
+    curves = {
+        name: calibration.pool(calibration.predict_errors(specimens, members, **how))
+        for name, how in {"before": {}, "line": line, "after": {"curve": fitted["uncertainty_curve"]}}.items()
+    }
     facts = {
         "specimens": len(specimens),
         **fitted,
-        "before": calibration.scores(*raw),
-        "after, on the same pairs": calibration.scores(*calibrated),
+        "before": calibration.scores(*curves["before"]),
+        "with a line, on the same pairs": calibration.scores(*curves["line"]),
+        "after, on the same pairs": calibration.scores(*curves["after"]),
     }
+    if len(specimens) > 1:
+        left_out = calibration.pool(calibration.cross_validate(specimens, members))
+        facts["after, on specimens left out"] = calibration.scores(*left_out)
 
     make_parents(output)
     with replace_when_complete(output) as folder:
@@ -114,14 +120,16 @@ def calibrate(
         if plot is not None:
             plot_calibration({"before": raw, "after": calibrated}).savefig(folder / "calibration.png")
             with replace_when_complete(plot) as temporary:
-                plot_calibration({"before": raw, "after": calibrated}).savefig(temporary)
+                plot_calibration(curves).savefig(temporary)
     written = [str(path) for path in (output, plot) if path is not None]
     if json_output:
         print(json.dumps({**facts, "written": written}))
         return
-    print(f"{len(specimens)} specimens, {members} members of {steps} steps: scale {scale:.3f}, offset {offset:.3f}")
+    print(f"{len(specimens)} specimens, {members} members of {steps} steps")
+    print("line: scale {scale:.3f}, offset {offset:.3f}".format(**line))
+    print(f"curve: weight of light {fitted['uncertainty_curve']['light_weight']:.2f}")
     for name, values in facts.items():
-        if name.startswith(("before", "after")):
+        if name.startswith(("before", "with", "after")):
             print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
     factors = ", ".join(
         f"{100 * (1 - float(alpha)):g} %: {factor:.2f}" for alpha, factor in fitted["interval_factors"].items()

@@ -1,6 +1,7 @@
 """The command `haze-pipeline evaluate`."""
 
 import json
+import math
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -136,12 +137,20 @@ def evaluate(
     for name in preset or (Preset.fast, Preset.balanced):
         methods[f"haze-pipeline {name}"] = run_preset(name)
 
-    set_metrics = dict(SET_METRICS)
+    set_metrics, num_features = dict(SET_METRICS), {}
     if perceptual:
         set_metrics |= {"LPIPS": (perceptual_metrics.lpips, False), "FID-768": (perceptual_metrics.fid, False)}
+        num_features["FID-768"] = 768
     if dinov2 is not None:
         tokens = perceptual_metrics.ClassTokens(dinov2)  # now, since after an hour it would be too late to fail
         set_metrics["DINOv2 distance"] = (partial(perceptual_metrics.dinov2_distance, tokens=tokens), False)
+        num_features["DINOv2 distance"] = tokens.num_features
+    protocol = {name: PROTOCOL[name] for name in (*IMAGE_METRICS, *JOINT_METRICS, *set_metrics)}
+    # The covariance of features takes more patches than there are features.
+    num_patches = sum(math.prod(side // perceptual_metrics.PATCH for side in pair.clear.shape) for pair in pairs)
+    unreliable = [name for name, number in num_features.items() if num_patches <= number]
+    for name in unreliable:
+        protocol[name] += f"; unreliable: {num_patches} patches are too few for {num_features[name]} features"
     with ExitStack() as stack:
         advance = progress_bar("Evaluating", len(pairs) * len(methods), stack)
 
@@ -153,7 +162,9 @@ def evaluate(
 
             return run
 
-        results = score_images(pairs, {name: counted(method) for name, method in methods.items()}, set_metrics)
+        results = score_images(
+            pairs, {name: counted(method) for name, method in methods.items()}, set_metrics, num_figures
+        )
     facts = {
         "package": f"haze-pipeline {__version__}",
         "model": "default checkpoint"
@@ -168,7 +179,8 @@ def evaluate(
         "num_specimens": len({pair.specimen_id for pair in pairs}),
         "seed": seed,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
-        "protocol": {name: PROTOCOL[name] for name in (*IMAGE_METRICS, *JOINT_METRICS, *set_metrics)},
+        "protocol": protocol,
+        "unreliable": unreliable,
         "higher_is_better": {
             name: better for name, (_, better) in (IMAGE_METRICS | JOINT_METRICS | set_metrics).items()
         },

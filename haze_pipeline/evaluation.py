@@ -11,6 +11,7 @@ from .metrics import (
     ms_ssim,
     nrmse,
     pearson,
+    psnr,
     range_invariant_psnr,
     sliced_wasserstein_distance,
     spectrum_distance,
@@ -22,6 +23,7 @@ from .pair_sources import Pair
 # Of single images. Higher is better where the second entry is True.
 IMAGE_METRICS = {
     "range-invariant PSNR (dB)": (range_invariant_psnr, True),
+    "PSNR (dB)": (psnr, True),
     "SSIM": (ssim, True),
     "MS-SSIM": (ms_ssim, True),
     "Pearson": (pearson, True),
@@ -35,6 +37,7 @@ MIN_SPECIMENS = 8  # for intervals: of fewer, resampling promises far more than 
 
 PROTOCOL = {
     "range-invariant PSNR (dB)": "after the scale and offset of least squared error, over the range of the clear image",
+    "PSNR (dB)": "as they are, over the range of the clear image; only for predictions in the unit of the clear images",
     "SSIM": "after scale and offset; Gaussian window of 1.5 px; scikit-image",
     "MS-SSIM": "after scale and offset; three scales with the weights 0.0448, 0.2856, 0.3001; torchmetrics",
     "Pearson": "correlation of the pixels",
@@ -55,17 +58,19 @@ def score_images(
     pairs: list[Pair],
     methods: dict[str, Callable[[Pair], dict[str, np.ndarray]]],
     set_metrics: dict[str, tuple[Callable, bool]] = SET_METRICS,
+    num_kept: int = 0,
 ) -> dict:
     """
-    Run methods on pairs and score what they yield.
+    Run methods on pairs and score what they yield. The predictions of one method are in memory at a time.
 
     Args:
         pairs (`list[Pair]`): Hazy and clear images of 48 px or more a side.
         methods (`dict`): From a pair to its predictions `[H, W]`, by name; one method may yield several at the cost of one.
         set_metrics (`dict`, *optional*): By name, function of all clear images and all predictions, and whether higher is better.
+        num_kept (`int`, defaults to `0`): Predictions to return, those of the first pairs.
 
     Returns:
-        `dict`: `predictions`, by name lists of images; `scores`, by name and metric lists of values; `set_scores`, by name and metric;
+        `dict`: `predictions`, by name the kept ones; `scores`, by name and metric lists of values; `set_scores`, by name and metric;
         `seconds_per_megapixel` by name of the method.
 
     Raises:
@@ -78,39 +83,32 @@ def score_images(
             raise ValueError(f"{pair.source}: images must have {MIN_SIDE} px or more a side, got {pair.clear.shape}.")
         if not np.isfinite(pair.clear).all() or pair.clear.min() == pair.clear.max():
             raise ValueError(f"{pair.source}: the clear image must be finite and not constant.")
-    predictions, seconds = {}, {}
+    targets = [pair.clear for pair in pairs]
+    megapixels = sum(pair.hazy.size for pair in pairs) / 1e6
+    results = {"predictions": {}, "scores": {}, "set_scores": {}, "seconds_per_megapixel": {}}
     for name, method in methods.items():
         started = time.perf_counter()
+        predictions = {}
         for pair in pairs:
             try:
-                results = method(pair)
+                predicted = method(pair)
             except ValueError as error:
                 raise ValueError(f"{pair.source}, {name}: {error}") from error
-            for key, image in results.items():
+            for key, image in predicted.items():
                 if not np.isfinite(image).all():
                     raise ValueError(f"{pair.source}, {key}: the prediction holds NaN or infinite values.")
                 predictions.setdefault(key, []).append(image)
-        megapixels = sum(pair.hazy.size for pair in pairs) / 1e6
-        seconds[name] = (time.perf_counter() - started) / megapixels
-    targets = [pair.clear for pair in pairs]
-    scores = {
-        name: {
-            metric: [function(*both) for both in zip(targets, images, strict=True)]
-            for metric, (function, _) in IMAGE_METRICS.items()
-        }
-        | {metric: function(targets, images) for metric, (function, _) in JOINT_METRICS.items()}
-        for name, images in predictions.items()
-    }
-    set_scores = {
-        name: {metric: function(targets, images) for metric, (function, _) in set_metrics.items()}
-        for name, images in predictions.items()
-    }
-    return {
-        "predictions": predictions,
-        "scores": scores,
-        "set_scores": set_scores,
-        "seconds_per_megapixel": seconds,
-    }
+        results["seconds_per_megapixel"][name] = (time.perf_counter() - started) / megapixels
+        for key, images in predictions.items():
+            results["predictions"][key] = images[:num_kept]
+            results["scores"][key] = {
+                metric: [function(*both) for both in zip(targets, images, strict=True)]
+                for metric, (function, _) in IMAGE_METRICS.items()
+            } | {metric: function(targets, images) for metric, (function, _) in JOINT_METRICS.items()}
+            results["set_scores"][key] = {
+                metric: function(targets, images) for metric, (function, _) in set_metrics.items()
+            }
+    return results
 
 
 def classical_methods() -> dict[str, Callable[[Pair], dict[str, np.ndarray]]]:
@@ -120,10 +118,8 @@ def classical_methods() -> dict[str, Callable[[Pair], dict[str, np.ndarray]]]:
     """
 
     def best(name: str) -> Callable[[Pair], dict[str, np.ndarray]]:
-        method, settings = BASELINES[name]
-
         def run(pair: Pair) -> dict[str, np.ndarray]:
-            images = [method(pair.hazy, **setting).prediction for setting in settings]
+            images = BASELINES[name](pair.hazy)
             return {name: max(images, key=lambda image: range_invariant_psnr(pair.clear, image))}
 
         return run

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .calibration import calibration_curve
+from .image_processing import round_length
 from .metrics import fit_scale_and_offset
 
 
@@ -35,7 +36,7 @@ def plot_calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> "Figur
     points = {name: calibration_curve(*values)[:2] for name, values in curves.items()}
     positive = np.concatenate([np.concatenate(point)[np.concatenate(point) > 0] for point in points.values()])
     ends = [positive.min() / 1.2, positive.max() * 1.2]
-    axes.plot(ends, ends, color="0.6", linewidth=1, label="calibrated")
+    axes.plot(ends, ends, color="0.6", linewidth=1, label="perfect")
     for name, (rmv, rmse) in points.items():
         axes.plot(rmv, rmse, marker="o", markersize=3, linewidth=1, label=name)
     axes.set(
@@ -172,10 +173,7 @@ def plot_profile(
 
 
 def _draw_scale_bar(axis, width: int, height: int, pixel_size: float):
-    """A bar of the roundest length that fits a third of the width."""
-    available = width * pixel_size / 3
-    decade = 10.0 ** np.floor(np.log10(available))
-    length = next(step * decade for step in (5, 2, 1) if step * decade <= available)
+    length = round_length(width * pixel_size / 3)
     right, bottom = 0.95 * width, 0.95 * height
     axis.plot([right - length / pixel_size, right], [bottom] * 2, color="white", linewidth=2.5, solid_capstyle="butt")
     axis.text(

@@ -255,10 +255,7 @@ class HazeImageProcessor:
             draw.text((left + 2, 24), f"black {low:.4g}, white {high:.4g}", fill="dimgray", font=font)
 
         if pixel_size is not None and width >= 64:
-            # The roundest length that fits a quarter of the panel.
-            available = 0.25 * width / zoom * pixel_size
-            decade = 10.0 ** np.floor(np.log10(available))
-            length = next(step * decade for step in (5, 2, 1) if step * decade <= available)
+            length = round_length(0.25 * width / zoom * pixel_size)
             right, bottom = width - 12, caption + height - 12
             left = right - round(length / pixel_size * zoom)
             draw.rectangle((left, bottom - 4, right, bottom), fill="white", outline="black")
@@ -267,6 +264,12 @@ class HazeImageProcessor:
             text_left = min(text_left, right - draw.textlength(label, font=font))
             draw.text((text_left, bottom - 26), label, fill="white", font=font, stroke_width=1, stroke_fill="black")
         return canvas
+
+
+def round_length(available: float) -> float:
+    """The longest of …, 1, 2, 5, 10, … that fits: what a scale bar stands for."""
+    decade = 10.0 ** np.floor(np.log10(available))
+    return next(step * decade for step in (5, 2, 1) if step * decade <= available)
 
 
 def _mean_and_std(plane: torch.Tensor) -> tuple[float, float]:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-from .calibration import predicted_deviation
+from .calibration import local_light, predicted_deviation
 from .field_sampling import DEFAULT_PATCH_SIZE, FLIPS, FieldSampler
 from .hardware import allocate
 from .hub import add_code, fetch_pipeline, resolve_index, stored_variant
-from .image_processing import HazeImageProcessor, Normalization
+from .image_processing import BAND_ROWS, HazeImageProcessor, Normalization
 from .pipeline_output import HazeMatchingOutput
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
 from .trust import Assessment, assess
@@ -39,8 +39,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
         default_num_inference_steps (`int`, defaults to `19`): Steps when a call names none; 19 is the paper's number.
         uncertainty_scale (`float`, defaults to `1.0`): Calibration, see [`predicted_deviation`].
         uncertainty_offset (`float`, defaults to `0.0`): The same, in network units (multiples of the target's deviation).
+        uncertainty_curve (`dict`, *optional*): Takes the place of these two, see [`fit_curve`]; in network units.
         interval_factors (`dict`, *optional*): `{"alpha": factor}` of [`conformal_factors`], for `out.interval`.
-        calibrated_for (`dict`, *optional*): `{"ensemble_size": …, "num_inference_steps": …}` that these four hold for.
+        calibrated_for (`dict`, *optional*): `{"ensemble_size": …, "num_inference_steps": …}` that the ones above hold for.
         mirror_members (`bool`, defaults to `True`):
             Show the network the members of an ensemble mirrored in turn. Right for networks that were trained on mirrored patches.
         domain (`dict`, *optional*): What training images look like, see [`fit_domain`], for `pipe.assess`.
@@ -63,6 +64,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         default_num_inference_steps: int = 19,
         uncertainty_scale: float = 1.0,
         uncertainty_offset: float = 0.0,
+        uncertainty_curve: dict | None = None,
         interval_factors: dict[str, float] | None = None,
         calibrated_for: dict[str, int] | None = None,
         mirror_members: bool = True,
@@ -86,6 +88,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
             default_num_inference_steps=default_num_inference_steps,
             uncertainty_scale=uncertainty_scale,
             uncertainty_offset=uncertainty_offset,
+            uncertainty_curve=uncertainty_curve,
             interval_factors=interval_factors,
             calibrated_for=calibrated_for,
             mirror_members=mirror_members,
@@ -443,10 +446,13 @@ class HazeMatchingPipeline(DiffusionPipeline):
         uncertainty = None
         if output_uncertainty:
             scale, offset = self.config.uncertainty_scale, self.config.uncertainty_offset
-            for spread in squares.div_(
-                ensemble_size - 1
-            ).sqrt_():  # plane by plane, since all may not fit in memory twice
-                spread.copy_(predicted_deviation(spread, ensemble_size, scale, offset))
+            curve = self.config.uncertainty_curve
+            units = (normalization.target_std / normalization.input_std).expand(len(planes), 1, 1, 1)  # of the prediction
+            for spread, condition, unit in zip(squares.div_(ensemble_size - 1).sqrt_(), hazy, units, strict=True):
+                light = local_light(condition[0], unit.item())  # [H,W]
+                # Band by band, since a large plane may not fit in memory twice.
+                for part, part_light in zip(spread[0].split(BAND_ROWS), light.split(BAND_ROWS), strict=True):
+                    part.copy_(predicted_deviation(part, ensemble_size, scale, offset, curve, part_light))
             uncertainty = squares.mul_(normalization.target_std)  # [N,1,H,W]
         if output_samples:
             samples.mul_(normalization.target_std).add_(normalization.target_mean)

@@ -17,8 +17,8 @@ class HazeMatchingOutput(BaseOutput):
         prediction (`np.ndarray` or `torch.Tensor` of the shape of the image, float32):
             Mean (or median) of the ensemble, the estimate of E[clear | hazy].
         uncertainty (`np.ndarray` or `torch.Tensor` of the shape of the image, float32, *optional*):
-            Deviation of a pixel to expect between prediction and truth: from the spread of the ensemble by
-            [`predicted_deviation`], with the scale and offset of the checkpoint, 1 and 0 until it has been calibrated.
+            Deviation of a pixel to expect between prediction and truth: from the spread of the ensemble, and the light around
+            the pixel, by [`predicted_deviation`] with the calibration of the checkpoint; without one, from the spread alone.
         samples (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, float32, *optional*):
             The members of the ensemble.
         interval_factors (`dict`, *optional*):

@@ -30,7 +30,7 @@ def write_report(folder: Path, facts: dict, shown: list[Pair], predictions: dict
         folder (`Path`): An existing folder.
         facts (`dict`): What `haze-pipeline evaluate` measured, and on what.
         shown (`list[Pair]`): Pairs to show, the first ones of those that were evaluated.
-        predictions (`dict`): By name, the images of all pairs.
+        predictions (`dict`): By name, the images of these pairs.
     """
     try:
         import jinja2

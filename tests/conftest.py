@@ -34,6 +34,20 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def dinov2(tmp_path_factory):
+    """Folder of a small DINOv2 with random weights and 12 features."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    folder = tmp_path_factory.mktemp("dinov2")
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=2
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
 def write_pairs(folder, number, shape):
     """Write pairs of noise, in counts, to the new folders `hazy` and `clear`."""
     rng = np.random.default_rng(0)

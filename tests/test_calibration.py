@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import ndimage, stats
 
 from haze_pipeline.calibration import (
     calibration_curve,
     conformal_factors,
     coverage,
+    cross_validate,
     expected_normalized_calibration_error,
     fit_calibration,
+    fit_curve,
+    local_light,
     mean_squared_z_score,
     predicted_deviation,
 )
@@ -84,6 +87,81 @@ def test_calibrating_mends_scores_that_were_off():
     assert mean_squared_z_score(calibrated, errors) == pytest.approx(1, rel=0.02)
     for level in (0.5, 0.9, 0.95):  # of normal errors
         assert coverage(calibrated, errors, stats.norm.ppf((1 + level) / 2)) == pytest.approx(level, abs=0.01)
+
+
+def deviations_by_curve(spread, light, members, curve):
+    spread, light = torch.from_numpy(spread), torch.from_numpy(light)
+    return predicted_deviation(spread, members, curve=curve, light=light).numpy()
+
+
+def test_a_curve_learns_what_light_says():
+    def draw(seed, size=400_000):
+        """Ensembles that do not know how far wrong haze makes them."""
+        rng = np.random.default_rng(seed)
+        spread, light = rng.lognormal(-2, 1, size), rng.lognormal(0, 1.5, size)
+        errors = rng.standard_normal(size) * 2 * spread**0.4 * light**0.6
+        return spread, light, errors + rng.standard_normal(size) * spread / np.sqrt(8)
+
+    known, new = draw(0), draw(1)
+    curve = fit_curve(*known, 8)
+    assert curve["light_weight"] == pytest.approx(0.6, abs=0.01)
+    np.testing.assert_allclose(curve["deviation"], 2 * np.array(curve["predictor"]), rtol=0.05)
+    found = deviations_by_curve(*new[:2], 8, curve)
+    truth = np.hypot(2 * new[0] ** 0.4 * new[1] ** 0.6, new[0] / np.sqrt(8))
+    assert np.abs(np.log(found / truth)).mean() < 0.02
+    assert expected_normalized_calibration_error(found, new[2]) < 0.03
+    line = predicted_deviation(torch.from_numpy(new[0]), 8, *fit_calibration(known[0], known[2], 8)).numpy()
+    assert np.abs(np.log(line / truth)).mean() > 0.5
+
+
+@pytest.mark.parametrize("members", [4, 20])
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1.7, 0.3), (2.5, -0.15)])
+def test_a_curve_is_the_line_where_light_says_nothing(members, scale, offset):
+    spread, errors = make_ensemble(members, scale, offset)
+    light = np.random.default_rng(1).lognormal(0, 1, spread.size)
+    curve = fit_curve(spread, light, errors, members)
+    assert curve["light_weight"] < 0.02
+    new_spread, new_errors = make_ensemble(members, scale, offset, seed=2)
+    found = deviations_by_curve(new_spread, light, members, curve)
+    truth = np.hypot(scale * new_spread + offset, new_spread / np.sqrt(members))
+    assert np.abs(found / truth - 1).mean() < 0.03
+    assert expected_normalized_calibration_error(found, new_errors) < 0.04
+
+
+def test_specimens_left_out_did_not_fit_their_own_curve():
+    spread, errors = make_ensemble(8, 1.7, 0.3, size=7 * 5000)
+    light = np.ones_like(spread)
+    images = [each.reshape(7, -1) for each in (spread, light, errors)]
+    specimens = {str(index): parts for index, parts in enumerate(zip(*images, strict=True))}
+    found = cross_validate(specimens, 8)
+    assert sorted(found) == sorted(specimens)
+    # The last two of seven share their folds with the first two.
+    for index, left_out in ((0, [0, 5]), (2, [2])):
+        known = [np.delete(each, left_out, axis=0).ravel() for each in images]
+        expected = deviations_by_curve(spread[index * 5000 :][:5000], light[:5000], 8, fit_curve(*known, 8))
+        np.testing.assert_allclose(found[str(index)][0], expected, rtol=1e-6)
+        np.testing.assert_array_equal(found[str(index)][1], images[2][index])
+    # One of another kind is not known to the curve that judges it.
+    specimens["6"] = (images[0][6], images[1][6], 10 * images[2][6])
+    odd = cross_validate(specimens, 8)["6"]
+    assert np.sqrt(np.mean(odd[1] ** 2) / np.mean(odd[0] ** 2)) == pytest.approx(10, rel=0.1)
+
+
+def test_beyond_its_knots_a_curve_neither_promises_more_nor_stops_warning():
+    curve = {"light_weight": 0.5, "predictor": [0.1, 1.0], "deviation": [0.2, 0.8]}
+    spread, light = np.array([0.01, 0.1, 0.4, 1, 4, 0]), np.array([0.01, 0.1, 0.4, 1, 100, 0])
+    own = [0.2, 0.2, 0.2 * 4 ** np.log10(4), 0.8, 0.8 * 20, 0.2]
+    np.testing.assert_allclose(deviations_by_curve(spread, light, 4, curve), np.hypot(own, spread / 2))
+
+
+def test_light_is_what_lies_above_the_darkest_pixel():
+    rng = np.random.default_rng(0)
+    hazy = torch.from_numpy(rng.gamma(2, 50, (40, 60)).astype(np.float32))
+    light = local_light(hazy, 20.0)
+    expected = (ndimage.gaussian_filter(hazy.double().numpy(), 4) - hazy.min().item()) / 20
+    np.testing.assert_allclose(light, expected, rtol=1e-4)
+    np.testing.assert_allclose(local_light(3 * hazy + 100, 60.0), expected, rtol=1e-4)
+    assert (local_light(torch.full((9, 9), 7.0), 0.0) == 0).all()
 
 
 def test_curves_equal_a_calculation_by_hand():
@@ -160,3 +238,7 @@ def test_what_is_no_calibration_data_is_refused(deviations, errors, match):
             function(np.array(deviations, float), np.array(errors, float))
     with pytest.raises(ValueError, match="alike"):
         fit_calibration(np.ones(100), np.ones(100), 4)
+    with pytest.raises(ValueError, match="alike"):
+        fit_curve(np.ones(1000), np.ones(1000), np.ones(1000), 4)
+    with pytest.raises(ValueError, match="nothing to calibrate"):
+        fit_curve(np.linspace(1, 2, 1000), np.ones(1000), np.zeros(1000), 4)

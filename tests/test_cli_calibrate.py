@@ -26,18 +26,23 @@ def test_the_copy_predicts_its_errors_and_is_else_the_same(run, model, pairs, tm
     assert (facts["specimens"], facts["written"]) == (12, [str(output), str(plot)])
     assert facts["calibrated_for"] == {"ensemble_size": 4, "num_inference_steps": 2}
     assert facts["after, on the same pairs"]["RMS error / RMS deviation"] == pytest.approx(1, abs=0.1)
+    assert facts["after, on specimens left out"]["ENCE"] > facts["after, on the same pairs"]["ENCE"] > 0
     assert plot.read_bytes()[:4] == b"\x89PNG"
     assert (output / "README.md").read_text() == "A card."
     before, after = (HazeMatchingPipeline.from_pretrained(folder) for folder in (model, output))
     assert after.config.uncertainty_scale == facts["uncertainty_scale"] != before.config.uncertainty_scale == 1
+    assert after.config.uncertainty_curve == facts["uncertainty_curve"] and before.config.uncertainty_curve is None
     assert list(after.config.interval_factors) == ["0.1", "0.2", "0.32", "0.5"]
-    changed = {"uncertainty_scale", "uncertainty_offset", "interval_factors", "calibrated_for", "_name_or_path"}
+    changed = {"uncertainty_scale", "uncertainty_offset", "uncertainty_curve", "interval_factors", "calibrated_for"}
+    changed |= {"_name_or_path"}
     assert {k: v for k, v in before.config.items() if k not in changed} == {
         k: v for k, v in after.config.items() if k not in changed
     }
     # What it was calibrated with is not used when it is calibrated again.
     code, again, _ = run("calibrate", pairs, "--model", output, "-o", tmp_path / "twice", *arguments, "--json")
-    assert code == 0 and json.loads(again)["uncertainty_scale"] == pytest.approx(facts["uncertainty_scale"])
+    assert code == 0
+    for name in ("uncertainty_scale", "uncertainty_curve"):
+        assert json.loads(again)[name] == facts[name]
 
 
 def test_clear_images_in_another_unit_and_broken_ones_are_named(run, model, pairs, tmp_path):

@@ -51,19 +51,33 @@ def test_every_method_is_scored_on_every_image(report, pairs):
         assert {*metrics, *facts["set_scores"][method]} == set(facts["higher_is_better"]) == set(facts["protocol"])
         assert all(value["low"] is None for value in metrics.values())  # of three specimens
     # Every image has its own best setting of a classical method.
-    method, settings = BASELINES["white top-hat"]
     for pair, image in zip(pairs_from_folder(pairs), facts["images"], strict=True):
-        best = max(range_invariant_psnr(pair.clear, method(pair.hazy, **each).prediction) for each in settings)
+        best = max(range_invariant_psnr(pair.clear, each) for each in BASELINES["white top-hat"](pair.hazy))
         assert image["scores"]["white top-hat"][name] == pytest.approx(best)
 
 
 def test_the_scores_fit_a_model_card(report, model):
     index = json.loads((report / "model-index.json").read_text())
     name, results = model_index_to_eval_results(index)
-    assert name == model.name and len(results) == 3 * 8
+    assert name == model.name and len(results) == 3 * 9
     assert {result.metric_name.split(", ", 1)[1] for result in results} == {
         "haze-pipeline fast", "haze-pipeline balanced, mean of 8", "haze-pipeline balanced, one sample",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "few"), [(6, True), (7, False)])
+def test_distances_of_too_few_patches_are_marked(run, model, dinov2, tmp_path, number, few):
+    (tmp_path / "pairs").mkdir()
+    pairs = write_pairs(tmp_path / "pairs", number, (64, 128))  # two patches each, for 12 features
+    output = tmp_path / "report"
+    arguments = ("--dataset", pairs, "--model", model, "-o", output, "--preset", "fast", "--no-baselines")
+    code, _, error = run("evaluate", *arguments, "--dinov2", dinov2, "--num-figures", 1)
+    assert code == 0, error
+    facts = json.loads((output / "evaluation.json").read_text())
+    assert facts["unreliable"] == (["DINOv2 distance"] if few else [])
+    assert ("unreliable: 12 patches" in facts["protocol"]["DINOv2 distance"]) == few
+    page = (output / "report.html").read_text()
+    assert ("unreliable, see the protocol" in page) == few and page.count("<img") == 2
 
 
 def test_the_report_opens_in_a_browser_without_complaints(report, tmp_path):

@@ -4,22 +4,9 @@ import importlib.util
 
 import numpy as np
 import pytest
-import torch
 from scipy import linalg
-from transformers import Dinov2Config, Dinov2Model
 
 from haze_pipeline import perceptual
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dinov2")
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=2
-    )
-    Dinov2Model(config).save_pretrained(folder)
-    return folder
 
 
 def test_patches_are_scaled_one_by_one():
@@ -35,11 +22,11 @@ def test_patches_are_scaled_one_by_one():
         perceptual.unit_patches([image[:63]])
 
 
-def test_distances_of_dinov2_equal_a_calculation_by_hand(model):
+def test_distances_of_dinov2_equal_a_calculation_by_hand(dinov2):
     rng = np.random.default_rng(0)
     targets = [rng.gamma(1, 50, (256, 256)) for _ in range(3)]
     predictions = [rng.gamma(3, 50, (256, 256)) for _ in range(3)]
-    tokens = perceptual.ClassTokens(model)
+    tokens = perceptual.ClassTokens(dinov2)
     real, made = (tokens(perceptual.unit_patches(images)).double().numpy() for images in (targets, predictions))
     covariances = [np.cov(features.T) for features in (real, made)]
     expected = ((real.mean(axis=0) - made.mean(axis=0)) ** 2).sum()

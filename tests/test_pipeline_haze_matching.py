@@ -14,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torchcfm_unet import reference_unet
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, field_sampling, hardware
+from haze_pipeline.calibration import local_light, predicted_deviation
 from haze_pipeline.conversion import unet_from_torchcfm
 from haze_pipeline.image_processing import Normalization
 
@@ -176,6 +177,8 @@ def test_a_stack_may_share_its_statistics(pipe, image):
     processor = pipe.image_processor
     shared = processor.normalization_from(processor.pool(processor.measure(processor.preprocess(image))))
     out = pipe(image, num_inference_steps=2, generator=seeded(), normalization=shared)
+    several = pipe(image, 2, 2, generator=seeded(), normalization=shared, output_uncertainty=True)
+    assert several.uncertainty.shape == image.shape
     for number in range(len(image)):
         noise = torch.randn(3, 40, 32, generator=seeded())[number].numpy()
         alone = pipe(image[number], num_inference_steps=2, latents=noise, normalization=shared)
@@ -394,6 +397,21 @@ def test_prediction_and_uncertainty_summarise_the_samples(pipe, image):
     np.testing.assert_allclose(out.uncertainty, np.hypot(1.5 * spread + offset, spread / 2), rtol=1e-3, atol=1e-2)
     median = pipe(image, generator=seeded(), ensembling_kwargs={"reduction": "median"}, **arguments)
     np.testing.assert_allclose(median.prediction, np.median(out.samples, axis=0), rtol=1e-4, atol=1e-2)
+
+
+def test_a_curve_needs_the_light_of_every_plane(pipe, image):
+    curve = {"light_weight": 0.4, "predictor": [0.1, 1.0, 10.0], "deviation": [0.2, 0.5, 6.0]}
+    pipe.register_to_config(uncertainty_curve=curve)
+    planes = np.stack([image[0], 30 * image[0] + 500.0, np.full_like(image[0], 7)])
+    arguments = {"num_inference_steps": 2, "ensemble_size": 4, "output_uncertainty": True, "output_samples": True}
+    out = pipe(planes, generator=seeded(), **arguments)
+    units = pipe.image_processor.compute_normalization(pipe.image_processor.preprocess(planes)).target_std.ravel()
+    assert (out.uncertainty[2] == 0).all()
+    for index, unit in enumerate(units[:2]):
+        spread = torch.from_numpy(out.samples[:, index].std(axis=0, ddof=1)) / unit
+        light = local_light(torch.from_numpy(planes[index].astype(np.float32)), unit.item())
+        expected = predicted_deviation(spread, 4, curve=curve, light=light) * unit
+        np.testing.assert_allclose(out.uncertainty[index], expected, rtol=2e-3)
 
 
 # Saving and loading.
