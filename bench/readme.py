@@ -163,8 +163,9 @@ def file_runs():
         f"Measured (`bench/file_runs.py`): after {kills['kills']} kills at random moments of runs of two processes over {kills['files']} "
         f"results, the runs that followed ended with {same[kills['identical_and_nothing_left']]}. One, two and three processes "
         f"{'gave' if processes['identical'] else 'did NOT give'} identical pixels; two processes of one thread each do "
-        f"{processes['throughput_of_two']:.2f} times the work of one on {processes['cores']} core(s) with {processes['threads']} "
-        f"threads. An OME-Zarr of {large['size_GiB']:.0f} GiB has its first plane after {large['seconds_to_first_result']:.0f} s, and "
+        f"{processes['throughput_of_two']:.2f} times the work of one on {processes['cores']} virtual cores, where two commands that "
+        f"know nothing of each other do {processes['throughput_of_two_unrelated']:.2f} times as much. An OME-Zarr of "
+        f"{large['size_GiB']:.0f} GiB (planes of 1024 × 1024) has its first plane after {large['seconds_to_first_result']:.0f} s, and "
         f"takes {large['peak_GiB']:.1f} GiB of memory. Samples of a movie in which only the camera's noise changes flicker by "
         f"{100 * flicker['own noise']:.0f} % of their contrast, and by {100 * flicker['shared noise']:.0f} % with `--share-noise T` "
         f"(the movie itself: {100 * flicker['input']:.0f} %).",
