@@ -118,9 +118,10 @@ def calibrate(
         (folder / "model_index.json").write_text(json.dumps({**index, **fitted}, indent=2, sort_keys=True) + "\n")
         (folder / "calibration.json").write_text(json.dumps(facts, indent=2) + "\n")
         if plot is not None:
-            plot_calibration({"before": raw, "after": calibrated}).savefig(folder / "calibration.png")
+            figure = plot_calibration(curves)
+            figure.savefig(folder / "calibration.png")
             with replace_when_complete(plot) as temporary:
-                plot_calibration(curves).savefig(temporary)
+                figure.savefig(temporary)
     written = [str(path) for path in (output, plot) if path is not None]
     if json_output:
         print(json.dumps({**facts, "written": written}))
