@@ -96,7 +96,7 @@ def richardson_lucy(image: np.ndarray, airy_radius: float = 3.0, num_iter: int =
 
     def deconvolve(plane):
         margin = len(psf)
-        padded = np.pad(plane - plane.min(), margin, mode="symmetric")
+        padded = np.pad(plane - plane.min(), margin, mode="symmetric").astype(np.float32)  # as good, and twice as fast
         result = richardson_lucy(padded, psf, num_iter, clip=False, filter_epsilon=1e-6 * padded.max())
         return result[margin:-margin, margin:-margin]
 

@@ -102,10 +102,12 @@ def ms_ssim(target: np.ndarray, prediction: np.ndarray) -> float:
     import torch
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-    fitted = fit_scale_and_offset(target, prediction)
-    images = (torch.from_numpy(image.astype(np.float64))[None, None] for image in (fitted, target))
+    fitted, span = fit_scale_and_offset(target, prediction), _range(target)
+    # float32 takes a tenth of the time and changes less than 0.001, but would lose the contrast on a large offset.
+    dtype = np.float32 if np.abs(target).max() < 2 * span else np.float64
+    images = (torch.from_numpy((image / span).astype(dtype))[None, None] for image in (fitted, target))
     return multiscale_structural_similarity_index_measure(
-        *images, data_range=_range(target), betas=MS_SSIM_BETAS, normalize="relu"
+        *images, data_range=1.0, betas=MS_SSIM_BETAS, normalize="relu"
     ).item()
 
 

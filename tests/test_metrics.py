@@ -8,7 +8,10 @@ import torch
 from microssim import MicroMS3IM
 from scipy import ndimage, stats
 from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
 from haze_pipeline import metrics
 from haze_pipeline.metrics import MS_SSIM_BETAS, range_invariant_psnr
@@ -198,3 +201,18 @@ def test_sliced_wasserstein_distances_equal_those_of_another_library():
         distances.append(np.mean(each) / sides[0].std())
     assert metrics.sliced_wasserstein_distance(targets, predictions, seed=5) == pytest.approx(np.mean(distances))
     assert metrics.sliced_wasserstein_distance(targets, targets) < 1e-12
+
+
+@pytest.mark.parametrize("offset", [0, 1, 100])
+def test_ms_ssim_is_that_of_double_precision(offset):
+    rng = np.random.default_rng(0)
+    target = ndimage.gaussian_filter(rng.gamma(1, 50, (96, 128)), 2)
+    target = (target - target.min()) / np.ptp(target) + offset
+    prediction = target + rng.normal(0, 0.1, target.shape)
+    pair = (
+        torch.from_numpy(image)[None, None] for image in (metrics.fit_scale_and_offset(target, prediction), target)
+    )
+    expected = multiscale_structural_similarity_index_measure(
+        *pair, data_range=1.0, betas=MS_SSIM_BETAS, normalize="relu"
+    )
+    assert metrics.ms_ssim(target, prediction) == pytest.approx(expected.item(), abs=1e-3)
