@@ -1,5 +1,6 @@
 """Processes that share a run, on one machine or many: started by accelerate or torchrun, joined in accelerate's group."""
 
+import atexit
 import logging
 import os
 import sys
@@ -66,6 +67,7 @@ class LaunchedProcesses(Processes):
         from accelerate import PartialState
 
         state = PartialState(cpu=use_cpu or not torch.cuda.is_available(), timeout=PATIENCE)
+        atexit.register(state.destroy_process_group)  # its threads would abort the process when it ends
         self.index, self.number = state.process_index, state.num_processes
         self.device = state.device
 

@@ -38,7 +38,8 @@ def test_launched_processes_share_values_and_failures(tmp_path):
         """)
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launcher, script, tmp_path], check=True, capture_output=True)
+    launched = subprocess.run([*launcher, script, tmp_path], capture_output=True, text=True)
+    assert launched.returncode == 0, launched.stderr
     found = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2)]
     assert [each["gathered"] for each in found] == [[0, 2]] * 2
     assert [each["broadcast"] for each in found] == ["of 0"] * 2
