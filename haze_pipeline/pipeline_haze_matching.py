@@ -447,7 +447,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
         if output_uncertainty:
             scale, offset = self.config.uncertainty_scale, self.config.uncertainty_offset
             curve = self.config.uncertainty_curve
-            units = (normalization.target_std / normalization.input_std).expand(len(planes), 1, 1, 1)  # of the prediction
+            units = (normalization.target_std / normalization.input_std).expand(
+                len(planes), 1, 1, 1
+            )  # of the prediction
             for spread, condition, unit in zip(squares.div_(ensemble_size - 1).sqrt_(), hazy, units, strict=True):
                 light = local_light(condition[0], unit.item())  # [H,W]
                 # Band by band, since a large plane may not fit in memory twice.
