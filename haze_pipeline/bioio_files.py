@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .micrograph import Micrograph, MicrographError, PlaneStack, is_positive
+from .micrograph import Micrograph, MicrographError, PlaneStack, choose_series, is_positive
 
 
 @contextmanager
@@ -22,12 +22,7 @@ def open_with_bioio(path: Path, series: int | None = None) -> Iterator[Micrograp
 
     try:
         image = BioImage(path)
-        scenes = image.scenes
-        if series is None and len(scenes) > 1:
-            raise MicrographError(f"`{path}` holds {len(scenes)} images: choose one by its number from 0 (--series).")
-        if not 0 <= (series or 0) < len(scenes):
-            raise MicrographError(f"`{path}` has no image {series}: it holds {len(scenes)}, counted from 0.")
-        image.set_scene(series or 0)
+        image.set_scene(choose_series(len(image.scenes), series, path))
         if "S" in image.dims.order:
             raise MicrographError(
                 f"`{path}` is a colour image, not an intensity measurement: split it into grey images first."

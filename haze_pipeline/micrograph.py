@@ -64,12 +64,6 @@ class PlaneStack:
         part._numbers = numbers
         return part
 
-    def reshape(self, leading: tuple[int, ...]) -> "PlaneStack":
-        """The same planes with other leading axes."""
-        part = PlaneStack(self._read, self.shape, self.dtype)
-        part._numbers = self._numbers.reshape(leading)
-        return part
-
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         data = np.empty(self.shape, self.dtype)
         for index in np.ndindex(self._numbers.shape):
@@ -152,6 +146,19 @@ class Micrograph:
                 axes = axes.replace("C", "")
                 names = None if names is None else [names[channel]]
         return dataclasses.replace(self, data=data, axes=axes, channel_names=names)
+
+
+def choose_series(count: int, series: int | None, source: Any) -> int:
+    """The number of the image to read of `count` in a file; which one must be said if there are several."""
+    if count == 0:
+        raise MicrographError(f"`{source}` holds no images: save the one you want as a file of its own.")
+    if series is None and count > 1:
+        raise MicrographError(
+            f"`{source}` holds {count} images: choose one by its number from 0 (--series), or save it as a file of its own."
+        )
+    if series is not None and not 0 <= series < count:
+        raise MicrographError(f"`{source}` has no image {series}: it holds {count}, counted from 0.")
+    return series or 0
 
 
 def name_axes(axes: str, source: Any) -> str:

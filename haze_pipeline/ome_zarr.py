@@ -15,6 +15,7 @@ from .micrograph import (
     Micrograph,
     MicrographError,
     PlaneStack,
+    choose_series,
     is_positive,
     name_axes,
     spell_unit,
@@ -56,11 +57,7 @@ def open_ome_zarr(path: Path, series: int | None = None) -> Iterator[Micrograph]
                 f"`{path}` is not a single image in OME-Zarr: name one of the images in it, a folder with `multiscales`."
             )
         images = attributes["multiscales"]
-        if series is None and len(images) > 1:
-            raise MicrographError(f"`{path}` holds {len(images)} images: choose one by its number from 0 (--series).")
-        if not 0 <= (series or 0) < len(images):
-            raise MicrographError(f"`{path}` has no image {series}: it holds {len(images)}, counted from 0.")
-        image = images[series or 0]
+        image = images[choose_series(len(images), series, path)]
         array = group[image["datasets"][0]["path"]]
         axes = "".join(axis["name"].upper() for axis in image["axes"])
         if len(axes) != array.ndim or not axes.endswith("YX"):

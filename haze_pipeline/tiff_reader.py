@@ -21,6 +21,7 @@ from .micrograph import (
     Micrograph,
     MicrographError,
     PlaneStack,
+    choose_series,
     is_positive,
     name_axes,
     spell_unit,
@@ -47,7 +48,7 @@ def open_tiff(path: Path, series: int | None = None) -> Iterator[Micrograph]:
 def _describe(tif: tifffile.TiffFile, path: Path, series: int | None) -> Micrograph:
     """The chosen image, whose planes are not read yet, and what the file says about it."""
     _refuse_false_claims(tif, path)
-    number = _choose_series(tif, path, series)
+    number = choose_series(len(tif.series), series, path)
     chosen = tif.series[number]
     axes, shape = chosen.get_axes(squeeze=False), chosen.get_shape(squeeze=False)
     if any(axis == "S" and size > 1 for axis, size in zip(axes, shape, strict=True)):
@@ -115,19 +116,6 @@ def _plane_reader(series: tifffile.TiffPageSeries, shape: list[int], path: Path)
             return page.reshape(planes_per_page, height, width).astype(native, copy=False)
 
     return lambda number: read_page(number // planes_per_page)[number % planes_per_page]
-
-
-def _choose_series(tif: tifffile.TiffFile, path: Path, series: int | None) -> int:
-    count = len(tif.series)
-    if count == 0:
-        raise MicrographError(f"`{path}` holds no images: save the one you want as a file of its own.")
-    if series is None and count > 1:
-        raise MicrographError(
-            f"`{path}` holds {count} images: choose one by its number from 0 (--series), or save it as a file of its own."
-        )
-    if series is not None and not 0 <= series < count:
-        raise MicrographError(f"`{path}` has no image {series}: it holds {count}, counted from 0.")
-    return series or 0
 
 
 def _refuse_false_claims(tif: tifffile.TiffFile, path: Path):
