@@ -193,7 +193,7 @@ def dehaze(
     default = Statistics.checkpoint if pipe.config.normalization == "fixed" else Statistics.stack
     dehazer = FileDehazer(
         pipe, steps, members, seed, tile_size, (normalization or default).value, camera_offset, share_noise.upper(),
-        output_dtype.value, axes, series, **part, model=model or "default checkpoint",
+        output_dtype.value, axes, series, **part, model=model,
     )  # fmt: skip
     if dry_run:
         if processes.is_main:

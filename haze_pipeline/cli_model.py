@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .version import __version__
+
 
 class Device(StrEnum):
     """Where the network runs; `auto` takes the first of cuda, mps and cpu that there is."""
@@ -120,3 +122,21 @@ def weights_digest(pipe) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def sampling_facts(
+    pipe, model: str | None, revision: str, seed: int, num_inference_steps: int, ensemble_size: int
+) -> dict:
+    """How a pipeline made a result, for the provenance in its file; `revision` is its [`weights_digest`]."""
+    return {
+        "package": f"haze-pipeline {__version__}",
+        "model": model or "default checkpoint",
+        "revision": revision,
+        "seed": seed,
+        "num_inference_steps": num_inference_steps,
+        "solver": pipe.scheduler.config.solver,
+        "shift": pipe.scheduler.config.shift,
+        "ensemble_size": ensemble_size,
+        "device": pipe.device.type,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+    }

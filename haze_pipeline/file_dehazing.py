@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .cli_model import weights_digest
+from .cli_model import sampling_facts, weights_digest
 from .dehaze_tasks import Outputs
 from .image_processing import Normalization
 from .micrograph import Micrograph, MicrographError
@@ -17,7 +17,6 @@ from .microscopy_io import micrograph_writer, open_micrograph
 from .ome_tiff_writer import OME_DTYPES
 from .partial_files import replace_when_complete
 from .processes import Processes
-from .version import __version__
 
 
 # The statistics of a stack are those of so many of its planes, evenly spread, so that large ones start at once.
@@ -49,7 +48,7 @@ class FileDehazer:
         channel (`int`, *optional*): The only channel to take.
         z_range (`slice`, *optional*): The planes to take.
         t_range (`slice`, *optional*): The frames to take.
-        model (`str`): What provenance calls the checkpoint.
+        model (`str`, *optional*): What provenance calls the checkpoint; the default one if omitted.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class FileDehazer:
         channel: int | None = None,
         z_range: slice | None = None,
         t_range: slice | None = None,
-        model: str = "default checkpoint",
+        model: str | None = None,
     ):
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
@@ -90,20 +89,11 @@ class FileDehazer:
         self.axes, self.series = axes, series
         self.part = {"channel": channel, "z_range": z_range, "t_range": t_range}
         self.settings = {
-            "package": f"haze-pipeline {__version__}",
-            "model": model,
-            "revision": weights_digest(pipe),
-            "seed": seed,
-            "num_inference_steps": num_inference_steps,
-            "solver": pipe.scheduler.config.solver,
-            "shift": pipe.scheduler.config.shift,
-            "ensemble_size": ensemble_size,
+            **sampling_facts(pipe, model, weights_digest(pipe), seed, num_inference_steps, ensemble_size),
             "tile_size": tile_size,
             "normalization": normalization,
             "camera_offset": camera_offset,
             "shared_noise": shared_noise,
-            "device": pipe.device.type,
-            "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         }
 
     def __call__(

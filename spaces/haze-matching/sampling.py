@@ -19,8 +19,8 @@ except ImportError:  # elsewhere, it would do nothing
 import numpy as np
 import torch
 
-from haze_pipeline import HazeMatchingOutput, __version__
-from haze_pipeline.cli_model import Device, DType, load_pipeline, place_pipeline, weights_digest
+from haze_pipeline import HazeMatchingOutput
+from haze_pipeline.cli_model import Device, DType, load_pipeline, place_pipeline, sampling_facts, weights_digest
 from haze_pipeline.presets import PRESETS, Preset, choose_solver
 from haze_pipeline.trust import Assessment
 
@@ -77,16 +77,7 @@ def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size
         stopped.set()
     output, assessment = future.result()
     provenance = {
-        "package": f"haze-pipeline {__version__}",
-        "model": MODEL or "default checkpoint",
-        "revision": REVISION,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "solver": pipe.scheduler.config.solver,
-        "shift": pipe.scheduler.config.shift,
-        "ensemble_size": members,
-        "device": pipe.device.type,
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        **sampling_facts(pipe, MODEL, REVISION, seed, steps, members),
         "assessment": assessment.to_dict(),
     }
     yield None, (output, assessment, provenance)
