@@ -159,7 +159,7 @@ def fuzz(number: int, first: int = 0) -> dict:
         "longest_s": 0.0,
         "peak_MiB": 0.0,
     }
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a spawned process counts its parent's peak memory as its own
     next_file, last = first, first + number
     with tempfile.TemporaryDirectory() as folder:
         while next_file < last:
