@@ -14,13 +14,11 @@ from .cli_dataset import dataset
 from .cli_dehaze import dehaze
 from .cli_evaluate import evaluate
 from .cli_export_bioimageio import export_bioimageio
-from .cli_model import (
-    load_pipeline,
-    weights_digest,
-)
+from .cli_model import load_pipeline
 from .cli_push import push
 from .cli_simulate import simulate
 from .console import make_parents
+from .provenance import weights_digest
 from .version import __version__
 
 

@@ -19,10 +19,10 @@ from .cli_model import (
     SeedOption,
     load_pipeline,
     place_pipeline,
-    weights_digest,
 )
 from .console import make_parents, progress_bar, require
 from .presets import PRESETS, Preset, choose_solver
+from .provenance import weights_digest
 from .version import __version__
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .cli_model import sampling_facts, weights_digest
 from .dehaze_tasks import Outputs
 from .image_processing import Normalization
 from .micrograph import Micrograph, MicrographError
@@ -17,6 +16,7 @@ from .microscopy_io import micrograph_writer, open_micrograph
 from .ome_tiff_writer import OME_DTYPES
 from .partial_files import replace_when_complete
 from .processes import Processes
+from .provenance import sampling_facts, weights_digest
 
 
 # The statistics of a stack are those of so many of its planes, evenly spread, so that large ones start at once.

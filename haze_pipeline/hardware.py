@@ -35,9 +35,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is how torch says that memory ran out, on a GPU or in the allocator of the CPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        text in str(error).lower() for text in ("can't allocate memory", "not enough memory", "out of memory")
-    )
+    # The last one is from oneDNN, when there is no room for the code or the working memory of a convolution.
+    texts = ("can't allocate memory", "not enough memory", "out of memory", "could not create a primitive")
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
 
 
 def allocate(*shape: int) -> torch.Tensor:

@@ -12,13 +12,13 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from .cli_model import weights_digest
 from .console import require
 from .hub import create_repository
 from .microscopy_io import read_micrograph
 from .model_card import FACTS, make_model_card, read_facts
 from .pipeline_haze_matching import HazeMatchingPipeline
 from .presets import Preset, choose_solver
+from .provenance import weights_digest
 
 
 # Of an earlier push: whatever of these is not uploaded anew is deleted in the same commit.

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from sampling import PIPE, posterior_mean, sample  # isort: skip
 import gradio as gr
 import numpy as np
-from uploads import EXPIRY, MAX_FILE, delete_expired_files, read_plane, read_stack
+from uploads import EXPIRY, MAX_FILE, choose_plane, count_planes, delete_expired_files, open_upload, read_plane
 
 from haze_pipeline.baselines import richardson_lucy, rolling_ball
 from haze_pipeline.figures import plot_profile, plot_uncertainty
@@ -70,16 +70,16 @@ def show_file(path: str | None) -> tuple:
     """What a chosen file holds, its first plane, and no results of another file."""
     if path is None:
         return "", *(gr.update(visible=False) for _ in range(4))
-    with one_sentence(path):
-        micrograph, planes = read_stack(path)
-    numbers, channels = planes.shape[:2]
+    with one_sentence(path), open_upload(path) as micrograph:
+        numbers, channels = count_planes(micrograph)
+        first = choose_plane(micrograph, 1, 1).data
     size = " × ".join(map(str, micrograph.data.shape))
     pixels = f"pixels of {micrograph.pixel_size_um:.3g} µm" if micrograph.pixel_size_um else "pixel size not stated"
     return (
         f"{micrograph.axes} {size}, {micrograph.data.dtype}, {pixels}",
         gr.update(value=1, maximum=max(2, numbers), visible=numbers > 1, label=f"Plane, 1 to {numbers}"),
         gr.update(value=1, maximum=max(2, channels), visible=channels > 1, label=f"Channel, 1 to {channels}"),
-        gr.update(value=pictures({"input": planes[0, 0]})[0][0], label="Input", visible=True),
+        gr.update(value=pictures({"input": first})[0][0], label="Input", visible=True),
         gr.update(visible=False),
     )
 

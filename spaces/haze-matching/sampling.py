@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from haze_pipeline import HazeMatchingOutput
-from haze_pipeline.cli_model import Device, DType, load_pipeline, place_pipeline, sampling_facts, weights_digest
+from haze_pipeline.cli_model import Device, DType, load_pipeline, place_pipeline
 from haze_pipeline.presets import PRESETS, Preset, choose_solver
+from haze_pipeline.provenance import sampling_facts, weights_digest
 from haze_pipeline.trust import Assessment
 
 

@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import tifffile
 
-from haze_pipeline.microscopy_io import Micrograph, read_micrograph
+from haze_pipeline.microscopy_io import Micrograph, open_micrograph
 
 
 MAX_FILE = 100 * 2**20  # bytes
@@ -37,8 +38,9 @@ def delete_expired_files():
                     path.unlink()
 
 
-def read_stack(path: str | None) -> tuple[Micrograph, np.ndarray]:
-    """A micrograph and its planes `[P, C, H, W]`."""
+@contextmanager
+def open_upload(path: str | None) -> Iterator[Micrograph]:
+    """A micrograph, of which planes are read when they are asked for."""
     if path is None:
         raise ValueError("There is no image: choose a TIFF file or an example.")
     name = Path(path).name
@@ -51,23 +53,32 @@ def read_stack(path: str | None) -> tuple[Micrograph, np.ndarray]:
         raise ValueError(
             f"`{name}` unpacks to {unpacked >> 20} MB, more than {MAX_UNPACKED >> 20}: save fewer planes."
         )
-    micrograph = read_micrograph(path)
-    data = micrograph.data
-    data = np.moveaxis(data, micrograph.axes.index("C"), -3) if "C" in micrograph.axes else data[..., None, :, :]
-    if math.prod(data.shape[-2:]) > MAX_PIXELS:
-        size = " × ".join(map(str, data.shape[-2:]))
-        raise ValueError(f"`{name}` has planes of {size} pixels, more than 2048 × 2048: crop it.")
-    return micrograph, data.reshape(-1, *data.shape[-3:])
+    with open_micrograph(path) as micrograph:
+        if math.prod(micrograph.data.shape[-2:]) > MAX_PIXELS:
+            size = " × ".join(map(str, micrograph.data.shape[-2:]))
+            raise ValueError(f"`{name}` has planes of {size} pixels, more than 2048 × 2048: crop it.")
+        yield micrograph
+
+
+def count_planes(micrograph: Micrograph) -> tuple[int, int]:
+    """Number of planes, over all axes but the channels, and of channels."""
+    channels = micrograph.data.shape[micrograph.axes.index("C")] if "C" in micrograph.axes else 1
+    return math.prod(micrograph.data.shape[:-2]) // channels, channels
+
+
+def choose_plane(micrograph: Micrograph, plane: int, channel: int) -> Micrograph:
+    """One plane, read from its file. Planes, of all axes but the channels, and channels are counted from 1, as in Fiji."""
+    planes, channels = count_planes(micrograph)
+    if not (1 <= plane <= planes and 1 <= channel <= channels):
+        raise ValueError(
+            f"There are planes 1 to {planes} and channels 1 to {channels}, but plane {plane} of channel {channel} was asked for."
+        )
+    chosen = micrograph.select(channel=channel - 1)
+    index = np.unravel_index(plane - 1, chosen.data.shape[:-2])
+    return replace(chosen, data=chosen.data[index], axes="YX", z_step=None, time_interval=None)
 
 
 def read_plane(path: str | None, plane: int, channel: int) -> Micrograph:
-    """One plane of a file. Planes, of all axes but the channels, and channels are counted from 1, as in Fiji."""
-    micrograph, planes = read_stack(path)
-    if not (1 <= plane <= planes.shape[0] and 1 <= channel <= planes.shape[1]):
-        raise ValueError(
-            f"`{Path(path).name}` has planes 1 to {planes.shape[0]} and channels 1 to {planes.shape[1]}, but plane {plane} "
-            f"of channel {channel} was asked for."
-        )
-    names = micrograph.channel_names and [micrograph.channel_names[channel - 1]]
-    chosen = planes[plane - 1, channel - 1]
-    return replace(micrograph, data=chosen, axes="YX", z_step=None, time_interval=None, channel_names=names)
+    """One plane of a file, see [`choose_plane`]."""
+    with open_upload(path) as micrograph:
+        return choose_plane(micrograph, plane, channel)
