@@ -13,6 +13,7 @@ from torch import nn
 from .console import require
 from .field_sampling import FLIPS
 from .image_processing import HazeImageProcessor
+from .noise import add_low_frequencies
 from .pipeline_haze_matching import HazeMatchingPipeline
 
 
@@ -39,7 +40,7 @@ class PosteriorMean(nn.Module):
 
     Args:
         velocity (`nn.Module`): From `[B, 2, h, w]` to `[B, 1, h, w]`, sides being multiples of `scale_factor`.
-        noise (`torch.Tensor` of shape `[E, 1, n, n]`): Standard normal noise of the members.
+        noise (`torch.Tensor` of shape `[E, 1, n, n]`): Noise of the members.
         flips (`list[list[int]]`): Axes along which each is shown mirrored.
         scale_factor (`int`): What the network can halve.
         fixed (`bool`): Normalise with `input_mean` and `input_std`, not with those of the image.
@@ -129,7 +130,11 @@ class PosteriorMean(nn.Module):
 
 def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> torch.jit.ScriptModule:
     """The pipeline's posterior means as TorchScript `[B, 1, H, W]` → `[B, 1, H, W]`, see [`PosteriorMean`]."""
-    first, second = torch.randn(2, 1, NOISE_SIZE, NOISE_SIZE, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.randn(2, 1, NOISE_SIZE, NOISE_SIZE, generator=generator)
+    if corner_frequency := pipe.config.noise_corner_frequency:
+        for noise in (first, second):
+            add_low_frequencies(noise, torch.randn(NOISE_SIZE, NOISE_SIZE, generator=generator), corner_frequency)
     size = 4 * pipe.unet_scale_factor
     with warnings.catch_warnings():
         # Sizes of batches up to 64 and of images follow the input; that was measured, not assumed.

@@ -13,6 +13,7 @@ from .field_sampling import DEFAULT_PATCH_SIZE, FLIPS, FieldSampler
 from .hardware import allocate
 from .hub import add_code, fetch_pipeline, resolve_index, stored_variant
 from .image_processing import BAND_ROWS, HazeImageProcessor, Normalization
+from .noise import draw_noise
 from .pipeline_output import HazeMatchingOutput
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
 from .trust import Assessment, assess
@@ -44,6 +45,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
         calibrated_for (`dict`, *optional*): `{"ensemble_size": …, "num_inference_steps": …}` that the ones above hold for.
         mirror_members (`bool`, defaults to `True`):
             Show the network the members of an ensemble mirrored in turn. Right for networks that were trained on mirrored patches.
+        noise_corner_frequency (`float`, defaults to `0.0`):
+            Of the noise that the network was trained to start from, cycles per pixel, see [`draw_noise`]; 0 for white noise.
         domain (`dict`, *optional*): What training images look like, see [`fit_domain`], for `pipe.assess`.
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
@@ -68,6 +71,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         interval_factors: dict[str, float] | None = None,
         calibrated_for: dict[str, int] | None = None,
         mirror_members: bool = True,
+        noise_corner_frequency: float = 0.0,
         domain: dict | None = None,
         training_patch_size: int | None = None,
         training_pixel_size: dict | None = None,
@@ -92,6 +96,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
             interval_factors=interval_factors,
             calibrated_for=calibrated_for,
             mirror_members=mirror_members,
+            noise_corner_frequency=noise_corner_frequency,
             domain=domain,
             training_patch_size=training_patch_size,
             training_pixel_size=training_pixel_size,
@@ -304,7 +309,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
             tile_overlap (`int`, *optional*):
                 Pixels shared by neighbouring tiles; 16, or a quarter of the tile if that is less, when omitted.
             latents (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, or `image.shape` if E is 1, *optional*):
-                The standard normal noise to start from.
+                The noise to start from, of the kind that the network knows, see [`draw_noise`].
             generator (`torch.Generator` or a list with one per plane, *optional*):
                 CPU generator of the noise, which is drawn per plane and member for the whole field: neither tile size nor
                 batch size nor device changes it.
@@ -513,7 +518,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
             return latents[member, plane]
         if isinstance(generator, list):
             generator = generator[plane]
-        return allocate(1, *size).normal_(generator=generator)
+        return draw_noise(size, self.config.noise_corner_frequency, generator)
 
 
 def _pad(planes: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:

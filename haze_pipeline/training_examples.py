@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .image_processing import HazeImageProcessor
+from .noise import draw_noise
 from .pair_sources import Pair, pairs_from_rows
 from .simulation import pair_generator, simulate_pair
 
@@ -185,6 +186,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         t_sampling (`str`): Times of the others: `"grid"`, `"uniform"` or `"logit_normal"`.
         intensity_augmentation (`float`):
             Deviation of a random logarithmic gain of both images, and of an offset of the hazy one in network units.
+        noise_corner_frequency (`float`): Of the noise, cycles per pixel, see [`draw_noise`]; 0 for white noise.
         seed (`int`): Another seed gives other examples.
         length (`int`): Their number.
     """
@@ -196,6 +198,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         posterior_mean_share: float,
         t_sampling: str,
         intensity_augmentation: float,
+        noise_corner_frequency: float,
         seed: int,
         length: int,
     ):
@@ -204,6 +207,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         self.posterior_mean_share = posterior_mean_share
         self.t_sampling = t_sampling
         self.intensity_augmentation = intensity_augmentation
+        self.noise_corner_frequency = noise_corner_frequency
         self.seed = seed
         self.length = length
 
@@ -231,5 +235,6 @@ class TrainingExamples(torch.utils.data.Dataset):
             t = rng.random()
         else:  # logit-normal (Esser et al. 2024, arXiv 2403.03206)
             t = 1 / (1 + np.exp(-rng.standard_normal()))
-        noise = torch.from_numpy(rng.standard_normal((1, self.resolution, self.resolution), dtype=np.float32))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        noise = draw_noise((self.resolution, self.resolution), self.noise_corner_frequency, generator)  # [1,h,w]
         return {"hazy": patch[:1], "clear": patch[1:], "noise": noise, "t": torch.tensor(t, dtype=torch.float32)}

@@ -316,6 +316,7 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
         (["--train_data_dir", "/nowhere"], "holds no TIFFs"),
         (["--resolution", "64"], "smaller than the patches"),
         (["--posterior_mean_share", "2"], "between 0 and 1"),
+        (["--noise_corner_frequency", "-1"], "--noise_corner_frequency must be 0 or more"),
         (["--validation_steps", "0"], "--validation_steps must be positive"),
         (["--report_to", "clearml"], "--report_to clearml needs a package"),
         (
@@ -360,8 +361,9 @@ def test_simulated_training_resumes_at_the_same_examples(pairs, tmp_path):
     assert result.returncode != 0 and "one of --train_data_dir, --dataset_name and --simulate" in result.stderr
 
 
-def test_fine_tuning_starts_from_a_checkpoint_and_its_units(pairs, tmp_path):
-    train(pairs, tmp_path / "first", "--train_batch_size", 4, "--max_train_steps", 3)
+def test_fine_tuning_starts_from_a_checkpoint_with_its_units_and_noise(pairs, tmp_path):
+    noise = ("--noise_corner_frequency", 0.2)
+    train(pairs, tmp_path / "first", "--train_batch_size", 4, "--max_train_steps", 3, *noise)
     first = HazeMatchingPipeline.from_pretrained(tmp_path / "first")
     first.to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
     first = HazeMatchingPipeline.from_pretrained(tmp_path / "half", variant="fp16")
@@ -369,6 +371,7 @@ def test_fine_tuning_starts_from_a_checkpoint_and_its_units(pairs, tmp_path):
     train(pairs, tmp_path / "tuned", *arguments, "--init_from", tmp_path / "half", "--gradient_checkpointing")
     tuned = HazeMatchingPipeline.from_pretrained(tmp_path / "tuned")
     assert tuned.config.target_std == first.config.target_std
+    assert tuned.config.noise_corner_frequency == first.config.noise_corner_frequency == 0.2
     for name, weight in tuned.unet.state_dict().items():
         torch.testing.assert_close(weight, first.unet.state_dict()[name].float(), atol=0, rtol=0)
     result = train(pairs, tmp_path, "--init_from", tmp_path / "nowhere", "--max_train_steps", 1, check=False)

@@ -31,9 +31,9 @@ def random_pairs(number, size=48):
         yield Pair(clear + np.uint16(100 + index), clear, f"{index}", f"{index}.tif")
 
 
-def examples(length=400, t_sampling="grid", fields=None, intensity_augmentation=0.0):
+def examples(length=400, t_sampling="grid", fields=None, intensity_augmentation=0.0, corner=0.0):
     fields = fields or FieldsInSeries(partial(simulated_series, 1, 48), PROCESSOR, 32, patches_per_field=8)
-    return TrainingExamples(fields, 32, 0.5, t_sampling, intensity_augmentation, seed=0, length=length)
+    return TrainingExamples(fields, 32, 0.5, t_sampling, intensity_augmentation, corner, seed=0, length=length)
 
 
 def test_examples_of_a_series_do_not_depend_on_what_was_asked_for_before():
@@ -119,7 +119,8 @@ def test_intensity_augmentation_scales_light_about_darkness():
 
 
 def test_examples_are_patches_in_network_units_with_times_of_the_grid():
-    batch = [examples()[index] for index in range(40)]
+    dataset = examples()
+    batch = [dataset[index] for index in range(40)]
     for example in batch:
         assert example["hazy"].shape == example["clear"].shape == example["noise"].shape == (1, 32, 32)
         assert example["t"].dtype == torch.float32
@@ -136,3 +137,18 @@ def test_other_times_are_drawn_between_noise_and_data(t_sampling):
     assert 60 < len(drawn) < 140 and drawn.max() < 1
     near_the_middle = np.mean(np.abs(drawn - 0.5) < 0.25)
     assert near_the_middle == pytest.approx(0.5 if t_sampling == "uniform" else 0.73, abs=0.15)
+
+
+def test_noise_is_normal_and_its_own_in_every_example_and_broader_if_asked():
+    fields = FieldsInMemory(random_pairs(2), PROCESSOR, 32)
+
+    def noises(corner):
+        dataset = examples(fields=fields, corner=corner)
+        return torch.stack([dataset[index]["noise"] for index in range(40)])
+
+    white, broad = noises(0.0), noises(0.2)
+    assert white.mean().abs() < 0.02 and white.std().item() == pytest.approx(1, abs=0.02)
+    assert not torch.equal(white[0], white[1])
+    means = [noise.mean(dim=(1, 2, 3)).std().item() for noise in (white, broad)]  # of patches of 32 px
+    assert means[0] < 0.05 and means[1] > 0.2
+    assert torch.equal(broad, noises(0.2))

@@ -21,6 +21,7 @@ from scipy.optimize import minimize
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.hardware import map_on_cores
 from haze_pipeline.microscopy_io import read_micrograph
+from haze_pipeline.noise import draw_noise
 
 
 logger = logging.getLogger("fit_bespoke_solver")
@@ -57,7 +58,9 @@ def main():
     planes = pipe.image_processor.preprocess(np.stack(images))
     statistics = pipe.image_processor.compute_normalization(planes)
     hazy = ((planes - statistics.input_mean) / statistics.input_std).to(pipe.device)  # [N,1,h,w]
-    noise = torch.randn(hazy.shape, generator=torch.Generator().manual_seed(args.seed)).to(pipe.device)
+    generator = torch.Generator().manual_seed(args.seed)
+    corner_frequency = pipe.config.noise_corner_frequency
+    noise = torch.stack([draw_noise(plane.shape[-2:], corner_frequency, generator) for plane in hazy]).to(pipe.device)
 
     @torch.no_grad()
     def slope(state, sigma):

@@ -13,6 +13,7 @@ situation and explains the choices.
 import argparse
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -95,6 +96,11 @@ def parse_args():
         "--t_sampling", choices=["grid", "uniform", "logit_normal"], default="grid",
         help="Times of the other patches: the paper's 20 values, uniform, or logit-normal (Esser et al. 2024).",
     )  # fmt: skip
+    parser.add_argument(
+        "--noise_corner_frequency", type=float,
+        help="In cycles per pixel: broader than this, the noise has more power than white noise, and samples disagree where "
+        "broad light may be haze or not. 0.2 suits microscopy; the default is the paper's white noise, or that of --init_from.",
+    )  # fmt: skip
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Compute more to hold less in memory.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
     # Checkpoints, validation, logs, sharing.
@@ -126,6 +132,8 @@ def parse_args():
             parser.error(f"--init_from must be a pipeline folder or a repository of the Hub, got {args.init_from}.")
     if not 0 <= args.posterior_mean_share <= 1:
         parser.error("--posterior_mean_share must lie between 0 and 1.")
+    if args.noise_corner_frequency is not None and not 0 <= args.noise_corner_frequency < math.inf:
+        parser.error("--noise_corner_frequency must be 0 or more cycles per pixel.")
     if args.intensity_augmentation < 0:
         parser.error("--intensity_augmentation must not be negative.")
     if args.push_to_hub != (args.hub_model_id is not None):
@@ -220,10 +228,13 @@ def train(args, command, accelerator, output_dir):
     validation_input = data.validation_input
     if data.validation:
         logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), validation_input)
+    noise_corner_frequency = args.noise_corner_frequency
+    if noise_corner_frequency is None:
+        noise_corner_frequency = 0.0 if initial is None else initial.config.noise_corner_frequency
     examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     dataset = TrainingExamples(
-        fields, args.resolution, args.posterior_mean_share, args.t_sampling, args.intensity_augmentation, args.seed,
-        length=max_train_steps * examples_per_step,
+        fields, args.resolution, args.posterior_mean_share, args.t_sampling, args.intensity_augmentation,
+        noise_corner_frequency, args.seed, length=max_train_steps * examples_per_step,
     )  # fmt: skip
     # Not shuffled: the examples are random in themselves, and this order is the same after a resume.
     dataloader = torch.utils.data.DataLoader(
@@ -274,6 +285,7 @@ def train(args, command, accelerator, output_dir):
             target_mean=image_processor.target_mean,
             target_std=image_processor.target_std,
             domain=domain,
+            noise_corner_frequency=noise_corner_frequency,
             training_patch_size=args.resolution,
             training_pixel_size=data.pixel_size_span,
         )
@@ -285,6 +297,7 @@ def train(args, command, accelerator, output_dir):
         "gradient accumulation": args.gradient_accumulation_steps,
         "seed": args.seed,
         "resolution": args.resolution,
+        "noise corner frequency": noise_corner_frequency,
         "normalization": image_processor.normalization,
         "target mean": image_processor.target_mean,
         "target deviation": image_processor.target_std,
