@@ -105,6 +105,13 @@ def dehaze(
         ),
     ] = None,
     camera_offset: Annotated[float, typer.Option(help="Counts of the camera in the dark, taken off the input.")] = 0.0,
+    background_width: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Take off first what is broader than so many pixels (white top-hat), if you know that the specimen is not.",
+        ),
+    ] = None,
     share_noise: Annotated[
         str,
         typer.Option(
@@ -192,8 +199,8 @@ def dehaze(
     pipe.set_progress_bar_config(disable=True)
     default = Statistics.checkpoint if pipe.config.normalization == "fixed" else Statistics.stack
     dehazer = FileDehazer(
-        pipe, steps, members, seed, tile_size, (normalization or default).value, camera_offset, share_noise.upper(),
-        output_dtype.value, axes, series, **part, model=model,
+        pipe, steps, members, seed, tile_size, (normalization or default).value, camera_offset,
+        background_width, share_noise.upper(), output_dtype.value, axes, series, **part, model=model,
     )  # fmt: skip
     if dry_run:
         if processes.is_main:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from .dehaze_tasks import Outputs
 from .image_processing import Normalization
@@ -41,6 +42,9 @@ class FileDehazer:
             does not flicker; `"plane"`, those of each plane; `"percentile"`, as stack, without the most extreme 0.1 % of pixels on
             either side; `"checkpoint"`, the fixed ones that the checkpoint stores.
         camera_offset (`float`): Counts that the camera adds in the dark; they are taken off the input.
+        background_width (`int`, *optional*):
+            Pixels. The network is shown the white top-hat of every plane: without the light that is broader than that in both directions,
+            as the specimen is known not to be.
         shared_noise (`str`): Axes along which planes share one noise, such as `"TZ"`, so that samples are coherent.
         output_dtype (`str`): `"same"`, rounded and saturated to the number type of the input, or `"float32"`.
         axes (`str`, *optional*): What the axes of the files mean, where they don't say so.
@@ -60,6 +64,7 @@ class FileDehazer:
         tile_size: int | None = None,
         normalization: str = "stack",
         camera_offset: float = 0.0,
+        background_width: int | None = None,
         shared_noise: str = "",
         output_dtype: str = "same",
         axes: str | None = None,
@@ -82,8 +87,13 @@ class FileDehazer:
                 else "stores no fixed statistics: choose another"
             )
             raise ValueError(f"The normalization {normalization!r} does not suit this checkpoint, which {stores}.")
+        if has_fixed and background_width is not None:
+            raise ValueError(
+                "A checkpoint with fixed statistics needs the background it was trained with: leave out --background-width."
+            )
         self.normalization = normalization
         self.camera_offset = camera_offset
+        self.background_width = background_width
         self.shared_noise = shared_noise
         self.output_dtype = output_dtype
         self.axes, self.series = axes, series
@@ -93,6 +103,7 @@ class FileDehazer:
             "tile_size": tile_size,
             "normalization": normalization,
             "camera_offset": camera_offset,
+            "background_width": background_width,
             "shared_noise": shared_noise,
         }
 
@@ -211,6 +222,10 @@ class FileDehazer:
         plane = np.asarray(micrograph.data[index])
         return plane - np.float32(self.camera_offset) if self.camera_offset else plane
 
+    def _without_background(self, plane: np.ndarray) -> np.ndarray:
+        """What the network is shown of a plane."""
+        return plane if self.background_width is None else ndimage.white_tophat(plane, size=self.background_width)
+
     def _measure_channels(self, micrograph: Micrograph, source: Path) -> dict[int, Normalization]:
         """Maps to network units for the stack of every channel; none where each plane has its own, or the checkpoint fixed ones."""
         if self.normalization not in ("stack", "percentile"):
@@ -225,7 +240,7 @@ class FileDehazer:
             statistics = []
             for index in (indices[each] for each in chosen):
                 try:
-                    planes = processor.preprocess(self._read(micrograph, index))
+                    planes = processor.preprocess(self._without_background(self._read(micrograph, index)))
                 except MicrographError:
                     raise
                 except ValueError as error:
@@ -238,7 +253,7 @@ class FileDehazer:
     def _dehaze(self, plane, micrograph, index, normalizations, outputs, on_progress) -> tuple[dict, dict | None]:
         """The results of a plane by output, and what speaks against them."""
         out = self.pipe(
-            plane,
+            self._without_background(plane),
             num_inference_steps=self.num_inference_steps,
             ensemble_size=self.ensemble_size,
             tile_size=self.tile_size,
