@@ -3,8 +3,8 @@ Measure the default checkpoint's uncertainty on simulated pairs of a seed that n
 
     python bench/calibration.py
 
-Ensembles of the preset `balanced`: as they are, with the published line, and as the checkpoint is calibrated. Writes
-`bench/calibration.json` and `bench/calibration.png`.
+Ensembles of the preset `balanced`: as they are, with the published line, and as the checkpoint is calibrated; and larger ensembles,
+of the first quarter of the images. Writes `bench/calibration.json` and `bench/calibration.png`.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from haze_pipeline.training_examples import simulated_series
 HERE = Path(__file__).parent
 SEED = 3  # 1 trained, 2 calibrated
 RESAMPLES = 200
+LARGE_ENSEMBLE = 20
 
 
 def main():
@@ -75,6 +76,12 @@ def main():
             "mean": float(covered.mean()),
             "standard_error": float(covered.std(ddof=1) / np.sqrt(len(covered))),
         }
+    few = islice(simulated_series(SEED, 192, 0), args.num_images // 4)
+    larger = measure_errors(pipe, few, steps, LARGE_ENSEMBLE)
+    results["large_ensemble"] = {"num_images": len(larger), "num_samples": LARGE_ENSEMBLE}
+    for name, how in calibrations.items():
+        ratio = scores(*pool(predict_errors(larger, LARGE_ENSEMBLE, **how)))["RMS error / RMS deviation"]
+        results["large_ensemble"][name] = ratio
     plot_calibration(curves).savefig(HERE / "calibration.png")
     print(json.dumps(results, indent=2))
     (HERE / "calibration.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -30,7 +30,9 @@ BATCH, RESOLUTION, SIZE, PATCHES_PER_FIELD = 16, 64, 256, 512
 
 def train(fields, steps, workers):
     """Seconds of waiting and seconds in all of every step."""
-    dataset = TrainingExamples(fields, RESOLUTION, 0.0, "grid", 0.0, 0.0, 0, BATCH * steps)
+    dataset = TrainingExamples(
+        fields, RESOLUTION, posterior_mean_share=0.0, t_sampling="grid", seed=0, length=BATCH * steps
+    )
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=BATCH, num_workers=workers, prefetch_factor=4 if workers else None
     )

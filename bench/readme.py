@@ -27,7 +27,13 @@ def real_pairs():
         [name, *(f"{values['target'][m]:.1f} / {values['target_at_widefield_resolution'][m]:.1f}" for m in methods)]
         for name, values in results.items()
     ]
-    return table(["pair", *methods], rows)
+    by_width = results["microtubules_b"]["by_background_width"]
+    widths = ", ".join(f"{value:.1f} dB with {width} px" for width, value in by_width.items())
+    return [
+        *table(["pair", *methods], rows),
+        "",
+        f"`--background-width` on microtubules_b, at widefield resolution: {widths}.",
+    ]
 
 
 def simulated_pairs():
@@ -135,11 +141,15 @@ def calibration():
         for level, share in results["interval_coverage"].items()
     )
     low, high = results["ENCE_interval"]
+    large = results["large_ensemble"]
     return [
         *table(["", *keys, "within 50 %", "90 %", "95 % of a normal law"], rows),
         "",
         f"{results['num_images']} held-out simulated images, {results['num_samples']} samples of {results['num_inference_steps']} steps. "
         f"Resampled images give a calibrated ENCE of {low:.2f} to {high:.2f}. `out.interval` covered (with standard error) {intervals}.",
+        f"With {large['num_samples']} samples, of the first {large['num_images']} of these images, RMS error / RMS deviation is "
+        f"{large['raw']:.2f} raw, {large['with a line']:.2f} with the line and {large['calibrated']:.2f} with the curve, both fitted "
+        f"for {results['num_samples']} samples.",
     ]
 
 
@@ -206,11 +216,11 @@ def stack_pairs():
 
 def fresh_clone():
     results = json.loads((HERE / "fresh_clone.json").read_text())
-    rows = [
-        [f"`{command}`", f"{seconds['first']:.0f} s", f"{seconds['second']:.0f} s"]
-        for command, seconds in results["seconds"].items()
+    first, again, test = results["seconds"].values()
+    return [
+        f"In a fresh clone, `make demo` takes {first:.0f} s, once more {again:.0f} s, and then `make test` {test:.0f} s "
+        f"({results['machine']})."
     ]
-    return [*table(["command", "first run", "second run"], rows), "", f"Measured on {results['machine']}."]
 
 
 PAGES = {

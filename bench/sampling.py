@@ -206,8 +206,7 @@ def compare_distance(unet, pipe, num_fields=8, side=320):
 
         def ours(pipeline, name, steps, hazy=hazy, deviation=deviation):
             solver(pipeline, name)
-            noise = torch.randn(side, side, generator=torch.Generator().manual_seed(0))
-            out = pipeline(hazy, num_inference_steps=steps, latents=noise)
+            out = pipeline(hazy, num_inference_steps=steps, generator=torch.Generator().manual_seed(0))
             return out.prediction[scored, scored] / deviation
 
         error = ours(pipe, "bespoke", PRESETS["balanced"]["num_inference_steps"])

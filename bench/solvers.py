@@ -33,11 +33,11 @@ def main():
     pairs = [simulate_pair(args.size, pair_generator(SEED, index)) for index in range(args.num_images)]
     hazy = np.stack([pair.hazy.numpy() for pair in pairs])
     deviation = pipe.image_processor.compute_normalization(pipe.image_processor.preprocess(hazy)).target_std[:, 0]
-    noise = torch.randn(hazy.shape, generator=torch.Generator().manual_seed(0))
 
     def sample(num_inference_steps, solver, shift=1.0):
         pipe.scheduler = FlowMatchODEScheduler.from_config(pipe.scheduler.config, solver=solver, shift=shift)
-        out = pipe(hazy, num_inference_steps=num_inference_steps, latents=noise)
+        generators = [torch.Generator().manual_seed(index) for index in range(len(hazy))]
+        out = pipe(hazy, num_inference_steps=num_inference_steps, generator=generators)
         return out.prediction / deviation.numpy()
 
     converged = sample(120, "midpoint")

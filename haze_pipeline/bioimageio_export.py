@@ -13,7 +13,7 @@ from torch import nn
 from .console import require
 from .field_sampling import FLIPS
 from .image_processing import HazeImageProcessor
-from .noise import add_low_frequencies
+from .noise import draw_noise
 from .pipeline_haze_matching import HazeMatchingPipeline
 
 
@@ -131,10 +131,8 @@ class PosteriorMean(nn.Module):
 def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> torch.jit.ScriptModule:
     """The pipeline's posterior means as TorchScript `[B, 1, H, W]` → `[B, 1, H, W]`, see [`PosteriorMean`]."""
     generator = torch.Generator().manual_seed(seed)
-    first, second = torch.randn(2, 1, NOISE_SIZE, NOISE_SIZE, generator=generator)
-    if corner_frequency := pipe.config.noise_corner_frequency:
-        for noise in (first, second):
-            add_low_frequencies(noise, torch.randn(NOISE_SIZE, NOISE_SIZE, generator=generator), corner_frequency)
+    corner_frequency = pipe.config.noise_corner_frequency
+    first, second = (draw_noise((NOISE_SIZE, NOISE_SIZE), corner_frequency, generator, NOISE_SIZE) for _ in range(2))
     size = 4 * pipe.unet_scale_factor
     with warnings.catch_warnings():
         # Sizes of batches up to 64 and of images follow the input; that was measured, not assumed.

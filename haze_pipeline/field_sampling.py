@@ -117,7 +117,7 @@ class FieldSampler:
         shared noise and statistics they agree where they meet.
 
         Args:
-            noise (`torch.Tensor` of shape `[B, 1, h, w]`): Standard normal noise.
+            noise (`torch.Tensor` of shape `[B, 1, h, w]`): The states at t = 0.
             hazy (`torch.Tensor` of shape `[B, 1, h, w]`): Normalised hazy images.
             on_step (`Callable`, *optional*):
                 `on_step(timestep, state)` returns the state to go on with; is called after every network call on a block.

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from .dehaze_tasks import Outputs
-from .image_processing import Normalization
+from .image_processing import Normalization, subtract_background
 from .micrograph import Micrograph, MicrographError
 from .microscopy_io import micrograph_writer, open_micrograph
 from .ome_tiff_writer import OME_DTYPES
@@ -43,8 +42,8 @@ class FileDehazer:
             either side; `"checkpoint"`, the fixed ones that the checkpoint stores.
         camera_offset (`float`): Counts that the camera adds in the dark; they are taken off the input.
         background_width (`int`, *optional*):
-            Pixels. The network is shown the white top-hat of every plane: without the light that is broader than that in both directions,
-            as the specimen is known not to be.
+            Pixels. What is at least so broad in both directions is taken off every plane first, as the specimen is known not to be; see
+            [`subtract_background`]. Only the rest is dehazed and assessed.
         shared_noise (`str`): Axes along which planes share one noise, such as `"TZ"`, so that samples are coherent.
         output_dtype (`str`): `"same"`, rounded and saturated to the number type of the input, or `"float32"`.
         axes (`str`, *optional*): What the axes of the files mean, where they don't say so.
@@ -223,8 +222,8 @@ class FileDehazer:
         return plane - np.float32(self.camera_offset) if self.camera_offset else plane
 
     def _without_background(self, plane: np.ndarray) -> np.ndarray:
-        """What the network is shown of a plane."""
-        return plane if self.background_width is None else ndimage.white_tophat(plane, size=self.background_width)
+        """What is dehazed of a plane."""
+        return plane if self.background_width is None else subtract_background(plane, self.background_width)
 
     def _measure_channels(self, micrograph: Micrograph, source: Path) -> dict[int, Normalization]:
         """Maps to network units for the stack of every channel; none where each plane has its own, or the checkpoint fixed ones."""
@@ -252,8 +251,9 @@ class FileDehazer:
 
     def _dehaze(self, plane, micrograph, index, normalizations, outputs, on_progress) -> tuple[dict, dict | None]:
         """The results of a plane by output, and what speaks against them."""
+        plane = self._without_background(plane)
         out = self.pipe(
-            self._without_background(plane),
+            plane,
             num_inference_steps=self.num_inference_steps,
             ensemble_size=self.ensemble_size,
             tile_size=self.tile_size,

@@ -1,5 +1,6 @@
 """What the machine at hand allows: memory, arithmetic, and work on all cores at once."""
 
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +33,12 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is how torch says that memory ran out, on a GPU or in the allocator of the CPU."""
+    """Whether `error` is how torch says that memory ran out: on a GPU, in the allocator of the CPU or in oneDNN."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # The last one is from oneDNN, when there is no room for the code or the working memory of a convolution.
-    texts = ("can't allocate memory", "not enough memory", "out of memory", "could not create a primitive")
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    # The last one is oneDNN's where there is no room for a convolution; without a "descriptor", of which it can't do the kind.
+    says_so = r"can't allocate memory|not enough memory|out of memory|could not create a primitive(?! descriptor)"
+    return isinstance(error, RuntimeError) and re.search(says_so, str(error), re.IGNORECASE) is not None
 
 
 def allocate(*shape: int) -> torch.Tensor:

@@ -279,6 +279,30 @@ def _mean_and_std(plane: torch.Tensor) -> tuple[float, float]:
     return mean, variance**0.5
 
 
+def subtract_background(plane: np.ndarray, width: int) -> np.ndarray:
+    """
+    A plane without what is at least `width` pixels broad in both directions: its white top-hat (Serra 1982).
+
+    Args:
+        plane (`np.ndarray` of shape `[H, W]`): Intensities.
+        width (`int`): Side of the square that the background has room for, pixels.
+
+    Returns:
+        `np.ndarray` of shape `[H, W]`, float32, nowhere negative.
+
+    Raises:
+        `ValueError`: If the plane is no image or not finite.
+    """
+    plane = HazeImageProcessor().preprocess(plane)[0, 0].numpy()
+    result = allocate(*plane.shape).numpy()
+    margin = 2 * width  # more than the opening sees on either side
+    for start in range(0, len(plane), BAND_ROWS):
+        first = max(0, start - margin)
+        band = ndimage.white_tophat(plane[first : start + BAND_ROWS + margin], size=width)
+        result[start : start + BAND_ROWS] = band[start - first :][:BAND_ROWS]
+    return result
+
+
 def _band_pass_std(plane: np.ndarray) -> float:
     """
     Standard deviation of a plane between Gaussians of 1 px and 10 px: fine structure, without most of the noise and of

@@ -1,5 +1,6 @@
 """Pipeline that turns hazy (widefield) micrographs into clear (confocal-like) ones by guided conditional flow matching."""
 
+import math
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -81,6 +82,10 @@ class HazeMatchingPipeline(DiffusionPipeline):
             raise ValueError(
                 "`unet` must have 2 input channels (state, hazy) and 1 output channel (velocity), got "
                 f"{unet.config.in_channels} and {unet.config.out_channels}."
+            )
+        if not 0 <= noise_corner_frequency < math.inf:
+            raise ValueError(
+                f"`noise_corner_frequency` must be 0 or more cycles per pixel, got {noise_corner_frequency}."
             )
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(

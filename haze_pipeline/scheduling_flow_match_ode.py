@@ -231,7 +231,7 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         Args:
             sample (`torch.Tensor` of shape `[B, ...]`): Data.
             timestep (`torch.Tensor` of shape `[B]`): 1000·σ of every element.
-            noise (`torch.Tensor` of shape `[B, ...]`): Standard normal noise.
+            noise (`torch.Tensor` of shape `[B, ...]`): Gaussian noise.
         """
         sigma = (timestep / self.config.num_train_timesteps).to(sample).reshape(-1, *[1] * (sample.ndim - 1))
         return sigma * noise + (1 - sigma) * sample

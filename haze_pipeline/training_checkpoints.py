@@ -107,12 +107,16 @@ def resume(
     checkpoint = candidates[0]
     stored = json.loads((checkpoint / "facts.json").read_text())
     for fact, value in facts.items():
-        same = stored.get(fact) == value
-        if isinstance(value, float) and isinstance(stored.get(fact), float):
+        if fact not in stored:
+            raise ValueError(
+                f"{checkpoint} is of an earlier version, whose examples were others: start a new training."
+            )
+        same = stored[fact] == value
+        if isinstance(value, float) and isinstance(stored[fact], float):
             same = math.isclose(stored[fact], value, rel_tol=1e-6)  # sums differ a little between machines
         if not same:
             raise ValueError(
-                f"{checkpoint} was trained with {fact} {stored.get(fact)}, not {value}: resume with the same arguments and "
+                f"{checkpoint} was trained with {fact} {stored[fact]}, not {value}: resume with the same arguments and "
                 "data."
             )
     accelerator.load_state(checkpoint)

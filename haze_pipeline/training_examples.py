@@ -184,23 +184,24 @@ class TrainingExamples(torch.utils.data.Dataset):
         resolution (`int`): Side of the patches, pixels.
         posterior_mean_share (`float`): Share of examples at t = 0.
         t_sampling (`str`): Times of the others: `"grid"`, `"uniform"` or `"logit_normal"`.
-        intensity_augmentation (`float`):
-            Deviation of a random logarithmic gain of both images, and of an offset of the hazy one in network units.
-        noise_corner_frequency (`float`): Of the noise, cycles per pixel, see [`draw_noise`]; 0 for white noise.
         seed (`int`): Another seed gives other examples.
         length (`int`): Their number.
+        intensity_augmentation (`float`, defaults to `0.0`):
+            Deviation of a random logarithmic gain of both images, and of an offset of the hazy one in network units.
+        noise_corner_frequency (`float`, defaults to `0.0`): Of the noise, see [`draw_noise`]; 0 for white noise.
     """
 
     def __init__(
         self,
         fields: FieldsInMemory | FieldsInSeries,
         resolution: int,
+        *,
         posterior_mean_share: float,
         t_sampling: str,
-        intensity_augmentation: float,
-        noise_corner_frequency: float,
         seed: int,
         length: int,
+        intensity_augmentation: float = 0.0,
+        noise_corner_frequency: float = 0.0,
     ):
         self.fields = fields
         self.resolution = resolution

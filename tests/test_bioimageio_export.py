@@ -12,7 +12,7 @@ from conftest import ROOT, tiny_unet
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.bioimageio_export import NOISE_SIZE, posterior_mean_module
-from haze_pipeline.noise import add_low_frequencies
+from haze_pipeline.noise import draw_noise
 
 
 FIXED = {"normalization": "fixed", "input_mean": 110.0, "input_std": 12.0, "target_mean": 50.0, "target_std": 30.0}
@@ -31,10 +31,9 @@ def test_the_module_yields_what_the_pipeline_does_for_images_of_any_size(config)
     pipe.set_progress_bar_config(disable=True)
     module = posterior_mean_module(pipe, seed=3)
     generator = torch.Generator().manual_seed(3)
-    first, second = torch.randn(2, NOISE_SIZE, NOISE_SIZE, generator=generator)
-    if "noise_corner_frequency" in config:
-        for noise in (first, second):
-            add_low_frequencies(noise, torch.randn(NOISE_SIZE, NOISE_SIZE, generator=generator), 0.2)
+    corner_frequency = config.get("noise_corner_frequency", 0.0)
+    size = (NOISE_SIZE, NOISE_SIZE)
+    first, second = (draw_noise(size, corner_frequency, generator, NOISE_SIZE)[0] for _ in range(2))
     rng = np.random.default_rng(0)
     for size in ((64, 64), (33, 50), (9, 200), (1, 1)):
         images = rng.gamma(2, 60, (2, *size)).astype(np.float32)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from haze_pipeline import HazeImageProcessor
+from haze_pipeline import HazeImageProcessor, image_processing
+from haze_pipeline.image_processing import subtract_background
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "uint32", "float16", "float32", "float64"])
@@ -134,3 +135,28 @@ def test_pictures_to_be_compared_have_one_contrast():
     for processor, same in ((HazeImageProcessor(), False), (HazeImageProcessor("fixed", 0.0, 1.0), True)):
         pictures, _ = processor.visualize_together({"input": hazy, "result": hazy / 2 - 50}, same)
         np.testing.assert_array_equal(*map(np.asarray, pictures))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float16", ">f4"])
+@pytest.mark.parametrize("width", [4, 9])
+def test_the_background_is_what_is_broad(monkeypatch, dtype, width):
+    rng = np.random.default_rng(0)
+    haze = np.linspace(0, 900, 64)
+    plane = (haze + rng.integers(0, 100, (50, 64))).astype(dtype)
+    plane[20:23, 30:33] += np.dtype(dtype).type(1000)  # narrower than the background
+    if dtype == "int16":
+        plane -= 20_000
+        plane[5, 5] = 30_000
+    whole = subtract_background(plane, width)
+    assert whole.dtype == np.float32 and whole.min() == 0
+    assert whole[21, 31] > 900 and np.median(whole) < 150
+    # By hand: less the highest of the lowest values in the squares around a pixel.
+    windows = np.lib.stride_tricks.sliding_window_view
+    before, after = width // 2, width - 1 - width // 2
+    lowest = windows(np.pad(plane, ((before, after),) * 2, mode="symmetric"), (width, width)).min(axis=(2, 3))
+    highest = windows(np.pad(lowest, ((after, before),) * 2, mode="symmetric"), (width, width)).max(axis=(2, 3))
+    np.testing.assert_allclose(whole, plane.astype(np.float64) - highest, atol=1e-3)
+    monkeypatch.setattr(image_processing, "BAND_ROWS", 7)
+    np.testing.assert_array_equal(subtract_background(plane, width), whole)
+    with pytest.raises(ValueError, match="finite"):
+        subtract_background(np.full((9, 9), np.nan), width)

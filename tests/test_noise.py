@@ -4,7 +4,7 @@ import torch
 from conftest import tiny_unet
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.noise import LARGEST_TORUS, add_low_frequencies, draw_noise
+from haze_pipeline.noise import LARGEST_TORUS, draw_noise
 
 
 def seeded(seed=0):
@@ -32,10 +32,9 @@ def test_the_spectrum_is_the_stated_one(corner):
 
 
 def test_what_is_broad_repeats_without_a_seam():
-    noise = torch.zeros(1, 40, 100)
-    add_low_frequencies(noise, torch.randn(32, 32, generator=seeded()), 0.2)
-    assert torch.equal(noise[:, :8, :32], noise[:, 32:, 32:64])
-    steps = (noise[0, :, 1:] - noise[0, :, :-1]).square().mean(dim=0)  # by column
+    broad = draw_noise((40, 100), 0.2, seeded(), period=32) - draw_noise((40, 100), 0.0, seeded())
+    torch.testing.assert_close(broad[:, :8, :32], broad[:, 32:, 32:64], atol=1e-5, rtol=0)
+    steps = (broad[0, :, 1:] - broad[0, :, :-1]).square().mean(dim=0)  # by column
     assert steps[[31, 63, 95]].mean() < 2 * steps.mean()
 
 
@@ -45,6 +44,12 @@ def test_a_field_larger_than_the_torus():
     broad = noise - white
     assert torch.allclose(broad[..., :200], broad[..., LARGEST_TORUS:], atol=1e-5)
     assert 0.5 < broad.std() < 1.5
+
+
+@pytest.mark.parametrize("corner", [-0.1, float("nan"), float("inf")])
+def test_an_impossible_corner_is_refused(corner):
+    with pytest.raises(ValueError, match="noise_corner_frequency"):
+        HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), noise_corner_frequency=corner)
 
 
 def test_the_pipeline_starts_from_its_noise(tmp_path):

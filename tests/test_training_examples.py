@@ -33,7 +33,10 @@ def random_pairs(number, size=48):
 
 def examples(length=400, t_sampling="grid", fields=None, intensity_augmentation=0.0, corner=0.0):
     fields = fields or FieldsInSeries(partial(simulated_series, 1, 48), PROCESSOR, 32, patches_per_field=8)
-    return TrainingExamples(fields, 32, 0.5, t_sampling, intensity_augmentation, corner, seed=0, length=length)
+    return TrainingExamples(
+        fields, 32, posterior_mean_share=0.5, t_sampling=t_sampling, seed=0, length=length,
+        intensity_augmentation=intensity_augmentation, noise_corner_frequency=corner,
+    )  # fmt: skip
 
 
 def test_examples_of_a_series_do_not_depend_on_what_was_asked_for_before():

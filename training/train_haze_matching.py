@@ -98,8 +98,8 @@ def parse_args():
     )  # fmt: skip
     parser.add_argument(
         "--noise_corner_frequency", type=float,
-        help="In cycles per pixel: broader than this, the noise has more power than white noise, and samples disagree where "
-        "broad light may be haze or not. 0.2 suits microscopy; the default is the paper's white noise, or that of --init_from.",
+        help="Give the noise the spectrum 1 + (this / f)², f in cycles per pixel, so that samples disagree where broad light may be "
+        "haze or not; 0.2 was tried. The default is 0, the paper's white noise, or what --init_from has.",
     )  # fmt: skip
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Compute more to hold less in memory.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
@@ -233,8 +233,9 @@ def train(args, command, accelerator, output_dir):
         noise_corner_frequency = 0.0 if initial is None else initial.config.noise_corner_frequency
     examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     dataset = TrainingExamples(
-        fields, args.resolution, args.posterior_mean_share, args.t_sampling, args.intensity_augmentation,
-        noise_corner_frequency, args.seed, length=max_train_steps * examples_per_step,
+        fields, args.resolution, posterior_mean_share=args.posterior_mean_share, t_sampling=args.t_sampling, seed=args.seed,
+        length=max_train_steps * examples_per_step, intensity_augmentation=args.intensity_augmentation,
+        noise_corner_frequency=noise_corner_frequency,
     )  # fmt: skip
     # Not shuffled: the examples are random in themselves, and this order is the same after a resume.
     dataloader = torch.utils.data.DataLoader(

@@ -80,9 +80,10 @@ def main():
     image_processor = fit_image_processor(args.normalization, data.pairs)
     fields = data.normalize(image_processor, args)
     length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
+    # Times and noises do not matter.
     dataset = TrainingExamples(
-        fields, args.resolution, 1.0, "grid", 0.0, 0.0, args.seed, length
-    )  # the times do not matter
+        fields, args.resolution, posterior_mean_share=1.0, t_sampling="grid", seed=args.seed, length=length
+    )
     dataloader = torch.utils.data.DataLoader(
         dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
         generator=torch.Generator(),  # workers' seeds must not come from the generator that a checkpoint restores
