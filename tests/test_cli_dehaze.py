@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -193,7 +194,10 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     """A real process, interrupted while it has written part of its result."""
     arguments = ["simulate", str(tmp_path / "pairs"), "--num-images", "1000", "--size", "64"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "haze_pipeline.cli", *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "haze_pipeline.cli", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )
     deadline = time.monotonic() + 120
     while not any(tmp_path.rglob("000002.ome.tif")) and process.poll() is None and time.monotonic() < deadline:
