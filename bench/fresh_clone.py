@@ -29,7 +29,9 @@ def main():
             subprocess.run(step.split()[:2], cwd=clone, check=True, env=environment)
             seconds[step] = round(time.perf_counter() - started, 1)
     machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}, no GPU"
-    (HERE / "fresh_clone.json").write_text(json.dumps({"machine": machine, "seconds": seconds}, indent=2) + "\n")
+    load = round(os.getloadavg()[2], 1)  # of the last 15 minutes: about 2 if there was nothing else
+    results = {"machine": machine, "seconds": seconds, "load": load}
+    (HERE / "fresh_clone.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def fresh_clone():
     first, again, test = results["seconds"].values()
     return [
         f"In a fresh clone, `make demo` takes {first:.0f} s, once more {again:.0f} s, and then `make test` {test:.0f} s "
-        f"({results['machine']})."
+        f"({results['machine']}; {results['load']} processes ran on average, other work included)."
     ]
 
 
