@@ -63,10 +63,9 @@ class LaunchedProcesses(Processes):
 
     def __init__(self, use_cpu: bool):
         require("train", "accelerate")
-        import torch
         from accelerate import PartialState
 
-        state = PartialState(cpu=use_cpu or not torch.cuda.is_available(), timeout=PATIENCE)
+        state = PartialState(cpu=use_cpu or meet_on_cpu(), timeout=PATIENCE)
         atexit.register(state.destroy_process_group)  # its threads would abort the process when it ends
         self.index, self.number = state.process_index, state.num_processes
         self.device = state.device
@@ -85,6 +84,16 @@ def join_processes(use_cpu: bool) -> Processes:
 def is_launched() -> bool:
     """Whether a launcher started this process together with others."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def meet_on_cpu() -> bool:
+    """
+    Whether the processes that a launcher started are to be joined on the CPU, for want of anything faster. accelerate asks to be
+    told (`Accelerator(cpu=True)`): otherwise each takes itself for the only one.
+    """
+    import torch
+
+    return is_launched() and not torch.accelerator.is_available()
 
 
 def launch(number: int, arguments: list[str]) -> int:

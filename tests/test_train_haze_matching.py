@@ -66,8 +66,9 @@ def command(pairs, output, *arguments, processes=1, script="train_haze_matching.
     ]  # fmt: skip
 
 
-# One thread per process, or sums come in another order.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+# One thread per process, or sums come in another order. No GPUs; but what tells accelerate so must not come from here.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
 def train(pairs, output, *arguments, processes=1, check=True, environment=ENVIRONMENT, **options):

@@ -40,6 +40,7 @@ from haze_pipeline.domain import fit_domain
 from haze_pipeline.hub import create_repository
 from haze_pipeline.model_card import make_model_card, read_facts, shareable_command
 from haze_pipeline.network import build_unet, check_resolution
+from haze_pipeline.processes import meet_on_cpu
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
     resume,
@@ -173,6 +174,7 @@ def main():
     args = parse_args()
     command = shareable_command(["accelerate", "launch", *sys.argv])
     accelerator = Accelerator(
+        cpu=meet_on_cpu(),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" or args.dry_run else args.report_to,

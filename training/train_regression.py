@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from haze_pipeline.network import build_unet, check_resolution
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
+from haze_pipeline.processes import meet_on_cpu
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
     resume,
@@ -69,7 +70,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = Accelerator(cpu=meet_on_cpu(), mixed_precision=args.mixed_precision)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     set_seed(args.seed)
     if accelerator.is_main_process:
