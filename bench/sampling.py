@@ -3,9 +3,9 @@ Measure sampling against the procedure of the HazeMatching reference, with the s
 
     python bench/sampling.py
 
-The reference procedure is written out below: every 128 × 128 tile has its own noise, takes 19 Euler steps in float32, and
-keeps its inner 64 × 64 pixels; the mean of 50 such samples is its estimate. It is run on a few tiles, and its time for a
-field follows from their number. Ours runs as `haze-pipeline dehaze` would: in the arithmetic that is fastest here. Fields are
+The reference procedure is written out below: every 128 × 128 tile has its own noise (with the checkpoint's spectrum; the
+reference's is white), takes 19 Euler steps in float32, and keeps its inner 64 × 64 pixels; the mean of 50 such samples is its
+estimate. It is run on a few tiles, and its time for a field follows from their number. Ours runs as `haze-pipeline dehaze` would: in the arithmetic that is fastest here. Fields are
 simulated with a seed that no training used. Writes `bench/sampling.json`.
 """
 
@@ -25,6 +25,7 @@ from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.field_sampling import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE
 from haze_pipeline.hardware import fastest_dtype, map_on_cores
 from haze_pipeline.metrics import range_invariant_psnr
+from haze_pipeline.noise import draw_noise
 from haze_pipeline.presets import PRESETS
 from haze_pipeline.simulation import pair_generator, simulate_pair
 from haze_pipeline.tiling import tile_intervals
@@ -47,6 +48,12 @@ def normalised(pipe, hazy):
     statistics = pipe.image_processor.compute_normalization(planes)
     values = ((planes - statistics.input_mean) / statistics.input_std)[0, 0]
     return values, float(statistics.target_mean), float(statistics.target_std)
+
+
+def tile_noise(pipe, number, generator):
+    """Noises `[T, 1, 128, 128]` of tiles, of the kind that the network knows."""
+    corner_frequency = pipe.config.noise_corner_frequency
+    return torch.stack([draw_noise((TILE, TILE), corner_frequency, generator) for _ in range(number)])
 
 
 @torch.no_grad()
@@ -80,7 +87,7 @@ def compare_cost(unet, pipe, pairs):
     hazy, times = pairs[0][0], torch.linspace(0, 1, 20)
     values, _, _ = normalised(pipe, hazy)
     corners = block_of_corners(2 * INNER, 256)
-    noise = torch.randn(len(corners), 1, TILE, TILE, generator=torch.Generator().manual_seed(0))
+    noise = tile_noise(pipe, len(corners), torch.Generator().manual_seed(0))
 
     def ours(name, members):
         preset = PRESETS[name]
@@ -159,7 +166,7 @@ def compare_seams(unet, pipe, pairs):
             ratios[name].append(ratio(sample, ours))
         values, _, _ = normalised(pipe, hazy)
         corners = block_of_corners(4 * INNER, 256)
-        noise = torch.randn(len(corners), 1, TILE, TILE, generator=generator)
+        noise = tile_noise(pipe, len(corners), generator)
         tiles = reference_tiles(unet, values, corners, noise, torch.linspace(0, 1, 20))
         ratios["reference"].append(ratio(join_inner(tiles, 4 * INNER).numpy(), [INNER, 2 * INNER, 3 * INNER]))
     return {name: {"mean": float(np.mean(each)), "largest": max(each)} for name, each in ratios.items()}
@@ -199,7 +206,7 @@ def compare_distance(unet, pipe, num_fields=8, side=320):
         hazy = simulate_pair(side, pair_generator(SEED, 2 * FIRST + index)).hazy.numpy()
         values, _, deviation = normalised(pipe, hazy)
         corners = block_of_corners(2 * INNER, scored.start)
-        noise = torch.randn(len(corners), 1, TILE, TILE, generator=torch.Generator().manual_seed(0))
+        noise = tile_noise(pipe, len(corners), torch.Generator().manual_seed(0))
         sample = reference_tiles(unet, values, corners, noise, torch.linspace(0, 1, 20))
         # By Euler steps too fine to matter: as many network calls as the midpoint rule below.
         converged = reference_tiles(unet, values, corners, noise, fine)
@@ -238,7 +245,7 @@ def compare_means(unet, pipe, pairs, parts_per_side=2):
     for hazy, clear in pairs:
         values, mean, deviation = normalised(pipe, hazy)
         corners = [(y - margin, x - margin) for y in starts for x in starts]
-        noise = torch.randn(50, len(corners), 1, TILE, TILE, generator=torch.Generator().manual_seed(0))
+        noise = tile_noise(pipe, 50 * len(corners), torch.Generator().manual_seed(0)).split(len(corners))
 
         def sample(member, values=values, corners=corners, noise=noise):
             return reference_tiles(unet, values, corners, noise[member], torch.linspace(0, 1, 20))

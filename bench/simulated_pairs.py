@@ -22,7 +22,10 @@ from haze_pipeline.simulation import pair_generator, simulate_pair
 
 
 HERE = Path(__file__).parent
-SEED = 3  # 1 trained, 2 validated
+SEED, FIRST = (
+    3,
+    10_000,
+)  # seed 1 trained and 2 validated; the first images of 3 had a say in the choice of the checkpoint
 OURS = "haze-pipeline `fast`"
 
 
@@ -36,7 +39,7 @@ def main():
 
     classical = classical_methods()
     scores, kinds = {}, []
-    for index in range(args.num_images):
+    for index in range(FIRST, FIRST + args.num_images):
         simulated = simulate_pair(192, pair_generator(SEED, index))
         name = f"simulated pair {index} of seed {SEED}"
         pair = Pair(simulated.hazy.numpy(), simulated.clear.numpy(), name, name)
@@ -53,6 +56,7 @@ def main():
     gain = values[OURS] - values["input"]
     results = {
         "seed": SEED,
+        "first": FIRST,
         "num_images": args.num_images,
         "mean": {name: float(each.mean()) for name, each in values.items()},
         "standard_deviation": {name: float(each.std(ddof=1)) for name, each in values.items()},

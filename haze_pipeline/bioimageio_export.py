@@ -43,7 +43,7 @@ class PosteriorMean(nn.Module):
         noise (`torch.Tensor` of shape `[E, 1, n, n]`): Noise of the members.
         flips (`list[list[int]]`): Axes along which each is shown mirrored.
         scale_factor (`int`): What the network can halve.
-        fixed (`bool`): Normalise with `input_mean` and `input_std`, not with those of the image.
+        fixed (`bool`): Normalise with `input_mean` and `input_std`, not with the mean and the unit of the image.
         input_mean (`float`): Of hazy training images.
         input_std (`float`): The same.
         target_mean (`float`): Of clear training images, in counts if `fixed`, else in band-pass deviations of the image.
@@ -84,9 +84,8 @@ class PosteriorMean(nn.Module):
         if not self.fixed:
             exact = hazy.double()
             input_mean = exact.mean([2, 3], keepdim=True).to(hazy.dtype)
-            input_std = (exact - exact.mean([2, 3], keepdim=True)).square().mean([2, 3], keepdim=True).sqrt()
-            input_std = torch.where(input_std > 0, input_std, torch.ones_like(input_std)).to(hazy.dtype)
             unit = self.band_pass_std(exact).to(hazy.dtype)
+            input_std = torch.where(unit > 0, self.target_std * unit, torch.ones_like(unit))
         normalized = (hazy - input_mean) / input_std
         rows = self.mirror(height, 0, -height % self.scale_factor, hazy.device)
         columns = self.mirror(width, 0, -width % self.scale_factor, hazy.device)

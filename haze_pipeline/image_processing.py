@@ -35,9 +35,10 @@ class HazeImageProcessor:
 
     Args:
         normalization (`str`, defaults to `"image"`):
-            `"image"`: every plane by its own mean and standard deviation; the target in units of the plane's band-passed
-            standard deviation, the size of its fine structure, which haze does not raise. The prediction is then in the
-            counts of the input. `"fixed"`: the four statistics of the training set, as in the HazeMatching reference.
+            `"image"`: the plane less its mean, and its target less `target_mean`, both in units of `target_std` times the
+            plane's band-passed standard deviation, the size of its fine structure, which haze does not raise. Light counts alike in
+            both, and the prediction is in the counts of the input. `"fixed"`: the four statistics of the training set, as in
+            the HazeMatching reference.
         input_mean (`float`, *optional*): Mean of hazy training images; only for `"fixed"`.
         input_std (`float`, *optional*): Standard deviation of hazy training images; only for `"fixed"`.
         target_mean (`float`, defaults to `0.0`): Mean of clear training images, in counts or band-pass units.
@@ -113,7 +114,7 @@ class HazeImageProcessor:
 
     def measure(self, planes: torch.Tensor, clipped: bool = False) -> torch.Tensor:
         """
-        Mean, standard deviation and band-passed standard deviation of planes.
+        Mean and band-passed standard deviation of planes.
 
         Args:
             planes (`torch.Tensor` of shape `[N, 1, H, W]`): As from `preprocess`.
@@ -122,26 +123,25 @@ class HazeImageProcessor:
                 and debris do not decide.
 
         Returns:
-            `torch.Tensor` of shape `[N, 3]`, float64, in counts.
+            `torch.Tensor` of shape `[N, 2]`, float64, in counts.
         """
         statistics = []
         for plane in planes[:, 0]:
             if clipped:
                 low, high = np.percentile(plane.numpy(), CLIP_PERCENTILES)
                 plane = plane.clamp(float(low), float(high))
-            statistics.append([*_mean_and_std(plane), _band_pass_std(plane.numpy())])
-        return torch.tensor(statistics, dtype=torch.float64).reshape(-1, 3)
+            statistics.append([_mean(plane), _band_pass_std(plane.numpy())])
+        return torch.tensor(statistics, dtype=torch.float64).reshape(-1, 2)
 
     @staticmethod
     def pool(statistics: torch.Tensor) -> torch.Tensor:
-        """Of the statistics `[N, 3]` of planes of one size, those `[1, 3]` of their stack."""
-        mean, std, band_pass = statistics.unbind(dim=1)
-        variance = std.square().mean() + mean.var(correction=0)
-        return torch.stack([mean.mean(), variance.sqrt(), band_pass.square().mean().sqrt()])[None]
+        """Of the statistics `[N, 2]` of planes of one size, those `[1, 2]` of their stack."""
+        mean, band_pass = statistics.unbind(dim=1)
+        return torch.stack([mean.mean(), band_pass.square().mean().sqrt()])[None]
 
     def normalization_from(self, statistics: torch.Tensor) -> Normalization:
         """
-        The maps between image and network units for planes with such statistics `[N, 3]`, see `measure`. One row may serve many
+        The maps between image and network units for planes with such statistics `[N, 2]`, see `measure`. One row may serve many
         planes: a stack whose brightness shall be comparable between planes.
 
         A plane without any contrast has no in-focus light that could be told from haze: its scale is 0 and so is its
@@ -150,10 +150,10 @@ class HazeImageProcessor:
         if self.normalization == "fixed":
             values = (self.input_mean, self.input_std, self.target_mean, self.target_std)
             return Normalization(*(torch.full((len(statistics), 1, 1, 1), float(value)) for value in values))
-        input_mean, input_std, band_pass = statistics.float().reshape(-1, 3, 1, 1, 1).unbind(dim=1)
+        input_mean, band_pass = statistics.float().reshape(-1, 2, 1, 1, 1).unbind(dim=1)
         return Normalization(
             input_mean=input_mean,
-            input_std=torch.where(input_std > 0, input_std, 1.0),
+            input_std=torch.where(band_pass > 0, self.target_std * band_pass, 1.0),
             target_mean=self.target_mean * band_pass,
             target_std=self.target_std * band_pass,
         )
@@ -272,11 +272,9 @@ def round_length(available: float) -> float:
     return next(step * decade for step in (5, 2, 1) if step * decade <= available)
 
 
-def _mean_and_std(plane: torch.Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of a plane in double precision."""
-    mean = sum(float(band.double().sum()) for band in plane.split(BAND_ROWS)) / plane.numel()
-    variance = sum(float((band.double() - mean).square().sum()) for band in plane.split(BAND_ROWS)) / plane.numel()
-    return mean, variance**0.5
+def _mean(plane: torch.Tensor) -> float:
+    """Mean of a plane in double precision."""
+    return sum(float(band.double().sum()) for band in plane.split(BAND_ROWS)) / plane.numel()
 
 
 def subtract_background(plane: np.ndarray, width: int) -> np.ndarray:

@@ -66,6 +66,7 @@ class LaunchedProcesses(Processes):
         from accelerate import PartialState
 
         state = PartialState(cpu=use_cpu or meet_on_cpu(), timeout=PATIENCE)
+        check_joined(state.num_processes)
         atexit.register(state.destroy_process_group)  # its threads would abort the process when it ends
         self.index, self.number = state.process_index, state.num_processes
         self.device = state.device
@@ -88,12 +89,28 @@ def is_launched() -> bool:
 
 def meet_on_cpu() -> bool:
     """
-    Whether the processes that a launcher started are to be joined on the CPU, for want of anything faster. accelerate asks to be
-    told (`Accelerator(cpu=True)`): otherwise each takes itself for the only one.
+    Whether the processes that a launcher started are to be joined on the CPU, for want of devices that can be joined. accelerate
+    asks to be told (`Accelerator(cpu=True)`): otherwise each takes itself for the only one.
     """
     import torch
 
-    return is_launched() and not torch.accelerator.is_available()
+    return is_launched() and (not torch.accelerator.is_available() or torch.backends.mps.is_available())
+
+
+def check_joined(number: int) -> None:
+    """
+    Check that a group of `number` processes holds all that the launcher started: single ones would do the same work again, and
+    write over one another.
+
+    Raises:
+        `RuntimeError`: If it does not.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if number != launched:
+        raise RuntimeError(
+            f"{launched} processes were started, but accelerate joined {number} of them on these devices: start one, or see "
+            "training/accelerate_configs."
+        )
 
 
 def launch(number: int, arguments: list[str]) -> int:

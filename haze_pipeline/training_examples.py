@@ -7,6 +7,7 @@ from itertools import count
 import numpy as np
 import torch
 
+from .haze_augmentation import add_haze, weaken_haze
 from .image_processing import HazeImageProcessor
 from .noise import draw_noise
 from .pair_sources import Pair, pairs_from_rows
@@ -188,7 +189,14 @@ class TrainingExamples(torch.utils.data.Dataset):
         length (`int`): Their number.
         intensity_augmentation (`float`, defaults to `0.0`):
             Deviation of a random logarithmic gain of both images, and of an offset of the hazy one in network units.
+        weakened_haze (`float`, defaults to `0.0`):
+            Share of examples with less haze than they came with. Hazy and clear images must count light in the same unit, and be
+            normalised by themselves.
+        added_haze (`float`, defaults to `0.0`): Share of other examples with added smooth light.
         noise_corner_frequency (`float`, defaults to `0.0`): Of the noise, see [`draw_noise`]; 0 for white noise.
+
+    Raises:
+        `ValueError`: If the haze of images that are normalised by fixed statistics shall vary.
     """
 
     def __init__(
@@ -201,13 +209,20 @@ class TrainingExamples(torch.utils.data.Dataset):
         seed: int,
         length: int,
         intensity_augmentation: float = 0.0,
+        weakened_haze: float = 0.0,
+        added_haze: float = 0.0,
         noise_corner_frequency: float = 0.0,
     ):
+        if weakened_haze + added_haze > 0 and fields.image_processor.normalization == "fixed":
+            raise ValueError(
+                '`weakened_haze` and `added_haze` need images that are normalised by themselves, `"image"`.'
+            )
         self.fields = fields
         self.resolution = resolution
         self.posterior_mean_share = posterior_mean_share
         self.t_sampling = t_sampling
         self.intensity_augmentation = intensity_augmentation
+        self.weakened_haze, self.added_haze = weakened_haze, added_haze
         self.noise_corner_frequency = noise_corner_frequency
         self.seed = seed
         self.length = length
@@ -218,6 +233,8 @@ class TrainingExamples(torch.utils.data.Dataset):
     def __getitem__(self, index):
         rng = np.random.default_rng([self.seed, index])
         field = self.fields.choose(index, rng)
+        if self.weakened_haze + self.added_haze > 0:
+            field = self._vary_haze(field, rng)
         y = rng.integers(field.shape[1] - self.resolution + 1)
         x = rng.integers(field.shape[2] - self.resolution + 1)
         patch = field[:, y : y + self.resolution, x : x + self.resolution]
@@ -239,3 +256,18 @@ class TrainingExamples(torch.utils.data.Dataset):
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         noise = draw_noise((self.resolution, self.resolution), self.noise_corner_frequency, generator)  # [1,h,w]
         return {"hazy": patch[:1], "clear": patch[1:], "noise": noise, "t": torch.tensor(t, dtype=torch.float32)}
+
+    def _vary_haze(self, field: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """A field `[2, H, W]` as it is, or with less haze or more, in network units of its own."""
+        processor, draw = self.fields.image_processor, rng.random()
+        hazy, light = field[0], field[1] - processor.target_dark_level  # light has one unit in both
+        if draw < self.weakened_haze:
+            hazy = weaken_haze(hazy.numpy(), light.numpy(), rng)
+        elif draw < self.weakened_haze + self.added_haze:
+            hazy = add_haze(hazy.numpy(), rng)
+        else:
+            return field
+        hazy = torch.from_numpy(hazy)
+        units = processor.compute_normalization(hazy[None, None])
+        varied = [(hazy - units.input_mean) / units.input_std, (light - units.target_mean) / units.target_std]
+        return torch.cat(varied)[:, 0]

@@ -20,13 +20,14 @@ from conftest import ROOT, tiny_unet
 from hub_double import hub_double
 from huggingface_hub import ModelCard
 
-from haze_pipeline import HazeMatchingPipeline
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.dataset_card import make_dataset_card
 from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
 from haze_pipeline.pair_datasets import build_dataset, pair_row, save_dataset
 from haze_pipeline.pair_sources import pairs_from_folder
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.simulation import pair_generator, simulate_pair
+from haze_pipeline.training_examples import FieldsInMemory, TrainingExamples
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def command(pairs, output, *arguments, processes=1, script="train_haze_matching.
     ]  # fmt: skip
 
 
-# One thread per process, or sums come in another order. No GPUs; but what tells accelerate so must not come from here.
+# One thread per process, or sums come in another order. No GPUs; it is the configuration that must keep accelerate on the CPU, not the environment.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
@@ -292,6 +293,34 @@ def test_the_regression_baseline_learns_resumes_and_is_no_flow(pairs, tmp_path):
         HazeMatchingPipeline.from_pretrained(tmp_path / "whole")
 
 
+def test_the_loss_is_that_of_the_flags(pairs, tmp_path):
+    tiny = HazeMatchingPipeline(
+        tiny_unet(), FlowMatchODEScheduler(), target_mean=0.4, target_std=1.2, noise_corner_frequency=0.2
+    )
+    tiny.save_pretrained(tmp_path / "tiny")
+    flags = ("--posterior_mean_share", 0.3, "--t_sampling", "uniform", "--seed", 5)
+    fields = FieldsInMemory(pairs_from_folder(pairs), tiny.image_processor, 32)
+    for share, weight in ((0.0, 1.0), (0.4, 0.25)):
+        output = tmp_path / f"{weight}"
+        train(
+            pairs, output, "--init_from", tmp_path / "tiny", *flags, "--train_batch_size", 4, "--max_train_steps", 1,
+            "--weakened_haze", share, "--added_haze", share, "--mean_error_weight", weight, "--report_to", "tensorboard",
+        )  # fmt: skip
+        examples = TrainingExamples(
+            fields, 32, posterior_mean_share=0.3, t_sampling="uniform", seed=5, length=4,
+            weakened_haze=share, added_haze=share, noise_corner_frequency=0.2,
+        )  # fmt: skip
+        losses = []
+        for index in range(4):
+            hazy, clear, noise, t = (examples[index][name] for name in ("hazy", "clear", "noise", "t"))
+            state = torch.lerp(noise, clear, t)
+            with torch.no_grad():
+                velocity = tiny.unet(torch.cat([state, hazy])[None], t).sample[0]
+            error = velocity - (clear - noise)
+            losses.append((error - error.mean()).square().mean() + weight * error.mean().square())
+        assert logged(output, "loss") == pytest.approx([torch.stack(losses).mean().item()], rel=1e-4)
+
+
 def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
     train(
         pairs,
@@ -318,6 +347,8 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
         (["--resolution", "64"], "smaller than the patches"),
         (["--posterior_mean_share", "2"], "between 0 and 1"),
         (["--noise_corner_frequency", "-1"], "--noise_corner_frequency must be 0 or more"),
+        (["--weakened_haze", "0.6", "--added_haze", "0.6"], "shares that sum to 1 at most"),
+        (["--mean_error_weight", "-1"], "--mean_error_weight must not be negative"),
         (["--validation_steps", "0"], "--validation_steps must be positive"),
         (["--report_to", "clearml"], "--report_to clearml needs a package"),
         (

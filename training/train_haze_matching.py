@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
@@ -40,7 +39,7 @@ from haze_pipeline.domain import fit_domain
 from haze_pipeline.hub import create_repository
 from haze_pipeline.model_card import make_model_card, read_facts, shareable_command
 from haze_pipeline.network import build_unet, check_resolution
-from haze_pipeline.processes import meet_on_cpu
+from haze_pipeline.processes import check_joined, meet_on_cpu
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
     resume,
@@ -69,6 +68,15 @@ def parse_args():
     parser.add_argument(
         "--intensity_augmentation", type=float, default=0.0,
         help="Deviation of a random logarithmic gain of both images of a patch, and of an offset of the hazy one.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weakened_haze", type=float, default=0.0,
+        help="Share of patches whose hazy image is mixed with the clear one, down to no haze, blur and noise of its own. This and --added_haze "
+        "are for pairs that count light in the same unit, as simulated ones do.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--added_haze", type=float, default=0.0,
+        help="Share of other patches with added smooth light, 20 to 100 pixels broad, that is no target.",
     )  # fmt: skip
     # Model.
     parser.add_argument(
@@ -101,6 +109,10 @@ def parse_args():
         "--noise_corner_frequency", type=float,
         help="Give the noise the spectrum 1 + (this / f)², f in cycles per pixel, so that samples disagree where broad light may be "
         "haze or not; 0.2 was tried. The default is 0, the paper's white noise, or what --init_from has.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mean_error_weight", type=float, default=1.0,
+        help="Weight in the loss of the mean error of a patch. Below 1, offsets matter less, as to metrics that fit one.",
     )  # fmt: skip
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Compute more to hold less in memory.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
@@ -137,6 +149,10 @@ def parse_args():
         parser.error("--noise_corner_frequency must be 0 or more cycles per pixel.")
     if args.intensity_augmentation < 0:
         parser.error("--intensity_augmentation must not be negative.")
+    if not 0 <= min(args.weakened_haze, args.added_haze) <= args.weakened_haze + args.added_haze <= 1:
+        parser.error("--weakened_haze and --added_haze must be shares that sum to 1 at most.")
+    if not 0 <= args.mean_error_weight < math.inf:
+        parser.error("--mean_error_weight must not be negative.")
     if args.push_to_hub != (args.hub_model_id is not None):
         parser.error("--push_to_hub and --hub_model_id go together.")
     if args.init_from is not None and args.normalization is not None:
@@ -180,6 +196,7 @@ def main():
         log_with=None if args.report_to == "none" or args.dry_run else args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=Path(args.output_dir, "logs")),
     )
+    check_joined(accelerator.num_processes)
     if args.report_to != "none" and not args.dry_run and not accelerator.log_with:
         raise ValueError(f"--report_to {args.report_to} needs a package that is not installed.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
@@ -237,7 +254,7 @@ def train(args, command, accelerator, output_dir):
     dataset = TrainingExamples(
         fields, args.resolution, posterior_mean_share=args.posterior_mean_share, t_sampling=args.t_sampling, seed=args.seed,
         length=max_train_steps * examples_per_step, intensity_augmentation=args.intensity_augmentation,
-        noise_corner_frequency=noise_corner_frequency,
+        weakened_haze=args.weakened_haze, added_haze=args.added_haze, noise_corner_frequency=noise_corner_frequency,
     )  # fmt: skip
     # Not shuffled: the examples are random in themselves, and this order is the same after a resume.
     dataloader = torch.utils.data.DataLoader(
@@ -301,7 +318,10 @@ def train(args, command, accelerator, output_dir):
         "seed": args.seed,
         "resolution": args.resolution,
         "noise corner frequency": noise_corner_frequency,
+        "weakened haze": args.weakened_haze,
+        "added haze": args.added_haze,
         "normalization": image_processor.normalization,
+        "unit of hazy images": "that of clear ones",  # of earlier versions their own deviation
         "target mean": image_processor.target_mean,
         "target deviation": image_processor.target_std,
     }
@@ -325,7 +345,9 @@ def train(args, command, accelerator, output_dir):
             t = batch["t"].view(-1, 1, 1, 1)
             latents = (1 - t) * batch["noise"] + t * batch["clear"]  # [B,1,h,w]
             velocity = unet(torch.cat([latents, batch["hazy"]], dim=1), batch["t"], return_dict=False)[0]  # [B,1,h,w]
-            loss = F.mse_loss(velocity.float(), batch["clear"] - batch["noise"])
+            error = velocity.float() - (batch["clear"] - batch["noise"])
+            mean_error = error.mean(dim=(1, 2, 3))
+            loss = error.square().mean() + (args.mean_error_weight - 1) * mean_error.square().mean()
             step_loss += accelerator.reduce(loss.detach(), "mean").item() / args.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:

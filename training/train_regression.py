@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from haze_pipeline.network import build_unet, check_resolution
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
-from haze_pipeline.processes import meet_on_cpu
+from haze_pipeline.processes import check_joined, meet_on_cpu
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
     resume,
@@ -71,6 +71,7 @@ def parse_args():
 def main():
     args = parse_args()
     accelerator = Accelerator(cpu=meet_on_cpu(), mixed_precision=args.mixed_precision)
+    check_joined(accelerator.num_processes)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     set_seed(args.seed)
     if accelerator.is_main_process:
@@ -129,6 +130,7 @@ def main():
         "processes": accelerator.num_processes,
         "seed": args.seed,
         "resolution": args.resolution,
+        "unit of hazy images": "that of clear ones",  # of earlier versions their own deviation
         "target mean": image_processor.target_mean,
         "target deviation": image_processor.target_std,
     }
