@@ -221,7 +221,7 @@ def stack_pairs():
     return [
         f"Measured on a confocal stack of pollen ({results['max_train_steps']} steps on pairs of its planes 0 to 19, tested on "
         f"{results['num_images']} pairs of planes 22 to 31): range-invariant PSNR {psnr['input']:.1f} dB hazy, "
-        f"{psnr['own']:.1f} dB dehazed with the network of the stack, {psnr['default']:.1f} dB with the checkpoint in the package; "
+        f"{psnr['own']:.1f} dB dehazed with the network of the stack, {psnr['default']:.1f} dB with the checkpoint that the package then had; "
         f"the smallest gain of the first is {results['smallest_gain']:.1f} dB (`bench/stack_pairs.py`).",
     ]
 

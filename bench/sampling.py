@@ -5,8 +5,8 @@ Measure sampling against the procedure of the HazeMatching reference, with the s
 
 The reference procedure is written out below: every 128 × 128 tile has its own noise (with the checkpoint's spectrum; the
 reference's is white), takes 19 Euler steps in float32, and keeps its inner 64 × 64 pixels; the mean of 50 such samples is its
-estimate. It is run on a few tiles, and its time for a field follows from their number. Ours runs as `haze-pipeline dehaze` would: in the arithmetic that is fastest here. Fields are
-simulated with a seed that no training used. Writes `bench/sampling.json`.
+estimate. It is run on a few tiles, and its time for a field follows from their number. Ours runs as `haze-pipeline dehaze` would: in
+the arithmetic that is fastest here. Fields are simulated with a seed that no training used. Writes `bench/sampling.json`.
 """
 
 import argparse
