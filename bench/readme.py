@@ -246,7 +246,7 @@ PAGES = {
         file_runs,
         fresh_clone,
     ),
-    HERE.parent / "training" / "README.md": (training, loader, stack_pairs),
+    HERE.parent / "training" / "README.md": (training, loader, stack_pairs, regression),
 }
 
 
