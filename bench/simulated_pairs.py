@@ -22,10 +22,8 @@ from haze_pipeline.simulation import pair_generator, simulate_pair
 
 
 HERE = Path(__file__).parent
-SEED, FIRST = (
-    3,
-    10_000,
-)  # seed 1 trained and 2 validated; the first images of 3 had a say in the choice of the checkpoint
+SEED = 3  # 1 trained, 2 validated
+FIRST = 10_000  # the first images of this seed had a say in the choice of the checkpoint
 OURS = "haze-pipeline `fast`"
 
 

@@ -96,6 +96,13 @@ def normalize_pair(pair: Pair, image_processor: HazeImageProcessor, resolution: 
         hazy, clear = image_processor.preprocess(pair.hazy), image_processor.preprocess(pair.clear)  # [1,1,H,W]
     except ValueError as error:
         raise ValueError(f"{pair.source}: {error}") from error
+    return _in_network_units(hazy, clear, image_processor)
+
+
+def _in_network_units(
+    hazy: torch.Tensor, clear: torch.Tensor, image_processor: HazeImageProcessor
+) -> torch.Tensor | None:
+    """Both images `[1, 1, H, W]`, normalised, as `[2, H, W]`, or `None` if the hazy one has no contrast."""
     statistics = image_processor.compute_normalization(hazy)
     if statistics.target_std.item() == 0:
         return None
@@ -267,7 +274,5 @@ class TrainingExamples(torch.utils.data.Dataset):
             hazy = add_haze(hazy.numpy(), rng)
         else:
             return field
-        hazy = torch.from_numpy(hazy)
-        units = processor.compute_normalization(hazy[None, None])
-        varied = [(hazy - units.input_mean) / units.input_std, (light - units.target_mean) / units.target_std]
-        return torch.cat(varied)[:, 0]
+        varied = _in_network_units(torch.from_numpy(hazy)[None, None], light[None, None], processor)
+        return field if varied is None else varied

@@ -41,9 +41,7 @@ def default_checkpoint() -> ModelCard:
     reading = re.search(r"^Reading: (.*?)\n\n", page, re.DOTALL | re.MULTILINE)[1]
     caption = re.search(r"^\*(Widefield input, posterior mean.*?)\*\n", page, re.DOTALL | re.MULTILINE)[1]
     tuned = re.search(r"^Tuned on the answer.*?\n\n", page, re.DOTALL | re.MULTILINE)[0].strip()
-    unsure = re.search(r"^The samples of the checkpoint in the package .*?:\n\n", page, re.DOTALL | re.MULTILINE)[
-        0
-    ].strip()
+    unsure = re.search(r"^(The samples of the checkpoint in the package .*?:)\n\n", page, re.DOTALL | re.MULTILINE)[1]
     simulated = json.loads((ROOT / "bench" / "simulated_pairs.json").read_text())
     facts = {
         "loader": "from_default()",
