@@ -411,7 +411,7 @@ def train(args, command, accelerator, output_dir):
             "examples_per_step": examples_per_step,
             "device": torch.cuda.get_device_name(accelerator.device)
             if accelerator.device.type == "cuda"
-            else f"a processor with {torch.get_num_threads()} threads",
+            else f"a processor, threads a process: {torch.get_num_threads()}",
             "versions": {name: version(name) for name in ("haze-pipeline", "diffusers", "torch")},
             "log": log,
         }
