@@ -43,13 +43,23 @@ def simulated_pairs():
         [f"only {kind}", str(values["num_images"]), *(f"{values[method]:.1f}" for method in methods)]
         for kind, values in results["mean_by_specimen"].items()
     ]
+    thirds = results["thirds_by_input"]
+    for name, values in zip(("worst", "middle", "best"), thirds, strict=True):
+        rows.append(
+            [
+                f"{name} third of the inputs",
+                str(values["num_images"]),
+                *(f"{values[method]:.1f}" for method in methods),
+            ]
+        )
     cells = [f"{results['mean'][m]:.1f} ± {results['standard_deviation'][m]:.1f}" for m in methods]
     rows.append(["all, mixtures included", str(results["num_images"]), *cells])
     return [
         *table(["simulated, held out", "n", *methods], rows),
         "",
         f"{results['images_below_input']} of the {results['num_images']} images end below their input, the worst by "
-        f"{-results['smallest_gain']:.1f} dB.",
+        f"{-results['smallest_gain']:.1f} dB: {', '.join(str(third['below_input']) for third in thirds)} of the worst, middle and best "
+        "third of the inputs.",
     ]
 
 

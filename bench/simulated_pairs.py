@@ -52,6 +52,7 @@ def main():
 
     values = {name: np.array(each) for name, each in scores.items()}
     gain = values[OURS] - values["input"]
+    thirds = np.array_split(np.argsort(values["input"]), 3)  # from the worst inputs to the best
     results = {
         "seed": SEED,
         "first": FIRST,
@@ -67,6 +68,14 @@ def main():
             }
             for kind in sorted({kind for drawn in kinds for kind in drawn})
         },
+        "thirds_by_input": [
+            {
+                "num_images": len(third),
+                "below_input": int((gain[third] < 0).sum()),
+                **{name: float(each[third].mean()) for name, each in values.items()},
+            }
+            for third in thirds
+        ],
     }
     print(json.dumps(results, indent=1))
     (HERE / "simulated_pairs.json").write_text(json.dumps(results, indent=2) + "\n")
