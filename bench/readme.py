@@ -39,19 +39,13 @@ def real_pairs():
 def simulated_pairs():
     results = json.loads((HERE / "simulated_pairs.json").read_text())
     methods = list(results["mean"])
-    rows = [
-        [f"only {kind}", str(values["num_images"]), *(f"{values[method]:.1f}" for method in methods)]
-        for kind, values in results["mean_by_specimen"].items()
-    ]
     thirds = results["thirds_by_input"]
+    groups = [(f"only {kind}", values) for kind, values in results["mean_by_specimen"].items()]
     for name, values in zip(("worst", "middle", "best"), thirds, strict=True):
-        rows.append(
-            [
-                f"{name} third of the inputs",
-                str(values["num_images"]),
-                *(f"{values[method]:.1f}" for method in methods),
-            ]
-        )
+        groups.append((f"{name} third of the inputs", values))
+    rows = [
+        [name, str(values["num_images"]), *(f"{values[method]:.1f}" for method in methods)] for name, values in groups
+    ]
     cells = [f"{results['mean'][m]:.1f} ± {results['standard_deviation'][m]:.1f}" for m in methods]
     rows.append(["all, mixtures included", str(results["num_images"]), *cells])
     return [

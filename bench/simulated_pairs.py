@@ -53,6 +53,10 @@ def main():
     values = {name: np.array(each) for name, each in scores.items()}
     gain = values[OURS] - values["input"]
     thirds = np.array_split(np.argsort(values["input"]), 3)  # from the worst inputs to the best
+
+    def means(chosen):
+        return {"num_images": len(chosen), **{name: float(each[chosen].mean()) for name, each in values.items()}}
+
     results = {
         "seed": SEED,
         "first": FIRST,
@@ -62,20 +66,10 @@ def main():
         "smallest_gain": float(gain.min()),
         "images_below_input": int((gain < 0).sum()),
         "mean_by_specimen": {
-            kind: {
-                "num_images": sum(drawn == [kind] for drawn in kinds),
-                **{name: float(each[[drawn == [kind] for drawn in kinds]].mean()) for name, each in values.items()},
-            }
+            kind: means([index for index, drawn in enumerate(kinds) if drawn == [kind]])
             for kind in sorted({kind for drawn in kinds for kind in drawn})
         },
-        "thirds_by_input": [
-            {
-                "num_images": len(third),
-                "below_input": int((gain[third] < 0).sum()),
-                **{name: float(each[third].mean()) for name, each in values.items()},
-            }
-            for third in thirds
-        ],
+        "thirds_by_input": [{**means(third), "below_input": int((gain[third] < 0).sum())} for third in thirds],
     }
     print(json.dumps(results, indent=1))
     (HERE / "simulated_pairs.json").write_text(json.dumps(results, indent=2) + "\n")

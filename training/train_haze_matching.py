@@ -396,6 +396,7 @@ def train(args, command, accelerator, output_dir):
     pipeline = averaged_pipeline()
     if accelerator.is_main_process:
         pipeline.save_pretrained(output_dir)
+        threads = torch.get_num_threads()
         # What the card says, here and when the folder is pushed later.
         facts = {
             "data": data.description,
@@ -411,7 +412,7 @@ def train(args, command, accelerator, output_dir):
             "examples_per_step": examples_per_step,
             "device": torch.cuda.get_device_name(accelerator.device)
             if accelerator.device.type == "cuda"
-            else f"a processor, threads a process: {torch.get_num_threads()}",
+            else f"a processor with {threads} {'thread' if threads == 1 else 'threads'} a process",
             "versions": {name: version(name) for name in ("haze-pipeline", "diffusers", "torch")},
             "log": log,
         }
