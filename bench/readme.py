@@ -207,6 +207,30 @@ def training():
     ]
 
 
+def costs():
+    results = json.loads((HERE / "training.json").read_text())
+    pixels_per_second = results["images_per_second"]["script"] * results["resolution"] ** 2
+    sources = ("training/train_haze_matching.py", "haze_pipeline/training_data.py")
+    flags = "".join((HERE.parent / source).read_text() for source in sources)
+    defaults = dict(re.findall(r'"--(max_train_steps|train_batch_size|resolution)", type=int, default=(\d+)', flags))
+    rows = []
+    for recipe in (HERE.parent / "training" / "README.md").read_text().split("\n## ")[1:]:
+        title, text = recipe.split("\n", 1)
+        command = re.search(r"^accelerate launch training/train_haze_matching\.py(.*\\\n)*.*", text, re.MULTILINE)
+        if command is None or title == "The checkpoint in the package":  # which took many stages
+            continue
+        numbers = defaults | dict(re.findall(r"--(\w+) (\d+)\b", command[0]))
+        steps, batch, side = (int(numbers[name]) for name in ("max_train_steps", "train_batch_size", "resolution"))
+        minutes = steps * batch * side**2 / pixels_per_second / 60
+        cost = f"{minutes:.0f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
+        rows.append([title, f"{steps:,}", f"{batch} of {side} px", cost])
+    return [
+        "At that rate, counted by pixels, one process on such a CPU takes for the first command of each recipe (validation left out):",
+        "",
+        *table(["recipe", "steps", "patches a step", "time"], rows),
+    ]
+
+
 def regression():
     results = json.loads((HERE / "regression.json").read_text())
     psnr, advantage = results["psnr"], results["regression_advantage"]
@@ -250,7 +274,7 @@ PAGES = {
         file_runs,
         fresh_clone,
     ),
-    HERE.parent / "training" / "README.md": (training, loader, stack_pairs, regression),
+    HERE.parent / "training" / "README.md": (training, costs, loader, stack_pairs, regression),
 }
 
 
