@@ -56,18 +56,15 @@ def main():
             "target_at_widefield_resolution": ndimage.gaussian_filter(target, protocol["blur"]),
         }
 
-        def dehaze(image):
-            """By the preset `fast`."""
-            generator = torch.Generator().manual_seed(0)
-            return pipe(image, num_inference_steps=1, ensemble_size=4, generator=generator).prediction
-
-        mean = dehaze(hazy)
-        means_of_foreground = {width: dehaze(subtract_background(hazy, width)) for width in BACKGROUND_WIDTHS}
+        # By the preset `fast`.
+        generator = torch.Generator().manual_seed(0)
+        mean = pipe(hazy, num_inference_steps=1, ensemble_size=4, generator=generator).prediction
+        foregrounds = {width: subtract_background(mean, width) for width in BACKGROUND_WIDTHS}
         candidates = {"input": [hazy]}
         for method, predict in BASELINES.items():
             candidates[method] = predict(hazy)
         candidates["haze-pipeline `fast`"] = [mean]
-        candidates[f"`fast --background-width {SHOWN_WIDTH}`"] = [means_of_foreground[SHOWN_WIDTH]]
+        candidates[f"`fast --background-width {SHOWN_WIDTH}`"] = [foregrounds[SHOWN_WIDTH]]
         results[name] = {
             key: {
                 method: max(range_invariant_psnr(reference[inner, inner], image[inner, inner]) for image in images)
@@ -78,7 +75,7 @@ def main():
         at_widefield_resolution = targets["target_at_widefield_resolution"][inner, inner]
         results[name]["by_background_width"] = {
             width: range_invariant_psnr(at_widefield_resolution, image[inner, inner])
-            for width, image in means_of_foreground.items()
+            for width, image in foregrounds.items()
         }
         results[name]["share_of_intensity_removed"] = float(1 - mean.sum() / (hazy - hazy.min()).sum(dtype=np.float64))
         panels.append((name, hazy, mean, targets["target_at_widefield_resolution"], protocol["pixel_size"]))

@@ -109,8 +109,8 @@ def dehaze(
         int | None,
         typer.Option(
             min=2,
-            help="Take off first what is at least so many pixels broad in both directions (white top-hat), if you know that the specimen "
-            "is not. No calibration knows of it.",
+            help="Take off the result what is at least so many pixels broad in both directions (white top-hat), if you know that the "
+            "specimen is not. No calibration knows of it.",
         ),
     ] = None,
     share_noise: Annotated[

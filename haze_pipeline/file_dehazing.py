@@ -42,8 +42,8 @@ class FileDehazer:
             either side; `"checkpoint"`, the fixed ones that the checkpoint stores.
         camera_offset (`float`): Counts that the camera adds in the dark; they are taken off the input.
         background_width (`int`, *optional*):
-            Pixels. What is at least so broad in both directions is taken off every plane first, as the specimen is known not to be; see
-            [`subtract_background`]. Only the rest is dehazed and assessed.
+            Pixels. What of a result is at least so broad in both directions is taken off it, and off its samples, as the specimen
+            is known not to be; see [`subtract_background`]. The result is assessed before.
         shared_noise (`str`): Axes along which planes share one noise, such as `"TZ"`, so that samples are coherent.
         output_dtype (`str`): `"same"`, rounded and saturated to the number type of the input, or `"float32"`.
         axes (`str`, *optional*): What the axes of the files mean, where they don't say so.
@@ -86,10 +86,6 @@ class FileDehazer:
                 else "stores no fixed statistics: choose another"
             )
             raise ValueError(f"The normalization {normalization!r} does not suit this checkpoint, which {stores}.")
-        if has_fixed and background_width is not None:
-            raise ValueError(
-                "A checkpoint with fixed statistics needs the background it was trained with: leave out --background-width."
-            )
         self.normalization = normalization
         self.camera_offset = camera_offset
         self.background_width = background_width
@@ -221,10 +217,6 @@ class FileDehazer:
         plane = np.asarray(micrograph.data[index])
         return plane - np.float32(self.camera_offset) if self.camera_offset else plane
 
-    def _without_background(self, plane: np.ndarray) -> np.ndarray:
-        """What is dehazed of a plane."""
-        return plane if self.background_width is None else subtract_background(plane, self.background_width)
-
     def _measure_channels(self, micrograph: Micrograph, source: Path) -> dict[int, Normalization]:
         """Maps to network units for the stack of every channel; none where each plane has its own, or the checkpoint fixed ones."""
         if self.normalization not in ("stack", "percentile"):
@@ -239,7 +231,7 @@ class FileDehazer:
             statistics = []
             for index in (indices[each] for each in chosen):
                 try:
-                    planes = processor.preprocess(self._without_background(self._read(micrograph, index)))
+                    planes = processor.preprocess(self._read(micrograph, index))
                 except MicrographError:
                     raise
                 except ValueError as error:
@@ -251,7 +243,6 @@ class FileDehazer:
 
     def _dehaze(self, plane, micrograph, index, normalizations, outputs, on_progress) -> tuple[dict, dict | None]:
         """The results of a plane by output, and what speaks against them."""
-        plane = self._without_background(plane)
         out = self.pipe(
             plane,
             num_inference_steps=self.num_inference_steps,
@@ -263,14 +254,19 @@ class FileDehazer:
             output_samples=bool(outputs.samples),
             callback_on_step_end=lambda pipe, *_: on_progress(1 / pipe.num_timesteps),
         )
-        results, assessment = {outputs.prediction: out.prediction}, None
+        prediction, background, assessment = out.prediction, 0.0, None
+        if self.background_width is not None:
+            # Not of the hazy image, whose noise lets the background fall too low and which the network would not know.
+            prediction = subtract_background(out.prediction, self.background_width)
+            background = out.prediction - prediction
+        results = {outputs.prediction: prediction}
         if outputs.uncertainty is not None:
             results[outputs.uncertainty] = out.uncertainty
         if outputs.unexplained is not None:
             assessed = self.pipe.assess(plane, out, micrograph.pixel_size_um, self.seed)
             results[outputs.unexplained] = assessed.error_map
             assessment = assessed.to_dict()
-        results |= {path: out.samples[member] for member, path in enumerate(outputs.samples)}
+        results |= {path: out.samples[member] - background for member, path in enumerate(outputs.samples)}
         return results, assessment
 
     def _noise_number(self, micrograph: Micrograph, index: tuple[int, ...]) -> int:
