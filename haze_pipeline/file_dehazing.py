@@ -254,19 +254,21 @@ class FileDehazer:
             output_samples=bool(outputs.samples),
             callback_on_step_end=lambda pipe, *_: on_progress(1 / pipe.num_timesteps),
         )
-        prediction, background, assessment = out.prediction, 0.0, None
-        if self.background_width is not None:
-            # Not of the hazy image, whose noise lets the background fall too low and which the network would not know.
-            prediction = subtract_background(out.prediction, self.background_width)
-            background = out.prediction - prediction
-        results = {outputs.prediction: prediction}
+        results, assessment = {outputs.prediction: out.prediction}, None
         if outputs.uncertainty is not None:
             results[outputs.uncertainty] = out.uncertainty
         if outputs.unexplained is not None:
             assessed = self.pipe.assess(plane, out, micrograph.pixel_size_um, self.seed)
             results[outputs.unexplained] = assessed.error_map
             assessment = assessed.to_dict()
-        results |= {path: out.samples[member] - background for member, path in enumerate(outputs.samples)}
+        results |= {path: out.samples[member] for member, path in enumerate(outputs.samples)}
+        if self.background_width is not None:
+            # Not of the hazy image, whose noise lets the background fall too low and which the network would not know.
+            foreground = subtract_background(out.prediction, self.background_width)
+            background = out.prediction - foreground
+            results[outputs.prediction] = foreground
+            for path in outputs.samples:
+                results[path] -= background
         return results, assessment
 
     def _noise_number(self, micrograph: Micrograph, index: tuple[int, ...]) -> int:

@@ -18,6 +18,7 @@ import zarr
 from bioio import BioImage
 from skimage import io as skimage_io
 
+from haze_pipeline import HazeMatchingPipeline
 from haze_pipeline.file_dehazing import convert
 from haze_pipeline.image_processing import subtract_background
 from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
@@ -313,6 +314,20 @@ def test_what_is_broader_than_the_specimen_is_taken_off(run, model, tmp_path):
     for name in plain:
         change = plain["out.tif"].data - expected if "sample" in name or name == "out.tif" else 0
         np.testing.assert_allclose(narrow[name].data, plain[name].data - change, atol=1e-3)
+
+
+def test_the_background_is_taken_off_with_fixed_statistics_too(run, model, tmp_path):
+    write_ome_tiff(tmp_path / "in.tif", Micrograph(counts(24, 24), "YX"))
+    fixed = {"normalization": "fixed", "input_mean": 100.0, "input_std": 10.0, "target_mean": 50.0, "target_std": 20.0}
+    pipe = HazeMatchingPipeline.from_pretrained(model)
+    HazeMatchingPipeline(pipe.unet, pipe.scheduler, **fixed).save_pretrained(tmp_path / "fixed")
+    arguments = ("--model", tmp_path / "fixed", "--output-dtype", "float32")
+    assert run("dehaze", tmp_path / "in.tif", "-o", tmp_path / "plain.tif", *arguments)[0] == 0
+    assert (
+        run("dehaze", tmp_path / "in.tif", "-o", tmp_path / "narrow.tif", *arguments, "--background-width", 9)[0] == 0
+    )
+    plain, narrow = (read_micrograph(tmp_path / f"{name}.tif").data for name in ("plain", "narrow"))
+    np.testing.assert_array_equal(narrow, subtract_background(plain, 9))
 
 
 def test_hot_pixels_do_not_decide_with_percentiles(run, model, tmp_path):
