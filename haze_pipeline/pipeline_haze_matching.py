@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-from .calibration import local_light, predicted_deviation
 from .field_sampling import DEFAULT_PATCH_SIZE, FLIPS, FieldSampler
 from .hardware import allocate
 from .hub import add_code, fetch_pipeline, resolve_index, stored_variant
@@ -18,6 +17,7 @@ from .noise import draw_noise
 from .pipeline_output import HazeMatchingOutput
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
 from .trust import Assessment, assess
+from .uncertainty import local_light, predicted_deviation
 
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "default_checkpoint"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, stats
+from scipy import stats
 
 from haze_pipeline.calibration import (
     calibration_curve,
@@ -13,10 +13,9 @@ from haze_pipeline.calibration import (
     expected_normalized_calibration_error,
     fit_calibration,
     fit_curve,
-    local_light,
     mean_squared_z_score,
-    predicted_deviation,
 )
+from haze_pipeline.uncertainty import predicted_deviation
 
 
 def draw_ensembles(members, scale, offset, size=60_000, seed=0):
@@ -72,9 +71,6 @@ def test_deviations_of_a_perfect_ensemble_need_no_calibration():
     assert np.sqrt(np.mean(errors**2) / np.mean(deviations**2)) == pytest.approx(1, rel=0.01)
     # Not 0: the spread of 20 members is known to 16 % only, and bins of small ones hold those that came out too small.
     assert expected_normalized_calibration_error(deviations, errors, 20) < 0.1
-    np.testing.assert_allclose(
-        predicted_deviation(torch.tensor([2.0]), 4, 1.5, -5), [1.0]
-    )  # never below the averaging's own
 
 
 def test_calibrating_mends_scores_that_were_off():
@@ -145,23 +141,6 @@ def test_specimens_left_out_did_not_fit_their_own_curve():
     specimens["6"] = (images[0][6], images[1][6], 10 * images[2][6])
     odd = cross_validate(specimens, 8)["6"]
     assert np.sqrt(np.mean(odd[1] ** 2) / np.mean(odd[0] ** 2)) == pytest.approx(10, rel=0.1)
-
-
-def test_beyond_its_knots_a_curve_neither_promises_more_nor_stops_warning():
-    curve = {"light_weight": 0.5, "predictor": [0.1, 1.0], "deviation": [0.2, 0.8]}
-    spread, light = np.array([0.01, 0.1, 0.4, 1, 4, 0]), np.array([0.01, 0.1, 0.4, 1, 100, 0])
-    own = [0.2, 0.2, 0.2 * 4 ** np.log10(4), 0.8, 0.8 * 20, 0.2]
-    np.testing.assert_allclose(deviations_by_curve(spread, light, 4, curve), np.hypot(own, spread / 2))
-
-
-def test_light_is_what_lies_above_the_darkest_pixel():
-    rng = np.random.default_rng(0)
-    hazy = torch.from_numpy(rng.gamma(2, 50, (40, 60)).astype(np.float32))
-    light = local_light(hazy, 20.0)
-    expected = (ndimage.gaussian_filter(hazy.double().numpy(), 4) - hazy.min().item()) / 20
-    np.testing.assert_allclose(light, expected, rtol=1e-4)
-    np.testing.assert_allclose(local_light(3 * hazy + 100, 60.0), expected, rtol=1e-4)
-    assert (local_light(torch.full((9, 9), 7.0), 0.0) == 0).all()
 
 
 def test_curves_equal_a_calculation_by_hand():

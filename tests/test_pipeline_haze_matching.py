@@ -14,9 +14,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torchcfm_unet import reference_unet
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, field_sampling, hardware
-from haze_pipeline.calibration import local_light, predicted_deviation
 from haze_pipeline.conversion import unet_from_torchcfm
 from haze_pipeline.image_processing import Normalization
+from haze_pipeline.uncertainty import local_light, predicted_deviation
 
 
 @pytest.fixture
