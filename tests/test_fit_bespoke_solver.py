@@ -1,12 +1,11 @@
 """The script that fits a solver, run as a user runs it."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import torch
 from conftest import ROOT, tiny_unet
+from warm_python import run_script
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
@@ -14,16 +13,8 @@ from haze_pipeline.noise import draw_noise
 
 
 def fit(model, pairs, *arguments):
-    command = [
-        sys.executable,
-        ROOT / "training" / "fit_bespoke_solver.py",
-        "--model",
-        model,
-        "--train_data_dir",
-        pairs,
-    ]
-    command += ["--num_images", 4, "--resolution", 32, "--max_evaluations", 5, *arguments]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    data = ["--model", model, "--train_data_dir", pairs, "--num_images", 4, "--resolution", 32]
+    return run_script(ROOT / "training" / "fit_bespoke_solver.py", *data, "--max_evaluations", 5, *arguments)
 
 
 def test_the_fitted_solver_is_stored_and_beats_euler_on_other_images(tmp_path):

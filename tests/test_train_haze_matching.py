@@ -1,7 +1,6 @@
-"""The training script, launched as a user launches it."""
+"""The training script, launched as a user launches it where that matters."""
 
 import json
-import os
 import random
 import re
 import shutil
@@ -19,6 +18,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from conftest import ROOT, tiny_unet
 from hub_double import hub_double
 from huggingface_hub import ModelCard
+from warm_python import ENVIRONMENT, run_script
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.dataset_card import make_dataset_card
@@ -44,7 +44,16 @@ def pairs(tmp_path_factory):
     return folder
 
 
-def command(pairs, output, *arguments, processes=1, script="train_haze_matching.py", config=None):
+def script_with_arguments(pairs, output, *arguments, script="train_haze_matching.py"):
+    return [
+        ROOT / "training" / script,
+        *(() if {"--simulate", "--dataset_name"} & set(arguments) else ("--train_data_dir", pairs)),
+        *(() if {"--init_from", "--model_config_name_or_path"} & set(arguments) else ("--model_config_name_or_path", pairs / "network")),
+        "--output_dir", output, "--resolution", 32, "--lr_warmup_steps", 2, *arguments,
+    ]  # fmt: skip
+
+
+def command(pairs, output, *arguments, processes=1, config=None):
     launcher = [
         "accelerate.commands.launch",
         "--cpu",
@@ -59,24 +68,26 @@ def command(pairs, output, *arguments, processes=1, script="train_haze_matching.
         launcher = ["torch.distributed.run", "--nproc_per_node", processes, "--master_port", 29533]
     if config is not None:
         launcher = ["accelerate.commands.launch", "--config_file", config, "--main_process_port", 29534]
-    return [
-        sys.executable, "-m", *launcher, ROOT / "training" / script,
-        *(() if {"--simulate", "--dataset_name"} & set(arguments) else ("--train_data_dir", pairs)),
-        *(() if {"--init_from", "--model_config_name_or_path"} & set(arguments) else ("--model_config_name_or_path", pairs / "network")),
-        "--output_dir", output, "--resolution", 32, "--lr_warmup_steps", 2, *arguments,
-    ]  # fmt: skip
+    return [sys.executable, "-m", *launcher, *script_with_arguments(pairs, output, *arguments)]
 
 
-# One thread per process, or sums come in another order. No GPUs; it is the configuration that must keep accelerate on the CPU, not the environment.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
-ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+def without_tracker(arguments):
+    return arguments if "--report_to" in arguments else (*arguments, "--report_to", "none")
 
 
-def train(pairs, output, *arguments, processes=1, check=True, environment=ENVIRONMENT, **options):
-    if "--report_to" not in arguments and "script" not in options:
-        arguments = (*arguments, "--report_to", "none")
-    parts = [str(part) for part in command(pairs, output, *arguments, processes=processes, **options)]
+def launch(pairs, output, *arguments, environment=ENVIRONMENT, **options):
+    """Train by `accelerate launch`."""
+    parts = [str(part) for part in command(pairs, output, *without_tracker(arguments), **options)]
     result = subprocess.run(parts, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+def train(pairs, output, *arguments, check=True, script="train_haze_matching.py"):
+    """Train in one process, without a launcher."""
+    if script == "train_haze_matching.py":
+        arguments = without_tracker(arguments)
+    result = run_script(*script_with_arguments(pairs, output, *arguments, script=script))
     assert not check or result.returncode == 0, result.stderr[-3000:]
     return result
 
@@ -104,7 +115,7 @@ def dataset(pairs, tmp_path_factory):
 
 
 def test_training_makes_a_pipeline_that_explains_itself_and_has_learned(pairs, tmp_path):
-    train(
+    launch(
         pairs, tmp_path, "--train_batch_size", 8, "--max_train_steps", 120, "--learning_rate", "3e-3", "--ema_decay", 0.9,
         "--validation_data_dir", pairs, "--validation_steps", 60, "--checkpointing_steps", 60,
         "--report_to", "tensorboard", "--posterior_mean_share", 0.2,
@@ -185,14 +196,14 @@ def test_streaming_trainings_killed_at_any_step_resume_to_the_same_weights(pairs
         "--dataset_name", dataset, "--streaming", "--patches_per_field", 3, "--train_batch_size", 2,
         "--max_train_steps", 60, "--checkpointing_steps", 4, "--report_to", "none",
     ]  # fmt: skip
-    train(pairs, tmp_path / "whole", *arguments, processes=processes)
+    launch(pairs, tmp_path / "whole", *arguments, processes=processes)
     killed = tmp_path / "killed"
     parts = command(pairs, killed, *arguments, processes=processes)
     step = 4 * random.randint(2, 7)
     assert kill(parts, (killed / f"checkpoint-{step}").exists), step
     reached = max(int(path.name.split("-")[1]) for path in killed.glob("checkpoint-*"))
     assert step <= reached < 60 and not (killed / "model_index.json").exists()
-    result = train(pairs, killed, *arguments, "--resume_from_checkpoint", "latest", processes=processes)
+    result = launch(pairs, killed, *arguments, "--resume_from_checkpoint", "latest", processes=processes)
     assert "resumed from" in result.stderr and f"checkpoint-{reached}" in result.stderr
     expected, resumed = weights(tmp_path / "whole"), weights(killed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
@@ -202,7 +213,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(pairs, tmp_path):
     steps = ["--max_train_steps", 20, "--report_to", "tensorboard"]
     train(pairs, tmp_path / "one", "--train_batch_size", 4, *steps)
     config = ROOT / "training" / "accelerate_configs" / "cpu_2_processes.yaml"
-    result = train(pairs, tmp_path / "two", "--train_batch_size", 2, *steps, config=config)
+    result = launch(pairs, tmp_path / "two", "--train_batch_size", 2, *steps, config=config)
     assert "2 process(es)" in result.stderr
     train(pairs, tmp_path / "accumulated", "--train_batch_size", 2, "--gradient_accumulation_steps", 2, *steps)
     expected = weights(tmp_path / "one")
@@ -263,7 +274,7 @@ def test_a_trained_pipeline_goes_to_the_hub_in_one_commit(pairs, tmp_path):
                        "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}  # fmt: skip
         steps = ["--train_batch_size", 2, "--max_train_steps", 2]
         push = ["--push_to_hub", "--hub_model_id", "lab/microscope", "--hub_private_repo"]
-        train(pairs, tmp_path / "run", *steps, *push, environment=environment)
+        launch(pairs, tmp_path / "run", *steps, *push, environment=environment)
         files = hub.files("lab/microscope")
         assert len(hub.repos["lab/microscope"]) == 2 and "lab/microscope" in hub.private
         assert {"model_index.json", "README.md", "unet/diffusion_pytorch_model.safetensors"} <= set(files)
@@ -271,7 +282,7 @@ def test_a_trained_pipeline_goes_to_the_hub_in_one_commit(pairs, tmp_path):
         assert b'from_pretrained("lab/microscope")' in files["README.md"]
         # And back, to go on from.
         tuned = ["--init_from", "lab/microscope", *steps, "--learning_rate", 0]
-        train(pairs, tmp_path / "tuned", *tuned, environment=environment)
+        launch(pairs, tmp_path / "tuned", *tuned, environment=environment)
     first, second = weights(tmp_path / "run"), weights(tmp_path / "tuned")
     assert all(torch.equal(first[name], second[name]) for name in first)
 

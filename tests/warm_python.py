@@ -1,0 +1,65 @@
+"""
+Scripts run one after the other, each in a process of its own that has imported torch, diffusers and accelerate already.
+
+These imports take several times as long as a training of some steps. A server that has made them, and nothing else, forks for every
+script. What it does not show is the launcher: see `accelerate launch` in test_train_haze_matching.py.
+"""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+
+# One thread per process, or sums come in another order. No GPUs; it is the configuration that must keep accelerate on the CPU, not the environment.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+def run_script(script: Path, *arguments) -> subprocess.CompletedProcess:
+    """Run a script to its end, as `python script *arguments` does in `ENVIRONMENT`."""
+    server = _server()
+    command = [str(part) for part in (script, *arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
+        server.stdin.write(json.dumps([command, *map(str, outputs)]) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(command, code, *(output.read_text() for output in outputs))
+
+
+@cache
+def _server() -> subprocess.Popen:
+    """It ends when its standard input does, with the tests."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, __file__], env=ENVIRONMENT, text=True, **pipes)
+
+
+def serve():
+    """Fork for every line on the standard input, and answer with the exit code."""
+    import accelerate  # noqa: F401
+    import datasets  # noqa: F401
+    import tensorboard  # noqa: F401
+
+    import haze_pipeline.pipeline_haze_regression
+    import haze_pipeline.training_checkpoints
+    import haze_pipeline.training_data  # noqa: F401
+
+    for line in sys.stdin:
+        command, *outputs = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            for descriptor, output in enumerate(outputs, start=1):
+                os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
+            sys.argv = command
+            runpy.run_path(command[0], run_name="__main__")
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
