@@ -1,5 +1,6 @@
 """
-Do predicted deviations say how large errors are? Fits of the line and the curve of uncertainty.py, scores, and intervals with a guarantee.
+Do predicted deviations say how large errors are? Fits of the line and the curve of uncertainty.py, whose symbols stand here too, scores,
+and intervals with a guarantee.
 
 With many samples a perfect model has B = s; its root mean square error (RMSE) is sqrt(1 + 1/k) times its root mean variance (RMV).
 The spread of few samples is itself uncertain (to about 1 / sqrt(2k)), so that a small one is likelier to be too small than too large.
