@@ -234,10 +234,11 @@ def costs():
 def regression():
     results = json.loads((HERE / "regression.json").read_text())
     psnr, advantage = results["psnr"], results["regression_advantage"]
+    ahead = "regression" if advantage > 0 else "the flow"
     return [
         f"Measured after {results['max_train_steps']} steps from nothing, {results['batch']} patches of {results['resolution']} px a step, "
         f"mixed precision {results['mixed_precision']}: regression scores {psnr['regression']:.2f} dB on {results['num_images']} held-out "
-        f"simulated images ({psnr['input']:.2f} dB hazy) and the flow {psnr['flow']:.2f} dB; regression is ahead by {advantage:.2f} dB "
+        f"simulated images ({psnr['input']:.2f} dB hazy) and the flow {psnr['flow']:.2f} dB; {ahead} is ahead by {abs(advantage):.2f} dB "
         f"(standard error over the images {results['standard_error']:.2f} dB; one training each). They took "
         f"{results['seconds']['regression']:.0f} and {results['seconds']['flow']:.0f} s (`bench/regression.py`).",
     ]

@@ -29,7 +29,7 @@ from haze_pipeline.training_examples import simulated_series
 HERE = Path(__file__).parent
 TRAINING_SEED, SEED = 1, 3  # of pairs; 2 validated the checkpoint in the package
 BATCH, RESOLUTION = 8, 96
-FLOW = ["--posterior_mean_share", "0.5", "--t_sampling", "uniform", "--noise_corner_frequency", "0.2", "--report_to", "none"]  # fmt: skip
+FLOW = ["--posterior_mean_share", "0.8", "--t_sampling", "uniform", "--noise_corner_frequency", "0.2", "--report_to", "none"]  # fmt: skip
 
 
 def run(*arguments):
