@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from checkpoint import weights_hash
 
 from haze_pipeline.calibration import (
     coverage,
@@ -41,6 +42,7 @@ def main():
     parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
     pipe = load_pipeline(args.model)
+    checkpoint = weights_hash(pipe.unet.state_dict())
     pipe = pipe.to(fastest_dtype(pipe.device))
     pipe.scheduler, steps = choose_solver(pipe, Preset.balanced, None)
     pipe.set_progress_bar_config(disable=True)
@@ -62,6 +64,7 @@ def main():
     rng = np.random.default_rng(0)
     drawn = [rng.integers(len(images), size=len(images)) for _ in range(RESAMPLES)]
     results = {
+        "checkpoint": checkpoint,
         "num_images": args.num_images,
         "num_samples": number,
         "num_inference_steps": steps,

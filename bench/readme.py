@@ -10,7 +10,11 @@ import argparse
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
+
+from checkpoint import weights_hash
+from safetensors.torch import load_file
 
 
 HERE = Path(__file__).parent
@@ -20,8 +24,22 @@ def table(header, rows):
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
+@cache
+def checkpoint_in_the_package():
+    (weights,) = (HERE.parent / "haze_pipeline" / "default_checkpoint" / "unet").glob("*.safetensors")
+    return weights_hash(load_file(weights))
+
+
+def note_if_earlier(results):
+    """A line that says so if the measurement was not made with today's checkpoint."""
+    if results["checkpoint"] == checkpoint_in_the_package():
+        return []
+    return ["", "Measured with the checkpoint that the package then had."]
+
+
 def real_pairs():
-    results = json.loads((HERE / "real_pairs.json").read_text())
+    measurement = json.loads((HERE / "real_pairs.json").read_text())
+    results = measurement["pairs"]
     methods = list(next(iter(results.values()))["target"])
     rows = [
         [name, *(f"{values['target'][m]:.1f} / {values['target_at_widefield_resolution'][m]:.1f}" for m in methods)]
@@ -33,6 +51,7 @@ def real_pairs():
         *table(["pair", *methods], rows),
         "",
         f"`--background-width` on microtubules_b, at widefield resolution: {widths}.",
+        *note_if_earlier(measurement),
     ]
 
 
@@ -54,6 +73,7 @@ def simulated_pairs():
         f"{results['images_below_input']} of the {results['num_images']} images end below their input, the worst by "
         f"{-results['smallest_gain']:.1f} dB: {', '.join(str(third['below_input']) for third in thirds)} of the worst, middle and best "
         "third of the inputs.",
+        *note_if_earlier(results),
     ]
 
 
@@ -115,6 +135,7 @@ def sampling():
         "Peak memory of the process: "
         + ", ".join(f"{gigabytes:.2f} GB for {name}" for name, gigabytes in results["memory"].items())
         + ".",
+        *note_if_earlier(results),
     ]
 
 
@@ -129,6 +150,7 @@ def solvers():
         "",
         f"{results['num_images']} held-out simulated images of {results['size']} × {results['size']} pixels; the samples "
         f"themselves have a deviation of {results['spread']:.2f}.",
+        *note_if_earlier(results),
     ]
 
 
@@ -154,6 +176,7 @@ def calibration():
         f"With {large['num_samples']} samples, of the first {large['num_images']} of these images, RMS error / RMS deviation is "
         f"{large['raw']:.2f} raw, {large['with a line']:.2f} with the line and {large['calibrated']:.2f} with the curve, both fitted "
         f"for {results['num_samples']} samples.",
+        *note_if_earlier(results),
     ]
 
 
@@ -166,7 +189,8 @@ def trust():
         for name, values in results["sets"].items()
     ]  # fmt: skip
     rows.append(["all unknown ones", "", "", f"{results['area_under_curve']['all of them']:.3f}", "", ""])
-    return table(["images", "n", "warned of", "area under curve", "distance from training", "made of noise"], rows)
+    header = ["images", "n", "warned of", "area under curve", "distance from training", "made of noise"]
+    return [*table(header, rows), *note_if_earlier(results)]
 
 
 def file_runs():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoint import weights_hash
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
@@ -80,6 +81,7 @@ def main():
         results[name]["share_of_intensity_removed"] = float(1 - mean.sum() / (hazy - hazy.min()).sum(dtype=np.float64))
         panels.append((name, hazy, mean, targets["target_at_widefield_resolution"], protocol["pixel_size"]))
         print(name, json.dumps(results[name], indent=1))
+    results = {"checkpoint": weights_hash(pipe.unet.state_dict()), "pairs": results}
     (HERE / "real_pairs.json").write_text(json.dumps(results, indent=2) + "\n")
 
     figure, axes = plt.subplots(len(panels), 3, figsize=(9, 9.3), constrained_layout=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoint import weights_hash
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.field_sampling import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE
@@ -304,12 +305,15 @@ def main():
     pairs = [simulate_pair(SIDE, pair_generator(SEED, FIRST + index)) for index in range(args.num_fields)]
     pairs = [(pair.hazy.numpy(), pair.clear.numpy()) for pair in pairs]
 
-    path = HERE / "sampling.json"
+    path, checkpoint = HERE / "sampling.json", weights_hash(unet.state_dict())
     for name in args.measurements:
         result = MEASUREMENTS[name](unet, pipe, pairs)
         print(name, json.dumps(result, indent=1), flush=True)
         results = json.loads(path.read_text()) if path.exists() else {}
         results[name] = result
+        # Of a file in which other weights were measured as well, no checkpoint can be told.
+        known = len(args.measurements) == len(MEASUREMENTS) or results.get("checkpoint") == checkpoint
+        results["checkpoint"] = checkpoint if known else None
         path.write_text(json.dumps(results, indent=2) + "\n")
 
 

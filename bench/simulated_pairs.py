@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoint import weights_hash
 
 from haze_pipeline.cli_model import load_pipeline
 from haze_pipeline.evaluation import classical_methods
@@ -58,6 +59,7 @@ def main():
         return {"num_images": len(chosen), **{name: float(each[chosen].mean()) for name, each in values.items()}}
 
     results = {
+        "checkpoint": weights_hash(pipe.unet.state_dict()),
         "seed": SEED,
         "first": FIRST,
         "num_images": args.num_images,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoint import weights_hash
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.simulation import pair_generator, simulate_pair
@@ -51,7 +52,13 @@ def main():
         calls = steps * pipe.scheduler.order
         rows.append({"solver": solver, "steps": steps, "calls": calls, "shift": shift, "rms_error": error})
         print(rows[-1], flush=True)
-    results = {"num_images": args.num_images, "size": args.size, "spread": float(converged.std()), "rows": rows}
+    results = {
+        "checkpoint": weights_hash(pipe.unet.state_dict()),
+        "num_images": args.num_images,
+        "size": args.size,
+        "spread": float(converged.std()),
+        "rows": rows,
+    }
     (HERE / "solvers.json").write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 import torch
+from checkpoint import weights_hash
 from scipy import ndimage, stats
 
 from haze_pipeline import FlowMatchODEScheduler
@@ -106,6 +107,7 @@ def main():
         return float(stats.mannwhitneyu(values, scores["known"]).statistic / pairs)
 
     results = {
+        "checkpoint": weights_hash(pipe.unet.state_dict()),
         "sets": {
             name: {
                 "num_images": len(group),

@@ -1,0 +1,13 @@
+"""Which weights a measurement is of, so that what was measured with earlier ones is said to be."""
+
+import hashlib
+
+import torch
+
+
+def weights_hash(tensors: dict[str, torch.Tensor]) -> str:
+    """Twelve hexadecimal digits that tell the weights of a network from others, whatever their precision was."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].detach().cpu().half().numpy().tobytes())
+    return digest.hexdigest()[:12]
