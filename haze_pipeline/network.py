@@ -27,8 +27,17 @@ def build_unet(patch_size: int = 128) -> UNet2DModel:
     )
 
 
-def check_resolution(unet: UNet2DModel, resolution: int) -> None:
-    """Raise a `ValueError` if patches of `resolution` pixels cannot be halved at every level of a network but the last."""
+def check_network(unet: UNet2DModel, resolution: int) -> None:
+    """
+    Raise a `ValueError` if a network does not map the state and the hazy image to one image, or patches of `resolution` pixels
+    cannot be halved at every level of it but the last.
+    """
+    channels = (unet.config.in_channels, unet.config.out_channels)
+    if channels != (2, 1):
+        raise ValueError(
+            "The network must have 2 input channels, for the state and the hazy image, and 1 output channel, but has "
+            f"{channels[0]} and {channels[1]}."
+        )
     factor = 2 ** (len(unet.config.block_out_channels) - 1)
     if resolution % factor:
         raise ValueError(f"--resolution must be a multiple of {factor} for this network, got {resolution}.")

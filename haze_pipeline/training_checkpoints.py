@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +19,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def check_output(output_dir: str | Path, resume: bool) -> None:
+    """Raise a `FileExistsError` if the folder holds another training's checkpoints or best pipeline and this one does not resume."""
+    results = [Path(output_dir, name) for name in ("best", "incomplete-deleted-best")]
+    if not resume and (any(result.exists() for result in results) or _checkpoints(output_dir)):
+        raise FileExistsError(
+            f"{output_dir} holds checkpoints of another training: pass --resume_from_checkpoint latest to go on with it, or "
+            "another --output_dir."
+        )
+
+
 def start_output(output_dir: str | Path, resume: bool) -> None:
     """
     Make the folder that a training writes to, and clear away what a kill has left half written. To be called by one process.
 
     Raises:
-        `FileExistsError`: If it holds another training's checkpoints or best pipeline and this one does not resume.
+        `FileExistsError`: As [`check_output`] does, before anything is cleared away.
     """
+    check_output(output_dir, resume)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     best, replaced = output_dir / "best", output_dir / "incomplete-deleted-best"
@@ -35,11 +47,6 @@ def start_output(output_dir: str | Path, resume: bool) -> None:
             shutil.rmtree(leftover)
         else:  # of the log
             leftover.unlink()
-    if not resume and (best.exists() or _checkpoints(output_dir)):
-        raise FileExistsError(
-            f"{output_dir} holds checkpoints of another training: pass --resume_from_checkpoint latest to go on with it, or "
-            "another --output_dir."
-        )
 
 
 def save_checkpoint(
@@ -68,7 +75,12 @@ def save_checkpoint(
 
 
 def resume(
-    accelerator: "accelerate.Accelerator", ema: EMAModel, output_dir: str | Path, name: str | None, facts: dict
+    accelerator: "accelerate.Accelerator",
+    ema: EMAModel,
+    output_dir: str | Path,
+    name: str | None,
+    facts: dict,
+    max_train_steps: int,
 ) -> int:
     """
     Load weights, optimiser, schedule, averaged weights and random states.
@@ -78,14 +90,16 @@ def resume(
         ema (`EMAModel`): The averaged weights, registered with it.
         output_dir (`str` or `Path`): Where the training writes.
         name (`str`, *optional*): A checkpoint's folder, by its path or by its name in `output_dir`, or `"latest"`.
-        facts (`dict`): Data, examples and units of this training, which must be those of the checkpoint.
+        facts (`dict`): Data, examples, units and rates of this training, which must be those of the checkpoint.
+        max_train_steps (`int`): Optimiser steps in all.
 
     Returns:
         `int`: Optimiser steps so far; 0 if no checkpoint is asked for, or the latest and there is none yet.
 
     Raises:
         `FileNotFoundError`: If there is no such checkpoint.
-        `ValueError`: If one of the facts differs, or processes share the parameters (FSDP).
+        `FileExistsError`: If `output_dir` holds later ones than that asked for, which would soon pass for this training's.
+        `ValueError`: If one of the facts differs, the training was to end before, or processes share the parameters (FSDP).
     """
     if name is None:
         return 0
@@ -99,12 +113,20 @@ def resume(
             logger.info("no checkpoint in %s, starting from the beginning", output_dir)
             return 0
     else:
-        candidates = [path for path in (Path(name), Path(output_dir, name)) if path.is_dir()]
+        candidates = [path for path in (Path(name), Path(output_dir, name)) if _is_checkpoint(path)]
     if not candidates:
         raise FileNotFoundError(
-            f"--resume_from_checkpoint must be `latest` or a checkpoint folder, but {name} is none."
+            f"--resume_from_checkpoint must be `latest` or a folder checkpoint-…, but {name} is none."
         )
     checkpoint = candidates[0]
+    step = _step(checkpoint)
+    if step > max_train_steps:
+        raise ValueError(f"{checkpoint} is beyond --max_train_steps {max_train_steps}: pass more steps than {step}.")
+    if later := [path.name for path in sorted(_checkpoints(output_dir), key=_step) if _step(path) > step]:
+        raise FileExistsError(
+            f"{output_dir} holds later checkpoints than {checkpoint} ({', '.join(later)}): move them and the pipeline in best/ "
+            "away, or pass another --output_dir."
+        )
     stored = json.loads((checkpoint / "facts.json").read_text())
     for fact, value in facts.items():
         if fact not in stored:
@@ -122,7 +144,7 @@ def resume(
     accelerator.load_state(checkpoint)
     ema.to(accelerator.device)  # is loaded to the CPU
     logger.info("resumed from %s", checkpoint)
-    return _step(checkpoint)
+    return step
 
 
 def averaged_unet(accelerator: "accelerate.Accelerator", unet: torch.nn.Module, ema: EMAModel) -> UNet2DModel:
@@ -135,7 +157,8 @@ def averaged_unet(accelerator: "accelerate.Accelerator", unet: torch.nn.Module, 
     state = accelerator.get_state_dict(unet)
     averaged = UNet2DModel.from_config(accelerator.unwrap_model(unet).config)
     if accelerator.is_main_process:
-        averaged.load_state_dict({name: value.float() for name, value in state.items()})
+        # A compiled network has other names.
+        averaged.load_state_dict({name.replace("_orig_mod.", ""): value.float() for name, value in state.items()})
     ema.restore(unet.parameters())
     return averaged.to(accelerator.device).eval()
 
@@ -152,8 +175,35 @@ def save_best(pipeline: DiffusionPipeline, output_dir: str | Path, step: int, sc
     _replace(best, incomplete)
 
 
+def save_trained(pipeline: DiffusionPipeline, output_dir: str | Path, files: dict[str, str]) -> None:
+    """
+    Write a pipeline, and texts by the names of their files, to the folder of its training.
+
+    Each part replaces one of an earlier training whole, `model_index.json` last: while it is not there, nobody takes the folder
+    for a pipeline.
+    """
+    output_dir = Path(output_dir)
+    incomplete = output_dir / "incomplete-pipeline"
+    pipeline.save_pretrained(incomplete)
+    for name, text in files.items():
+        (incomplete / name).write_text(text, encoding="utf-8")
+    index = "model_index.json"
+    (output_dir / index).unlink(missing_ok=True)
+    for part in sorted(incomplete.iterdir(), key=lambda part: part.name == index):
+        if part.is_dir():
+            _replace(output_dir / part.name, part)
+        else:
+            part.replace(output_dir / part.name)
+    incomplete.rmdir()
+
+
 def _checkpoints(output_dir: str | Path) -> list[Path]:
-    return [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
+    return [path for path in Path(output_dir).glob("checkpoint-*") if _is_checkpoint(path)]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it is a folder that [`save_checkpoint`] has completed, by its name and content."""
+    return re.fullmatch(r"checkpoint-\d+", path.name) is not None and (path / "facts.json").is_file()
 
 
 def _step(checkpoint: Path) -> int:

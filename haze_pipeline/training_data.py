@@ -42,6 +42,15 @@ class TrainingData:
     description: str
     pixel_size_span: dict | None
 
+    def facts(self, args: argparse.Namespace) -> dict:
+        """What tells these data from others, for [`training_checkpoints.resume`]; of a series by its first pairs. Before [`normalize`]."""
+        return {
+            "pairs": len(self.pairs) if self.series is None else None,
+            "mean of hazy images": float(np.mean([pair.hazy.mean(dtype=np.float64) for pair in self.pairs])),
+            "mean of clear images": float(np.mean([pair.clear.mean(dtype=np.float64) for pair in self.pairs])),
+            "patches per field": args.patches_per_field if self.series is not None else None,
+        }
+
     def normalize(
         self, image_processor: HazeImageProcessor, args: argparse.Namespace
     ) -> FieldsInMemory | FieldsInSeries:
@@ -89,7 +98,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_validation_pairs", type=int, default=64, help="Only so many validation pairs are looked at."
     )
     parser.add_argument("--resolution", type=int, default=64, help="Side of the training patches in pixels.")
-    parser.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that cut patches.")
+    parser.add_argument(
+        "--dataloader_num_workers", type=int, default=0,
+        help="Processes that cut patches; with --simulate, every one of them makes all fields.",
+    )  # fmt: skip
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -108,6 +120,10 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error(f"--{name} must be positive, got {getattr(args, name)}.")
     if args.resolution < 16:
         parser.error("--resolution must be at least 16.")
+    if not args.max_grad_norm > 0:
+        parser.error(f"--max_grad_norm must be positive, got {args.max_grad_norm}; 1e9 clips nothing.")
+    if not 0 <= args.ema_decay <= 1:
+        parser.error(f"--ema_decay must lie between 0 and 1, got {args.ema_decay}.")
 
 
 def load_training_data(args: argparse.Namespace) -> TrainingData:

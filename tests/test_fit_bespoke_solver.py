@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import torch
-from conftest import ROOT, tiny_unet
+from conftest import ROOT, tiny_unet, write_pairs
 from warm_python import run_script
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
@@ -20,11 +20,11 @@ def fit(model, pairs, *arguments):
 def test_the_fitted_solver_is_stored_and_beats_euler_on_other_images(tmp_path):
     made = HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), noise_corner_frequency=0.2)
     made.save_pretrained(tmp_path / "model")
-    (tmp_path / "hazy").mkdir()
     generator = np.random.default_rng(0)
-    for index in range(4):
-        image = generator.gamma(2, 100, (40, 40)).astype(np.uint16)
-        write_ome_tiff(tmp_path / "hazy" / f"{index}.ome.tif", Micrograph(image, "YX"))
+    for kind in ("hazy", "clear"):
+        (tmp_path / kind / "specimen").mkdir(parents=True)
+        image = generator.gamma(2, 100, (4, 40, 48)).astype(np.uint16)  # whose planes are four images
+        write_ome_tiff(tmp_path / kind / "specimen" / "stack.tiff", Micrograph(image, "ZYX"))
     for steps in (3, 2):
         done = fit(tmp_path / "model", tmp_path, "--num_inference_steps", steps)
         assert done.returncode == 0, done.stderr
@@ -52,4 +52,7 @@ def test_one_step_and_missing_images_are_refused(tmp_path):
     done = fit(tmp_path / "model", tmp_path, "--num_inference_steps", 1)
     assert done.returncode == 2 and "must be 2 or more" in done.stderr
     done = fit(tmp_path / "model", tmp_path)
-    assert done.returncode == 1 and "no TIFF files" in done.stderr
+    assert done.returncode == 1 and "holds no TIFFs" in done.stderr
+    write_pairs(tmp_path, 1, (24, 48))
+    done = fit(tmp_path / "model", tmp_path)
+    assert done.returncode == 1 and "smaller than --resolution 32" in done.stderr

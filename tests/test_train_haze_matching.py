@@ -16,6 +16,7 @@ import tifffile
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from conftest import ROOT, tiny_unet
+from diffusers import UNet2DModel
 from hub_double import hub_double
 from huggingface_hub import ModelCard
 from warm_python import ENVIRONMENT, run_script
@@ -209,6 +210,27 @@ def test_streaming_trainings_killed_at_any_step_resume_to_the_same_weights(pairs
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
+def test_only_the_same_training_is_resumed(pairs, tmp_path):
+    few = tmp_path / "few"
+    for kind in ("hazy", "clear"):
+        (few / kind).mkdir(parents=True)
+        shutil.copy(pairs / kind / "0.tif", few / kind)
+    tiny = tmp_path / "tiny"
+    HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), target_mean=0.4, target_std=1.2).save_pretrained(tiny)
+    steps = ("--init_from", tiny, "--train_batch_size", 2, "--max_train_steps", 2)
+    latest, output = ("--resume_from_checkpoint", "latest"), tmp_path / "run"
+    train(pairs, output, *steps)
+    finished = weights(output)
+    (output / "model_index.json").unlink()  # as if killed before the end
+    train(pairs, output, *steps, *latest)
+    assert all(torch.equal(finished[name], weight) for name, weight in weights(output).items())
+    result = train(few, output, *steps, *latest, check=False)
+    assert result.returncode != 0 and "with pairs 6, not 1" in result.stderr
+    flags = ("--train_batch_size", 2, "--max_train_steps", 2)
+    result = train(pairs, output, *flags, *latest, script="train_regression.py", check=False)
+    assert result.returncode != 0 and "with script train_haze_matching.py, not train_regression.py" in result.stderr
+
+
 def test_two_processes_equal_one_with_the_same_global_batch(pairs, tmp_path):
     steps = ["--max_train_steps", 20, "--report_to", "tensorboard"]
     train(pairs, tmp_path / "one", "--train_batch_size", 4, *steps)
@@ -362,6 +384,12 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
         (["--mean_error_weight", "-1"], "--mean_error_weight must not be negative"),
         (["--validation_steps", "0"], "--validation_steps must be positive"),
         (["--report_to", "clearml"], "--report_to clearml needs a package"),
+        (["--report_to", "clearml", "--dry_run"], "--report_to clearml needs a package"),
+        (["--push_to_hub", "--hub_model_id", "lab/microscope", "--dry_run"], "hf auth login"),
+        (["--max_grad_norm", "0"], "--max_grad_norm must be positive"),
+        (["--ema_decay", "1.5"], "--ema_decay must lie between 0 and 1"),
+        (["--lr_scheduler", "piecewise_constant"], "invalid choice"),
+        (["--model_config_name_or_path", "NETWORK"], "must have 2 input channels"),
         (
             ["--dataset_name", "x/y", "--streaming", "--dataloader_num_workers", "2"],
             "at most one --dataloader_num_workers",
@@ -369,6 +397,10 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
     ],
 )
 def test_impossible_trainings_say_why(pairs, tmp_path, arguments, message):
+    if "NETWORK" in arguments:
+        network = {**tiny_unet().config, "in_channels": 3}
+        UNet2DModel.from_config(network).save_config(tmp_path / "network")
+        arguments = [tmp_path / "network" if part == "NETWORK" else part for part in arguments]
     result = train(pairs, tmp_path, *arguments, "--max_train_steps", 1, check=False)
     assert result.returncode != 0 and message in result.stderr
 

@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import logging
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from scipy.optimize import minimize
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.hardware import map_on_cores
-from haze_pipeline.microscopy_io import read_micrograph
+from haze_pipeline.network import check_network
 from haze_pipeline.noise import draw_noise
+from haze_pipeline.pair_sources import load_pairs
 
 
 logger = logging.getLogger("fit_bespoke_solver")
@@ -32,7 +34,7 @@ CONVERGED_STEPS = 120  # of the midpoint rule
 def parse_args():
     parser = argparse.ArgumentParser(description="Fit a solver of few steps to the network of a checkpoint.")
     parser.add_argument("--model", type=Path, required=True, help="Pipeline folder, whose scheduler is rewritten.")
-    parser.add_argument("--train_data_dir", type=Path, required=True, help="Folder with hazy/*.tif; never test data.")
+    parser.add_argument("--train_data_dir", type=Path, required=True, help="Folder of pairs; never test data.")
     parser.add_argument("--num_inference_steps", type=int, default=5, help="Steps of the solver, two or more.")
     parser.add_argument("--num_images", type=int, default=12, help="Images to fit.")
     parser.add_argument("--resolution", type=int, default=192, help="Side of the patches, one from each image.")
@@ -51,10 +53,14 @@ def main():
     pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
     # Data: patches, their noise, and the converged trajectories from it.
-    paths = sorted((args.train_data_dir / "hazy").glob("*.tif"))[: args.num_images]
-    if not paths:
-        raise FileNotFoundError(f"There are no TIFF files in {args.train_data_dir / 'hazy'}.")
-    images = [read_micrograph(path).data[: args.resolution, : args.resolution] for path in paths]
+    check_network(pipe.unet, args.resolution)
+    images = []
+    for pair in itertools.islice(load_pairs(args.train_data_dir, "train"), args.num_images):
+        if min(pair.hazy.shape) < args.resolution:
+            raise ValueError(
+                f"{pair.source}: an image of shape {pair.hazy.shape} is smaller than --resolution {args.resolution}."
+            )
+        images.append(pair.hazy[: args.resolution, : args.resolution])
     planes = pipe.image_processor.preprocess(np.stack(images))
     statistics = pipe.image_processor.compute_normalization(planes)
     hazy = ((planes - statistics.input_mean) / statistics.input_std).to(pipe.device)  # [N,1,h,w]
@@ -120,7 +126,10 @@ def main():
 
     bespoke = dict(pipe.scheduler.config.get("bespoke") or {})
     bespoke[str(args.num_inference_steps)] = {"sigmas": sigmas[:-1].tolist(), "weights": weights}
-    FlowMatchODEScheduler.from_config(pipe.scheduler.config, bespoke=bespoke).save_pretrained(args.model / "scheduler")
+    scheduler = FlowMatchODEScheduler.from_config(pipe.scheduler.config, bespoke=bespoke)
+    with tempfile.TemporaryDirectory(dir=args.model) as folder:  # beside it, and moved when complete
+        scheduler.save_pretrained(folder)
+        Path(folder, scheduler.config_name).replace(args.model / "scheduler" / scheduler.config_name)
     print(json.dumps({"sigmas": sigmas.tolist(), "weights": weights, "rms_distance": error}))
 
 

@@ -27,24 +27,27 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, set_seed
 from diffusers import UNet2DModel
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
+from huggingface_hub import whoami
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.domain import fit_domain
 from haze_pipeline.hub import create_repository
-from haze_pipeline.model_card import make_model_card, read_facts, shareable_command
-from haze_pipeline.network import build_unet, check_resolution
-from haze_pipeline.processes import check_joined, meet_on_cpu
+from haze_pipeline.model_card import make_model_card, shareable_command
+from haze_pipeline.network import build_unet, check_network
+from haze_pipeline.processes import PATIENCE, check_joined, meet_on_cpu
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
+    check_output,
     resume,
     save_best,
     save_checkpoint,
+    save_trained,
     start_output,
 )
 from haze_pipeline.training_data import add_data_arguments, check_arguments, load_training_data, validate
@@ -92,7 +95,10 @@ def parse_args():
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimiser step.")
     parser.add_argument("--max_train_steps", type=int, default=6000, help="Optimiser steps in all.")
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="Peak learning rate of AdamW.")
-    parser.add_argument("--lr_scheduler", default="cosine", help="Name of a schedule in diffusers.optimization.")
+    parser.add_argument(
+        "--lr_scheduler", default="cosine", help="Schedule of diffusers.optimization.",
+        choices=[each.value for each in SchedulerType if each != SchedulerType.PIECEWISE_CONSTANT],  # which needs rules
+    )  # fmt: skip
     parser.add_argument("--lr_warmup_steps", type=int, default=200, help="Steps of linear warm-up.")
     parser.add_argument("--weight_decay", type=float, default=1e-4, help="Weight decay of AdamW.")
     parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm.")
@@ -183,7 +189,7 @@ def log_images(accelerator, pipeline, pairs, means, step):
         elif tracker.name == "trackio":
             import trackio
 
-            tracker.log({"validation": [trackio.Image(row) for row in rows]}, step=step)
+            tracker.log({f"validation/{number}": trackio.Image(row) for number, row in enumerate(rows)}, step=step)
 
 
 def main():
@@ -193,25 +199,40 @@ def main():
         cpu=meet_on_cpu(),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
-        log_with=None if args.report_to == "none" or args.dry_run else args.report_to,
+        log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=Path(args.output_dir, "logs")),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # all wait for the main process to validate
     )
     check_joined(accelerator.num_processes)
-    if args.report_to != "none" and not args.dry_run and not accelerator.log_with:
+    if args.report_to != "none" and not accelerator.log_with:
         raise ValueError(f"--report_to {args.report_to} needs a package that is not installed.")
+    if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:  # DeepSpeed's file goes first
+        raise ValueError(
+            f"accelerate's configuration has gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, but "
+            f"--gradient_accumulation_steps is {args.gradient_accumulation_steps}: pass the same."
+        )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     set_seed(args.seed)
-    if accelerator.is_main_process and args.push_to_hub:  # now, since days later it would be too late to fail
-        args.hub_model_id = create_repository(args.hub_model_id, "model", args.hub_private_repo or None).repo_id
+    resumes = args.resume_from_checkpoint is not None
     if not args.dry_run:
         if accelerator.is_main_process:
-            start_output(args.output_dir, resume=args.resume_from_checkpoint is not None)
+            if args.push_to_hub:  # now, since days later it would be too late to fail
+                args.hub_model_id = create_repository(
+                    args.hub_model_id, "model", args.hub_private_repo or None
+                ).repo_id
+            start_output(args.output_dir, resumes)
         accelerator.wait_for_everyone()
         train(args, command, accelerator, Path(args.output_dir))
         return
 
-    # All processes write to the folder that the main one makes.
-    folder = [tempfile.mkdtemp() if accelerator.is_main_process else None]
+    # All processes, on all machines, write to a folder that the main one makes beside the output.
+    folder = [None]
+    if accelerator.is_main_process:
+        if args.push_to_hub:
+            whoami()
+        check_output(args.output_dir, resumes)
+        existing = next(parent for parent in Path(args.output_dir).absolute().parents if parent.is_dir())
+        folder = [tempfile.mkdtemp(prefix="dry-run-", dir=existing)]
     broadcast_object_list(folder)
     try:
         seconds_per_step, seconds_per_validation = train(args, command, accelerator, Path(folder[0]))
@@ -243,6 +264,7 @@ def train(args, command, accelerator, output_dir):
         image_processor.target_std,
     )
     domain = fit_domain([pair.hazy for pair in data.pairs])
+    data_facts = data.facts(args)
     fields = data.normalize(image_processor, args)
     validation_input = data.validation_input
     if data.validation:
@@ -273,7 +295,7 @@ def train(args, command, accelerator, output_dir):
         unet.register_to_config(sample_size=args.resolution)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    check_resolution(unet, args.resolution)
+    check_network(unet, args.resolution)
     logger.info(
         "%d parameters, %d process(es), %d patches per step",
         unet.num_parameters(),
@@ -292,7 +314,7 @@ def train(args, command, accelerator, output_dir):
     # Of the prepared network, whose parameters may be shards of the whole.
     ema = EMAModel(unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4)
     accelerator.register_for_checkpointing(ema)
-    if accelerator.log_with:
+    if accelerator.log_with and not args.dry_run:
         accelerator.init_trackers("haze_matching", config={name: str(value) for name, value in vars(args).items()})
 
     def averaged_pipeline():
@@ -312,6 +334,8 @@ def train(args, command, accelerator, output_dir):
 
     # What must be the same when the training is resumed.
     facts = {
+        "script": "train_haze_matching.py",
+        **data_facts,
         "patches per step": examples_per_step,
         "processes": accelerator.num_processes,
         "gradient accumulation": args.gradient_accumulation_steps,
@@ -320,6 +344,13 @@ def train(args, command, accelerator, output_dir):
         "noise corner frequency": noise_corner_frequency,
         "weakened haze": args.weakened_haze,
         "added haze": args.added_haze,
+        "intensity augmentation": args.intensity_augmentation,
+        "posterior mean share": args.posterior_mean_share,
+        "t sampling": args.t_sampling,
+        "mean error weight": args.mean_error_weight,
+        "learning rate": args.learning_rate,
+        "weight decay": args.weight_decay,
+        "decay of averages": args.ema_decay,
         "normalization": image_processor.normalization,
         "unit of hazy images": "that of clear ones",  # of earlier versions their own deviation
         "target mean": image_processor.target_mean,
@@ -328,7 +359,8 @@ def train(args, command, accelerator, output_dir):
 
     # Resume: weights, optimiser, schedule, averaged weights, random states; then skip the examples already seen.
     log, log_file = [], output_dir / "training_log.jsonl"
-    step = resume(accelerator, ema, output_dir, None if args.dry_run else args.resume_from_checkpoint, facts)
+    checkpoint = None if args.dry_run else args.resume_from_checkpoint
+    step = resume(accelerator, ema, output_dir, checkpoint, facts, max_train_steps)
     if step > 0 and log_file.is_file():  # may have run ahead of the checkpoint
         log = [row for row in map(json.loads, log_file.read_text().splitlines()) if row["step"] <= step]
     batches = accelerator.skip_first_batches(dataloader, step * args.gradient_accumulation_steps)
@@ -340,6 +372,7 @@ def train(args, command, accelerator, output_dir):
     unet.train()
     started, seconds_before = time.monotonic(), log[-1]["seconds"] if log else 0.0
     step_loss, losses = 0.0, []
+    seconds_per_step = seconds_per_validation = 0.0
     for batch in batches:
         with accelerator.accumulate(unet):
             t = batch["t"].view(-1, 1, 1, 1)
@@ -395,10 +428,9 @@ def train(args, command, accelerator, output_dir):
     # Keep the averaged weights, with a card.
     pipeline = averaged_pipeline()
     if accelerator.is_main_process:
-        pipeline.save_pretrained(output_dir)
         threads = torch.get_num_threads()
         # What the card says, here and when the folder is pushed later.
-        facts = {
+        training = {
             "data": data.description,
             "command": command,
             "seed": args.seed,
@@ -416,11 +448,13 @@ def train(args, command, accelerator, output_dir):
             "versions": {name: version(name) for name in ("haze-pipeline", "diffusers", "torch")},
             "log": log,
         }
-        for folder in (output_dir, output_dir / "best"):
-            if folder.is_dir():
-                (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+        record, best = json.dumps(training, indent=2) + "\n", output_dir / "best"
+        if best.is_dir():
+            (best / "incomplete-training.json").write_text(record)
+            (best / "incomplete-training.json").replace(best / "training.json")
         title = args.hub_model_id or Path(args.output_dir).name
-        make_model_card(pipeline, title, read_facts(output_dir), args.license).save(output_dir / "README.md")
+        card = make_model_card(pipeline, title, {"training": training}, args.license)
+        save_trained(pipeline, output_dir, {"training.json": record, "README.md": str(card)})
         if args.push_to_hub and not args.dry_run:
             url = pipeline.push_to_hub(args.hub_model_id, folder=output_dir)
             logger.info("pushed: %s", url)

@@ -19,20 +19,21 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from haze_pipeline.network import build_unet, check_resolution
+from haze_pipeline.network import build_unet, check_network
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
-from haze_pipeline.processes import check_joined, meet_on_cpu
+from haze_pipeline.processes import PATIENCE, check_joined, meet_on_cpu
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
     resume,
     save_best,
     save_checkpoint,
+    save_trained,
     start_output,
 )
 from haze_pipeline.training_data import add_data_arguments, check_arguments, load_training_data, validate
@@ -70,7 +71,10 @@ def parse_args():
 
 def main():
     args = parse_args()
-    accelerator = Accelerator(cpu=meet_on_cpu(), mixed_precision=args.mixed_precision)
+    accelerator = Accelerator(
+        cpu=meet_on_cpu(), mixed_precision=args.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # all wait for the main process to validate
+    )  # fmt: skip
     check_joined(accelerator.num_processes)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     set_seed(args.seed)
@@ -80,6 +84,7 @@ def main():
 
     data = load_training_data(args)
     image_processor = fit_image_processor(args.normalization, data.pairs)
+    data_facts = data.facts(args)
     fields = data.normalize(image_processor, args)
     length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
     # Times and noises do not matter.
@@ -97,7 +102,7 @@ def main():
     if args.model_config_name_or_path is not None:
         unet = UNet2DModel.from_config(UNet2DModel.load_config(args.model_config_name_or_path))
     unet.register_to_config(sample_size=args.resolution)
-    check_resolution(unet, args.resolution)
+    check_network(unet, args.resolution)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     # accelerate steps the schedule once per process, so that its lengths are counted in steps × processes.
     lr_scheduler = get_scheduler(
@@ -126,15 +131,20 @@ def main():
 
     # What must be the same when the training is resumed.
     facts = {
+        "script": "train_regression.py",
+        **data_facts,
         "patches per step": args.train_batch_size * accelerator.num_processes,
         "processes": accelerator.num_processes,
         "seed": args.seed,
         "resolution": args.resolution,
+        "learning rate": args.learning_rate,
+        "weight decay": args.weight_decay,
+        "decay of averages": args.ema_decay,
         "unit of hazy images": "that of clear ones",  # of earlier versions their own deviation
         "target mean": image_processor.target_mean,
         "target deviation": image_processor.target_std,
     }
-    step = resume(accelerator, ema, args.output_dir, args.resume_from_checkpoint, facts)
+    step = resume(accelerator, ema, args.output_dir, args.resume_from_checkpoint, facts, args.max_train_steps)
 
     progress_bar = tqdm(
         total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
@@ -169,7 +179,7 @@ def main():
 
     pipeline = averaged_pipeline()
     if accelerator.is_main_process:
-        pipeline.save_pretrained(args.output_dir)
+        save_trained(pipeline, args.output_dir, {})
     accelerator.end_training()
 
 
