@@ -15,8 +15,9 @@ demo: .venv/.installed
 space: .venv/.installed-space
 	$(BIN)/python spaces/haze-matching/app.py
 
+# Side by side, file by file, since most tests wait or keep one core busy.
 test: .venv/.installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The Space over HTTP, and in Chromium where that is installed.
 test-e2e: .venv/.installed-e2e

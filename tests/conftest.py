@@ -15,6 +15,11 @@ from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
 
 ROOT = Path(__file__).parent.parent
 
+# Of test processes side by side, and what they start, each may take one core: if all take all of them, they only wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(scope="session")
 def shared_data():
