@@ -34,6 +34,7 @@ class TrainingData:
         validation (`list[Pair]`): Pairs of other specimens; may be empty.
         description (`str`): Sentence for a card.
         pixel_size_span (`dict`, *optional*): `{"min": …, "max": …}` in µm, of a stream that of `pairs`; `None` if unknown.
+        facts (`dict`): What tells these data from others when a training is resumed, of a series by its first pairs.
     """
 
     pairs: list[Pair]
@@ -41,15 +42,7 @@ class TrainingData:
     validation: list[Pair]
     description: str
     pixel_size_span: dict | None
-
-    def facts(self, args: argparse.Namespace) -> dict:
-        """What tells these data from others, for [`training_checkpoints.resume`]; of a series by its first pairs. Before [`normalize`]."""
-        return {
-            "pairs": len(self.pairs) if self.series is None else None,
-            "mean of hazy images": float(np.mean([pair.hazy.mean(dtype=np.float64) for pair in self.pairs])),
-            "mean of clear images": float(np.mean([pair.clear.mean(dtype=np.float64) for pair in self.pairs])),
-            "patches per field": args.patches_per_field if self.series is not None else None,
-        }
+    facts: dict
 
     def normalize(
         self, image_processor: HazeImageProcessor, args: argparse.Namespace
@@ -179,7 +172,13 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
                 raise ValueError(
                     f"{pair.source}: the {name} image of a validation pair must be finite and not constant."
                 )
-    return TrainingData(pairs, series, validation, description, PIXEL_SIZES if args.simulate else span)
+    facts = {
+        "pairs": len(pairs) if series is None else None,
+        "mean of hazy images": float(np.mean([pair.hazy.mean(dtype=np.float64) for pair in pairs])),
+        "mean of clear images": float(np.mean([pair.clear.mean(dtype=np.float64) for pair in pairs])),
+        "patches per field": args.patches_per_field if series is not None else None,
+    }
+    return TrainingData(pairs, series, validation, description, PIXEL_SIZES if args.simulate else span, facts)
 
 
 def validate(predict: Callable[[np.ndarray], np.ndarray], pairs: list[Pair]) -> tuple[float, list[np.ndarray]]:

@@ -22,7 +22,6 @@ def accelerator():
 def make_checkpoint(folder, step, **facts):
     (folder / f"checkpoint-{step}").mkdir(parents=True)
     (folder / f"checkpoint-{step}" / "facts.json").write_text(json.dumps(facts))
-    return folder / f"checkpoint-{step}"
 
 
 def test_what_a_kill_leaves_half_written_is_cleared_away(tmp_path):

@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import logging
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from haze_pipeline.hardware import map_on_cores
 from haze_pipeline.network import check_network
 from haze_pipeline.noise import draw_noise
 from haze_pipeline.pair_sources import load_pairs
+from haze_pipeline.partial_files import replace_when_complete
 
 
 logger = logging.getLogger("fit_bespoke_solver")
@@ -127,9 +127,8 @@ def main():
     bespoke = dict(pipe.scheduler.config.get("bespoke") or {})
     bespoke[str(args.num_inference_steps)] = {"sigmas": sigmas[:-1].tolist(), "weights": weights}
     scheduler = FlowMatchODEScheduler.from_config(pipe.scheduler.config, bespoke=bespoke)
-    with tempfile.TemporaryDirectory(dir=args.model) as folder:  # beside it, and moved when complete
-        scheduler.save_pretrained(folder)
-        Path(folder, scheduler.config_name).replace(args.model / "scheduler" / scheduler.config_name)
+    with replace_when_complete(args.model / "scheduler" / scheduler.config_name) as temporary:
+        scheduler.to_json_file(temporary)
     print(json.dumps({"sigmas": sigmas.tolist(), "weights": weights, "rms_distance": error}))
 
 

@@ -40,6 +40,7 @@ from haze_pipeline.domain import fit_domain
 from haze_pipeline.hub import create_repository
 from haze_pipeline.model_card import make_model_card, shareable_command
 from haze_pipeline.network import build_unet, check_network
+from haze_pipeline.partial_files import replace_when_complete
 from haze_pipeline.processes import PATIENCE, check_joined, meet_on_cpu
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
@@ -264,7 +265,6 @@ def train(args, command, accelerator, output_dir):
         image_processor.target_std,
     )
     domain = fit_domain([pair.hazy for pair in data.pairs])
-    data_facts = data.facts(args)
     fields = data.normalize(image_processor, args)
     validation_input = data.validation_input
     if data.validation:
@@ -335,7 +335,7 @@ def train(args, command, accelerator, output_dir):
     # What must be the same when the training is resumed.
     facts = {
         "script": "train_haze_matching.py",
-        **data_facts,
+        **data.facts,
         "patches per step": examples_per_step,
         "processes": accelerator.num_processes,
         "gradient accumulation": args.gradient_accumulation_steps,
@@ -450,8 +450,8 @@ def train(args, command, accelerator, output_dir):
         }
         record, best = json.dumps(training, indent=2) + "\n", output_dir / "best"
         if best.is_dir():
-            (best / "incomplete-training.json").write_text(record)
-            (best / "incomplete-training.json").replace(best / "training.json")
+            with replace_when_complete(best / "training.json") as temporary:
+                temporary.write_text(record)
         title = args.hub_model_id or Path(args.output_dir).name
         card = make_model_card(pipeline, title, {"training": training}, args.license)
         save_trained(pipeline, output_dir, {"training.json": record, "README.md": str(card)})

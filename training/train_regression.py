@@ -84,7 +84,6 @@ def main():
 
     data = load_training_data(args)
     image_processor = fit_image_processor(args.normalization, data.pairs)
-    data_facts = data.facts(args)
     fields = data.normalize(image_processor, args)
     length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
     # Times and noises do not matter.
@@ -132,7 +131,7 @@ def main():
     # What must be the same when the training is resumed.
     facts = {
         "script": "train_regression.py",
-        **data_facts,
+        **data.facts,
         "patches per step": args.train_batch_size * accelerator.num_processes,
         "processes": accelerator.num_processes,
         "seed": args.seed,
