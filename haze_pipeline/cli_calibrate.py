@@ -20,7 +20,7 @@ from .cli_model import (
     place_pipeline,
 )
 from .console import make_parents, progress_bar, require
-from .presets import PRESETS, Preset, choose_solver
+from .presets import Preset, choose_members, choose_solver
 
 
 def calibrate(
@@ -83,7 +83,7 @@ def calibrate(
     pipe = place_pipeline(load_pipeline(model), device, dtype)
     pipe.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
     pipe.set_progress_bar_config(disable=True)
-    members = ensemble_size or PRESETS[preset]["ensemble_size"]
+    members = choose_members(pipe, preset, ensemble_size)
 
     with ExitStack() as stack:
         advance = progress_bar("Calibrating", None, stack)

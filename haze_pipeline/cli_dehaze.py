@@ -20,7 +20,7 @@ from .cli_model import (
     place_pipeline,
 )
 from .console import make_parents
-from .presets import PRESETS, Preset, choose_solver
+from .presets import PRESETS, Preset, choose_members, choose_solver
 
 
 class OutputDType(StrEnum):
@@ -160,6 +160,11 @@ def dehaze(
     # 1. Whatever can be refused without computing is refused first.
     steps = num_inference_steps or PRESETS[preset]["num_inference_steps"]
     members = ensemble_size or PRESETS[preset]["ensemble_size"]
+    if samples and steps == 1:
+        raise ValueError(
+            "--samples needs two or more steps, since one step gives the posterior mean and no sample: choose --preset balanced or "
+            "quality without --num-inference-steps 1."
+        )
     if uncertainty and (steps == 1 or members == 1):
         raise ValueError(
             f"--uncertainty needs two or more steps and members, got {steps} and {members}: choose --preset balanced or "
@@ -197,6 +202,7 @@ def dehaze(
     # 3. Load the checkpoint.
     pipe = place_pipeline(load_pipeline(model), processes.device or device, dtype)
     pipe.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
+    members = choose_members(pipe, preset, ensemble_size)
     pipe.set_progress_bar_config(disable=True)
     default = Statistics.checkpoint if pipe.config.normalization == "fixed" else Statistics.stack
     dehazer = FileDehazer(

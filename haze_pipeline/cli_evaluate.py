@@ -21,7 +21,7 @@ from .cli_model import (
     place_pipeline,
 )
 from .console import make_parents, progress_bar, require
-from .presets import PRESETS, Preset, choose_solver
+from .presets import Preset, choose_members, choose_solver
 from .provenance import weights_digest
 from .version import __version__
 
@@ -109,7 +109,7 @@ def evaluate(
 
     def run_preset(name: Preset):
         scheduler, steps = choose_solver(pipe, name, None)
-        members = PRESETS[name]["ensemble_size"]
+        members = choose_members(pipe, name)
 
         def run(pair):
             pipe.scheduler = scheduler

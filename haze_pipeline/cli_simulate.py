@@ -13,7 +13,7 @@ import typer
 from .console import make_parents, progress_bar
 
 
-SPECIMENS, STACK = "Random specimens", "From a confocal stack"  # panels of the help
+SPECIMENS, STACK, IMAGES = "Random specimens", "From a confocal stack", "From haze-free images"  # panels of the help
 
 
 def simulate(
@@ -27,7 +27,11 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds give other specimens and noise.")] = 0,
     size: Annotated[
         int | None,
-        typer.Option(min=16, rich_help_panel=SPECIMENS, help="Side of the images in pixels; 512 if omitted."),
+        typer.Option(
+            min=16,
+            rich_help_panel=SPECIMENS,
+            help="Side of the images in pixels, also with --from-images; 512 if omitted.",
+        ),
     ] = None,
     pinholes: Annotated[
         str | None,
@@ -49,6 +53,14 @@ def simulate(
         typer.Option(
             rich_help_panel=STACK,
             help="Confocal z-stack (ZYX) whose planes become the clear images, or a folder of them.",
+        ),
+    ] = None,
+    from_images: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=IMAGES,
+            help="Folder of haze-free micrographs (confocal, deconvolved, light sheet). Each plane is an in-focus layer; haze "
+            "and camera are computed, with random optics.",
         ),
     ] = None,
     z_range: Annotated[
@@ -91,11 +103,13 @@ def simulate(
     ] = None,
 ):
     """
-    Simulate pairs of hazy and clear micrographs, of random specimens or from your own confocal stacks.
+    Simulate pairs of hazy and clear micrographs: of random specimens, from confocal stacks, or from any haze-free images.
 
     Example: haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
 
     Example: haze-pipeline simulate runs/own --from-stack confocal.tif --na 1.4 --pixel-size 0.1 --z-step 0.3
+
+    Example: haze-pipeline simulate runs/real --from-images clean_images --num-images 500 --size 256
     """
     from .microscopy_io import replace_when_complete
 
@@ -107,11 +121,25 @@ def simulate(
         "--emission": emission, "--excitation": excitation, "--immersion-index": immersion_index,
         "--sample-index": sample_index, "--depth": depth, "--pinhole": pinhole,
     }  # fmt: skip
-    for flag, value in (of_stack if from_stack is None else of_random).items():
+    if from_images is not None and from_stack is not None:
+        raise ValueError("--from-images and --from-stack exclude each other: leave out one.")
+    if from_images is not None:
+        del of_random["--size"]
+        refused, what = (
+            {**of_random, **of_stack},
+            "does not go with --from-images, whose optics are drawn: leave it out.",
+        )
+    elif from_stack is not None:
+        refused, what = of_random, "is for random specimens: leave out --from-stack."
+    else:
+        refused, what = of_stack, "is for a confocal stack: add --from-stack."
+    for flag, value in refused.items():
         if value is not None:
-            what = "a confocal stack: add" if from_stack is None else "random specimens: leave out"
-            raise ValueError(f"{flag} is for {what} --from-stack.")
-    if from_stack is None:
+            raise ValueError(f"{flag} {what}")
+    if from_images is not None:
+        num_images = num_images or 10
+        series = _pairs_of_images(from_images, num_images, size or 512, seed)
+    elif from_stack is None:
         num_images = num_images or 10
         arguments = {"pinholes": _parse_pinholes(pinholes), "bleaching": bleaching or 0.0, "drift": drift or 0.0}
         series = _series_of_specimens(num_images, size or 512, seed, arguments)
@@ -163,6 +191,21 @@ def _series_of_specimens(number: int, size: int, seed: int, arguments: dict) -> 
 
     for index in range(number):
         yield f"simulated-{seed}-{index}", simulate_series(size, pair_generator(seed, index), **arguments)
+
+
+def _pairs_of_images(folder: Path, number: int, size: int, seed: int) -> Iterator[tuple[str, list]]:
+    """File and pair of every image, file by file, and again until there are `number`."""
+    import torch
+
+    from .real_specimens import read_specimen_folder, simulate_real_pair
+    from .simulation import pair_generator
+
+    files = list(read_specimen_folder(folder).items())
+    for index in range(number):
+        name, channels = files[index % len(files)]
+        generator = pair_generator(seed, index)
+        specimen = channels[int(torch.randint(len(channels), (), generator=generator))]
+        yield name, [simulate_real_pair(specimen, size, generator)]
 
 
 def _pairs_of_stacks(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from diffusers.utils import logging
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from .hardware import allocate, free_memory, is_out_of_memory, map_on_cores
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
@@ -44,6 +45,7 @@ class FieldSampler:
         num_inference_steps (`int`): Its steps.
         size (`tuple[int, int]`): Height and width of the fields, multiples of `scale_factor`.
         scale_factor (`int`): Pixels at full size for one in the network's coarsest level.
+        pixel_packing (`int`): The network takes so many × so many pixels for the channels of one.
         patch_size (`int`): Side of the training patches, pixels.
         tile_size (`int`, *optional*): Largest side of the tiles, a multiple of `scale_factor`; 272 when omitted.
         tile_overlap (`int`, *optional*): Pixels shared by neighbouring tiles; 16 or a quarter of the tile when omitted.
@@ -60,6 +62,7 @@ class FieldSampler:
         num_inference_steps: int,
         size: tuple[int, int],
         scale_factor: int,
+        pixel_packing: int,
         patch_size: int,
         tile_size: int | None,
         tile_overlap: int | None,
@@ -72,6 +75,7 @@ class FieldSampler:
         self.device = device
         self.size = size
         self.scale_factor = scale_factor
+        self.pixel_packing = pixel_packing
         self.patch_size = -(-patch_size // scale_factor) * scale_factor
         if tile_size is None:
             tile_size = DEFAULT_TILE_SIZE // scale_factor * scale_factor
@@ -84,7 +88,7 @@ class FieldSampler:
         # Tiles in a network call, and calls that run at once. At its peak the first level, the only one of full size,
         # holds about 16 times its channels.
         pixels = min(tile_size, size[0]) * min(tile_size, size[1])
-        memory = 16 * unet.config.block_out_channels[0] * unet.dtype.itemsize * pixels
+        memory = 16 * unet.config.block_out_channels[0] * unet.dtype.itemsize * pixels // pixel_packing**2
         in_flight = max(1, free_memory(device) // 2 // memory)
         if device.type == "cpu":
             self.tiles_per_call = batch_size or max(1, 2**16 // pixels)
@@ -289,8 +293,10 @@ class FieldSampler:
 
     def _call_unet(self, states: torch.Tensor, t: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
         """Velocity `[b, 1, h, w]` in float32 of states and hazy images `[b, 2, h, w]`, all of them whole to the network."""
+        states = pixel_unshuffle(states, self.pixel_packing)  # [b,2p²,H/p,W/p]
         # Convolutions are faster where the channels of a pixel lie side by side, but torch's own GroupNorm then loses three
         # digits of float32 on the CPU.
         if channels_last or self.unet.dtype != torch.float32:
             states = states.contiguous(memory_format=torch.channels_last)
-        return self.unet(states.to(self.unet.dtype), t, return_dict=False)[0].float().contiguous()
+        velocity = self.unet(states.to(self.unet.dtype), t, return_dict=False)[0]  # [b,p²,H/p,W/p]
+        return pixel_shuffle(velocity.float(), self.pixel_packing).contiguous()

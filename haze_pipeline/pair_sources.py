@@ -123,7 +123,13 @@ def describe_simulation(notes: list[dict]) -> str:
         values = [note[key] for note in notes]
         return f"{min(values):.3g}" + (f" to {max(values):.3g}" if max(values) > min(values) else "")
 
-    if "plane" in notes[0]:
+    if "haze_ratio" in notes[0]:
+        files = {note["specimen_id"] for note in notes}
+        made = (
+            f"The clear images are parts of {len(files)} haze-free micrographs, in counts of simulated cameras. Haze, optics and camera "
+            "of the hazy ones were computed with `haze-pipeline simulate --from-images`, not measured"
+        )
+    elif "plane" in notes[0]:
         made = (
             "The clear images are planes of confocal stacks, in counts of simulated cameras. The hazy ones were computed from "
             "them with `haze-pipeline simulate --from-stack`, not measured"

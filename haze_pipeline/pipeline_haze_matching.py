@@ -31,7 +31,8 @@ class HazeMatchingPipeline(DiffusionPipeline):
     deviation, calibrated as the checkpoint says, how far it is from the truth.
 
     Args:
-        unet ([`UNet2DModel`]): Velocity field, channels (state, hazy) in and one out; t in [0, 1] is fed unscaled.
+        unet ([`UNet2DModel`]):
+            Velocity field, channels (state, hazy) in and one out, each times `pixel_packing`²; t in [0, 1] is fed unscaled.
         scheduler ([`FlowMatchODEScheduler`] or [`FlowMatchEulerDiscreteScheduler`]): Solver of the ODE.
         normalization (`str`, defaults to `"image"`): See [`HazeImageProcessor`], as for the next four.
         input_mean (`float`, *optional*): Mean of hazy training images.
@@ -48,6 +49,11 @@ class HazeMatchingPipeline(DiffusionPipeline):
             Show the network the members of an ensemble mirrored in turn. Right for networks that were trained on mirrored patches.
         noise_corner_frequency (`float`, defaults to `0.0`):
             Of the noise that the network was trained to start from, cycles per pixel, see [`draw_noise`]; 0 for white noise.
+        pixel_packing (`int`, defaults to `1`):
+            The network is shown so many × so many pixels as the channels of one (space to depth), and so sees that much farther.
+        zero_state_mean (`bool`, defaults to `False`):
+            Whether the network was trained with states of zeros at t = 0, where its velocity is the posterior mean itself: then one
+            step needs no noise, and its result no seed.
         domain (`dict`, *optional*): What training images look like, see [`fit_domain`], for `pipe.assess`.
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
@@ -73,15 +79,20 @@ class HazeMatchingPipeline(DiffusionPipeline):
         calibrated_for: dict[str, int] | None = None,
         mirror_members: bool = True,
         noise_corner_frequency: float = 0.0,
+        pixel_packing: int = 1,
+        zero_state_mean: bool = False,
         domain: dict | None = None,
         training_patch_size: int | None = None,
         training_pixel_size: dict | None = None,
     ):
         super().__init__()
-        if unet.config.in_channels != 2 or unet.config.out_channels != 1:
+        if pixel_packing < 1:
+            raise ValueError(f"`pixel_packing` must be 1 or more pixels, got {pixel_packing}.")
+        channels, packed = (unet.config.in_channels, unet.config.out_channels), pixel_packing**2
+        if channels != (2 * packed, packed):
             raise ValueError(
-                "`unet` must have 2 input channels (state, hazy) and 1 output channel (velocity), got "
-                f"{unet.config.in_channels} and {unet.config.out_channels}."
+                f"`unet` must have {2 * packed} input channels (state, hazy) and {packed} output channel(s) (velocity) with "
+                f"`pixel_packing` {pixel_packing}, got {channels[0]} and {channels[1]}."
             )
         if not 0 <= noise_corner_frequency < math.inf:
             raise ValueError(
@@ -102,13 +113,15 @@ class HazeMatchingPipeline(DiffusionPipeline):
             calibrated_for=calibrated_for,
             mirror_members=mirror_members,
             noise_corner_frequency=noise_corner_frequency,
+            pixel_packing=pixel_packing,
+            zero_state_mean=zero_state_mean,
             domain=domain,
             training_patch_size=training_patch_size,
             training_pixel_size=training_pixel_size,
         )
         self.image_processor = HazeImageProcessor(normalization, input_mean, input_std, target_mean, target_std)
         # Every level but the last halves the field, so that its sides must be multiples of this.
-        self.unet_scale_factor = 2 ** (len(unet.config.block_out_channels) - 1)
+        self.unet_scale_factor = pixel_packing * 2 ** (len(unet.config.block_out_channels) - 1)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "HazeMatchingPipeline":
@@ -385,7 +398,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         padding = (-height % self.unet_scale_factor, -width % self.unet_scale_factor)
         padded = (height + padding[0], width + padding[1])
         sampler = FieldSampler(
-            self.unet, self.scheduler, num_inference_steps, padded, self.unet_scale_factor,
+            self.unet, self.scheduler, num_inference_steps, padded, self.unet_scale_factor, self.config.pixel_packing,
             self.config.training_patch_size or DEFAULT_PATCH_SIZE, tile_size, tile_overlap, batch_size, device,
         )  # fmt: skip
         fields_per_batch = 1  # the members of a tiled field follow one another
@@ -428,6 +441,9 @@ class HazeMatchingPipeline(DiffusionPipeline):
             for batch in batches:
                 start = allocate(len(batch), 1, height, width)  # [B,1,H,W]
                 for index, (plane, member) in enumerate(batch):
+                    if num_inference_steps == 1 and latents is None and self.config.zero_state_mean:
+                        start[index] = 0
+                        continue
                     if num_inference_steps == 1 and latents is None and member % 2:
                         noise.neg_()
                     else:

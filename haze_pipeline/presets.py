@@ -11,7 +11,8 @@ class Preset(StrEnum):
     quality = "quality"
 
 
-# Steps, members and solver. `fast`: posterior means by one step from two pairs of opposite noises (Liu et al. 2022).
+# Steps, members and solver. `fast`: the posterior mean by one step (Liu et al. 2022), from two antithetic pairs of noises, or in one
+# network call where the checkpoint has learned to do without noise, see [`choose_members`].
 # `balanced`: the solver of 6 network calls fitted to the checkpoint (bench/solvers.py, bench/sampling.py). `quality`: the
 # paper's 19 Euler steps and 50 posterior samples.
 PRESETS = {
@@ -19,6 +20,15 @@ PRESETS = {
     Preset.balanced: {"num_inference_steps": 6, "ensemble_size": 8, "solver": "bespoke"},
     Preset.quality: {"num_inference_steps": 19, "ensemble_size": 50, "solver": "euler"},
 }
+
+
+def choose_members(pipe, preset: Preset, ensemble_size: int | None = None) -> int:
+    """The members of a preset where no number is given: one where the mean of the checkpoint `pipe` needs no noise."""
+    if ensemble_size is not None:
+        return ensemble_size
+    if PRESETS[preset]["num_inference_steps"] == 1 and pipe.config.zero_state_mean:
+        return 1
+    return PRESETS[preset]["ensemble_size"]
 
 
 def choose_solver(pipe, preset: Preset, num_inference_steps: int | None):

@@ -17,7 +17,7 @@ from .hub import create_repository
 from .microscopy_io import read_micrograph
 from .model_card import FACTS, make_model_card, read_facts
 from .pipeline_haze_matching import HazeMatchingPipeline
-from .presets import Preset, choose_solver
+from .presets import Preset, choose_members, choose_solver
 from .provenance import weights_digest
 
 
@@ -137,13 +137,13 @@ def _dehaze_example(pipe: HazeMatchingPipeline, path: Path, staged: Path) -> tup
     name = path.name.split(".")[0]
     if (staged / "examples" / f"{name}.png").exists():
         raise ValueError(f"{path} has the name of another example: rename one.")
-    steps, members = 1, 4
     scheduler = pipe.scheduler
     if pipe.config.calibrated_for:
         steps, members = (pipe.config.calibrated_for[key] for key in ("num_inference_steps", "ensemble_size"))
         pipe.scheduler, steps = choose_solver(pipe, Preset.balanced, steps)
     else:
-        pipe.scheduler, steps = choose_solver(pipe, Preset.fast, steps)
+        members = choose_members(pipe, Preset.fast)
+        pipe.scheduler, steps = choose_solver(pipe, Preset.fast, None)
     try:
         generator = torch.Generator().manual_seed(0)
         out = pipe(

@@ -7,7 +7,7 @@ camera offset and noise added.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -59,6 +59,7 @@ def simulate_series(
     bleaching: float = 0.0,
     drift: float = 0.0,
     camera: Camera | None = None,
+    specimens: Mapping[str, Callable] = SPECIMENS,
 ) -> list[SimulatedPair]:
     """
     The pairs of a pinhole series: one specimen at one focus, ever hazier as the pinhole opens, every level with noise of its
@@ -74,6 +75,7 @@ def simulate_series(
             Deviation in pixels of the random step by which the specimen moves before every level. The clear image does not
             follow.
         camera (`Camera`, *optional*): The camera; drawn by [`draw_camera`] when omitted.
+        specimens (mapping of `str` to `Callable`): Kinds of structure to choose from, such as `ALL_SPECIMENS`.
 
     Returns:
         `list[SimulatedPair]`, one a level. Bleaching dims the clear image of a level as it dims the hazy one.
@@ -94,12 +96,12 @@ def simulate_series(
     num_planes = 2 * int(torch.randint(5, 16, (), generator=generator)) + 1  # 11 to 31, the middle one in focus
     # At most so far apart that what runs from one plane to the next stays in sight.
     z_step = log_uniform(0.25, 1.5, generator) * optics.depth_of_field
-    kinds = list(SPECIMENS)
+    kinds = list(specimens)
     number = 1 if uniform(0, 1, generator) < 0.7 else 2  # mostly one kind of structure a picture
     kinds = [kinds[i] for i in torch.randperm(len(kinds), generator=generator)[:number]]
     volume = torch.zeros(num_planes, grid, grid)
     for kind in kinds:
-        structure = SPECIMENS[kind](tuple(volume.shape), z_step / optics.pixel_size, generator)
+        structure = specimens[kind](tuple(volume.shape), z_step / optics.pixel_size, generator)
         volume += structure / structure.max().clamp(min=1e-8) * uniform(0.3, 1.0, generator)
 
     # 2. Depth: the specimen fades out within `thickness` of the focus, and what is out of focus may glow more or less.
@@ -124,7 +126,7 @@ def simulate_series(
 
     # 4. Far haze: light from beyond the simulated depth, so blurred that only its slow variation is left. Of it a pinhole
     # passes what it passes of the farthest plane.
-    far_haze = _far_haze(size, generator)
+    far_haze = smooth_light(size, generator)
     far_haze_ratio = 0.0 if uniform(0, 1, generator) < 0.3 else log_uniform(0.05, 15, generator)
     fields = [
         field + far_haze * (far_haze_ratio * clear.mean() * otf[-1, 0, 0])
@@ -271,10 +273,17 @@ def image_planes(
     return [torch.fft.irfft2(total, s=(size, size)) for total in totals]
 
 
-def draw_optics(generator: torch.Generator) -> Optics:
+def draw_optics(
+    generator: torch.Generator, sampling: tuple[float, float] = (0.25, 2.7), largest_pixel: float = PIXEL_SIZES["max"]
+) -> Optics:
     """
-    A random microscope: dry 0.4 to oil 1.45 NA, sampled from four times finer to 2.7 times coarser than Nyquist, half of the
-    glycerol and oil objectives 1 to 15 µm deep in a specimen of lower index.
+    A random microscope: dry 0.4 to oil 1.45 NA, half of the glycerol and oil objectives 1 to 15 µm deep in a specimen of lower
+    index.
+
+    Args:
+        generator (`torch.Generator`): CPU generator.
+        sampling (`tuple[float, float]`): Smallest and largest pixel, in units of the largest one that samples without aliasing.
+        largest_pixel (`float`): Pixels are no larger, µm.
     """
     numerical_aperture = uniform(0.4, 1.45, generator)
     refractive_index = next(n for n in (1.0, 1.33, 1.47, 1.515) if numerical_aperture < 0.96 * n)
@@ -286,7 +295,7 @@ def draw_optics(generator: torch.Generator) -> Optics:
         emission_wavelength=emission,
         excitation_wavelength=emission - uniform(0.02, 0.06, generator),
         refractive_index=refractive_index,
-        pixel_size=min(max(nyquist * log_uniform(0.25, 2.7, generator), PIXEL_SIZES["min"]), PIXEL_SIZES["max"]),
+        pixel_size=min(max(nyquist * log_uniform(*sampling, generator), PIXEL_SIZES["min"]), largest_pixel),
         pinhole=uniform(0.7, 1.2, generator),
         sample_index=uniform(1.34, 1.45, generator) if mismatched else None,
         depth=log_uniform(1, 15, generator) if mismatched else 0.0,
@@ -320,7 +329,7 @@ def pair_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
-def _far_haze(size: int, generator: torch.Generator) -> torch.Tensor:
+def smooth_light(size: int, generator: torch.Generator) -> torch.Tensor:
     """A smooth positive field of mean 1 and shape `[size, size]`, varying over 15 to 100 pixels."""
     scale = log_uniform(15, 100, generator)
     frequency = torch.hypot(torch.fft.fftfreq(2 * size)[:, None], torch.fft.rfftfreq(2 * size)[None, :])

@@ -174,6 +174,27 @@ def shells(shape: tuple[int, int, int], plane_spacing: float, generator: torch.G
     return _ellipsoids(shape, plane_spacing, wall, generator) * texture.exp()
 
 
+def cells(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator) -> torch.Tensor:
+    """Flat, filled cells with an edge, thicker towards their middle, textured, some with darker or brighter holes."""
+    depth, height, width = shape
+    scale = log_uniform(15, 80, generator)
+    field = _smooth_field((1, height, width), 1.0, scale, generator)[0]
+    inside = scale * (field - uniform(-0.5, 1.0, generator))  # px from the edge, to first order
+    thickness = (uniform(0.1, 1, generator) * inside).clamp(min=-3, max=log_uniform(4, 60, generator))
+    z = (torch.arange(depth, dtype=torch.float32) - depth * uniform(0.2, 0.8, generator))[:, None, None]
+    edge = log_uniform(0.5, 2, generator)
+    # At least as thick as a plane, or cells would come and go between planes.
+    body = torch.sigmoid((thickness / 2 - z.abs() * plane_spacing) / max(edge, plane_spacing / 2))
+    body = body * torch.sigmoid(inside / edge)
+    texture = uniform(0, 0.8, generator) * _smooth_field(
+        shape, plane_spacing, log_uniform(1.5, 15, generator), generator
+    )
+    holes = _smooth_field((1, height, width), 1.0, scale / 3, generator)
+    holes = uniform(-0.9, 2, generator) * torch.sigmoid((holes - 1.2) * scale / 3 / edge)
+    return body * texture.exp() * (1 + holes)
+
+
+# Drawn from by default, and by benchmarks: a new kind would change their images.
 SPECIMENS = {
     "filaments": filaments,
     "tubules": tubules,
@@ -184,6 +205,7 @@ SPECIMENS = {
     "blobs": blobs,
     "shells": shells,
 }
+ALL_SPECIMENS = {**SPECIMENS, "cells": cells}
 
 
 def _walks(

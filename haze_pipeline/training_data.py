@@ -22,7 +22,20 @@ from .pair_sources import (
     simulation_notes,
 )
 from .simulation import PIXEL_SIZES
-from .training_examples import WINDOW, FieldsInMemory, FieldsInSeries, simulated_series, streamed_series
+from .specimen_datasets import specimens_from_rows
+from .training_examples import (
+    WINDOW,
+    FieldsInMemory,
+    FieldsInSeries,
+    simulated_series,
+    specimen_series,
+    streamed_series,
+)
+
+
+# Pairs of real specimens that statistics are taken of, and the series and the fewest of those that validate.
+SPECIMEN_PAIRS = 96
+VALIDATION_SEED = 2
 
 
 @dataclass
@@ -68,7 +81,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="Folder with TIFFs of equal names in hazy/ and clear/, or a published HazeMatching folder, such as zebrafish.",
     )  # fmt: skip
     parser.add_argument(
-        "--dataset_name", help="Dataset of the Hub, or folder of one, with the columns `hazy` and `clear`."
+        "--dataset_name",
+        help="Dataset of the Hub, or folder of one, with the columns `hazy` and `clear`, or of haze-free specimens in the column "
+        "`image`, of which pairs are made meanwhile.",
     )
     parser.add_argument("--dataset_config_name", help="Configuration of the dataset, if it has several.")
     parser.add_argument(
@@ -77,6 +92,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--simulate", action="store_true", help="Train on random specimens, simulated meanwhile, in place of data."
     )
+    parser.add_argument(
+        "--simulated_fraction", type=float, default=0.0,
+        help="Fraction of pairs from random specimens among those from a dataset of specimens.",
+    )  # fmt: skip
     parser.add_argument("--simulation_seed", type=int, default=1, help="Series of the specimens; never a test's.")
     parser.add_argument("--simulation_size", type=int, default=256, help="Side of the simulated fields in pixels.")
     parser.add_argument(
@@ -105,6 +124,8 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--streaming needs --dataset_name.")
     if args.streaming and args.dataloader_num_workers > 1:  # `datasets` would give each worker other rows
         parser.error("--streaming goes with at most one --dataloader_num_workers.")
+    if not 0 <= args.simulated_fraction <= 1:
+        parser.error(f"--simulated_fraction must lie between 0 and 1, got {args.simulated_fraction}.")
     if args.simulate and args.simulation_size < args.resolution:
         parser.error(f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}.")
     for name in ("patches_per_field", "max_validation_pairs", "train_batch_size", "gradient_accumulation_steps", "max_train_steps",
@@ -127,7 +148,7 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
         `FileNotFoundError`: If a folder holds no pairs.
         `ValueError`: If an image cannot be read or has no partner of its size.
     """
-    series, splits = None, {}
+    series, splits, validation, num_first = None, {}, None, WINDOW
     if args.simulate:
         series = partial(simulated_series, args.simulation_seed, args.simulation_size)
         description = (
@@ -140,7 +161,13 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
         splits = import_datasets().load_dataset(args.dataset_name, args.dataset_config_name, streaming=streaming)
         if "train" not in splits:
             raise ValueError(f"{args.dataset_name} has no split `train`, only {', '.join(splits)}.")
-        if args.streaming:
+        if "image" in splits["train"].column_names:
+            make_series = partial(specimen_series, specimens_from_rows(splits["train"]), args.simulated_fraction)
+            series, num_first = partial(make_series, args.simulation_seed, args.simulation_size), SPECIMEN_PAIRS
+            if "validation" in splits and args.validation_data_dir is None:
+                held_out = specimens_from_rows(splits["validation"])
+                validation = specimen_series(held_out, 0.0, VALIDATION_SEED, args.simulation_size, 0)
+        elif args.streaming:
             # Not decoded by `datasets`, which would be in vain for the rows before a resumed training's.
             series = partial(streamed_series, splits["train"].decode(False))
         description = f"the split `train` of the dataset `{_shareable_name(args.dataset_name)}`."
@@ -150,19 +177,22 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
             description += f" {describe_simulation(notes)}"
 
     if series is not None:
-        pairs = list(islice(series(0), WINDOW))
+        pairs = list(islice(series(0), num_first))
     elif args.dataset_name is not None:
         pairs = list(pairs_from_rows(splits["train"]))
     else:
         pairs = list(load_pairs(args.train_data_dir, "train"))
 
-    validation = iter(())
     if args.validation_data_dir is not None:
         validation = load_pairs(args.validation_data_dir, "validation")
+    elif validation is not None:
+        pass
     elif "validation" in splits:
         validation = pairs_from_rows(splits["validation"])
     elif args.train_data_dir is not None and has_hazematching_split(args.train_data_dir, "validation"):
         validation = pairs_from_hazematching(args.train_data_dir, "validation")
+    else:
+        validation = iter(())
     sizes = [pair.pixel_size_um for pair in pairs if pair.pixel_size_um is not None]
     span = {"min": min(sizes), "max": max(sizes)} if sizes else None
     validation = list(islice(validation, args.max_validation_pairs))
@@ -177,6 +207,7 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
         "mean of hazy images": float(np.mean([pair.hazy.mean(dtype=np.float64) for pair in pairs])),
         "mean of clear images": float(np.mean([pair.clear.mean(dtype=np.float64) for pair in pairs])),
         "patches per field": args.patches_per_field if series is not None else None,
+        "simulated fraction": args.simulated_fraction,
     }
     return TrainingData(pairs, series, validation, description, PIXEL_SIZES if args.simulate else span, facts)
 

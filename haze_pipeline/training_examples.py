@@ -11,8 +11,13 @@ from .haze_augmentation import add_haze, weaken_haze
 from .image_processing import HazeImageProcessor
 from .noise import draw_noise
 from .pair_sources import Pair, pairs_from_rows
-from .simulation import pair_generator, simulate_pair
+from .real_specimens import RealSpecimen, simulate_real_pair
+from .simulation import draw_optics, pair_generator, simulate_pair, simulate_series
+from .specimens import ALL_SPECIMENS, uniform
 
+
+# Of random specimens beside real ones: pixels in units of the largest that samples without aliasing, and the largest in µm.
+COARSE_SAMPLING, COARSEST_PIXEL = (0.4, 6.0), 2.5
 
 # The fields of an endless series that patches are cut from at one time; 24 are about 12 MB at 256 px.
 WINDOW = 24
@@ -23,6 +28,40 @@ def simulated_series(seed: int, size: int, start: int) -> Iterator[Pair]:
     for number in count(start):
         pair = simulate_pair(size, pair_generator(seed, number))
         name = f"simulated pair {number} of seed {seed}"
+        yield Pair(pair.hazy.numpy(), pair.clear.numpy(), name, name, None, pair.parameters["pixel_size"])
+
+
+def specimen_series(
+    specimens: list[tuple[RealSpecimen, int]], simulated_fraction: float, seed: int, size: int, start: int
+) -> Iterator[Pair]:
+    """
+    The endless series `seed` of pairs from real specimens, some of them replaced by random ones, from number `start` on.
+
+    Args:
+        specimens (list of ([`RealSpecimen`], `int`)):
+            Specimens with their quality. Every file is drawn equally often, but those of a quality of 3 and less half as often.
+        simulated_fraction (`float`): Fraction of random specimens, half of them seen with pixels of up to 6 times Nyquist's.
+        seed (`int`): Another seed gives other pairs.
+        size (`int`): Side of the pairs, pixels.
+        start (`int`): Number of the first pair.
+    """
+    by_file: dict[str, list[RealSpecimen]] = {}
+    for specimen, _ in specimens:
+        by_file.setdefault(specimen.file, []).append(specimen)
+    quality = {specimen.file: each for specimen, each in specimens}
+    weights = torch.tensor([1.0 if quality[file] > 3 else 0.5 for file in by_file])
+    for number in count(start):
+        generator = pair_generator(seed, number)
+        if uniform(0, 1, generator) < simulated_fraction:
+            optics = None
+            if uniform(0, 1, generator) < 0.5:
+                optics = draw_optics(generator, COARSE_SAMPLING, COARSEST_PIXEL)
+            pair, name = simulate_series(size, generator, optics, specimens=ALL_SPECIMENS)[0], "random specimen"
+        else:
+            channels = list(by_file.values())[int(torch.multinomial(weights, 1, generator=generator))]
+            specimen = channels[int(torch.randint(len(channels), (), generator=generator))]
+            pair, name = simulate_real_pair(specimen, size, generator), specimen.name
+        name = f"pair {number} of seed {seed}, {name}"
         yield Pair(pair.hazy.numpy(), pair.clear.numpy(), name, name, None, pair.parameters["pixel_size"])
 
 
@@ -190,7 +229,8 @@ class TrainingExamples(torch.utils.data.Dataset):
     Args:
         fields ([`FieldsInMemory`] or [`FieldsInSeries`]): What patches are cut from.
         resolution (`int`): Side of the patches, pixels.
-        posterior_mean_share (`float`): Share of examples at t = 0.
+        posterior_mean_share (`float`): Fraction of examples at t = 0.
+        zero_state_share (`float`, defaults to `0.0`): Fraction of examples at t = 0 whose state is zero instead of noise.
         t_sampling (`str`): Times of the others: `"grid"`, `"uniform"` or `"logit_normal"`.
         seed (`int`): Another seed gives other examples.
         length (`int`): Their number.
@@ -219,6 +259,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         weakened_haze: float = 0.0,
         added_haze: float = 0.0,
         noise_corner_frequency: float = 0.0,
+        zero_state_share: float = 0.0,
     ):
         if weakened_haze + added_haze > 0 and fields.image_processor.normalization == "fixed":
             raise ValueError(
@@ -226,7 +267,7 @@ class TrainingExamples(torch.utils.data.Dataset):
             )
         self.fields = fields
         self.resolution = resolution
-        self.posterior_mean_share = posterior_mean_share
+        self.posterior_mean_share, self.zero_state_share = posterior_mean_share, zero_state_share
         self.t_sampling = t_sampling
         self.intensity_augmentation = intensity_augmentation
         self.weakened_haze, self.added_haze = weakened_haze, added_haze
@@ -252,7 +293,8 @@ class TrainingExamples(torch.utils.data.Dataset):
             gain, offset = rng.normal(0, self.intensity_augmentation, 2)
             dark = self.fields.image_processor.target_dark_level  # light scales about its absence
             patch = torch.stack([patch[0] * math.exp(gain) + offset, (patch[1] - dark) * math.exp(gain) + dark])
-        if rng.random() < self.posterior_mean_share:
+        kind = rng.random()
+        if kind < self.posterior_mean_share + self.zero_state_share:
             t = 0.0  # trains the posterior mean
         elif self.t_sampling == "grid":  # the paper's
             t = np.linspace(0, 1, 20)[rng.integers(20)]
@@ -261,7 +303,10 @@ class TrainingExamples(torch.utils.data.Dataset):
         else:  # logit-normal (Esser et al. 2024, arXiv 2403.03206)
             t = 1 / (1 + np.exp(-rng.standard_normal()))
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        noise = draw_noise((self.resolution, self.resolution), self.noise_corner_frequency, generator)  # [1,h,w]
+        if kind < self.zero_state_share:
+            noise = torch.zeros(1, self.resolution, self.resolution)  # the velocity is then the clear image
+        else:
+            noise = draw_noise((self.resolution, self.resolution), self.noise_corner_frequency, generator)  # [1,h,w]
         return {"hazy": patch[:1], "clear": patch[1:], "noise": noise, "t": torch.tensor(t, dtype=torch.float32)}
 
     def _vary_haze(self, field: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -536,3 +536,70 @@ def test_a_network_of_other_channels_is_refused():
     other = UNet2DModel(**{**{k: v for k, v in unet.config.items() if not k.startswith("_")}, "in_channels": 3})
     with pytest.raises(ValueError, match="2 input channels"):
         HazeMatchingPipeline(other, FlowMatchODEScheduler())
+
+
+# Packed pixels, and means that need no noise.
+
+
+@pytest.fixture
+def packed():
+    """A pipeline that takes 2 × 2 pixels for the channels of one."""
+    config = {**tiny_unet().config, "in_channels": 8, "out_channels": 4}
+    torch.manual_seed(0)
+    pipeline = HazeMatchingPipeline(
+        UNet2DModel.from_config(config).eval(), FlowMatchODEScheduler(), pixel_packing=2, zero_state_mean=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_packed_pixels_are_unpacked_where_they_came_from(packed):
+    """Against the arithmetic written out: channel 2 i + j of a packed image is the pixel (i, j) of every 2 × 2."""
+    plane = np.random.default_rng(0).gamma(2, 100, (48, 32)).astype(np.float32)
+    normalization = packed.image_processor.compute_normalization(packed.image_processor.preprocess(plane))
+    hazy = (torch.from_numpy(plane) - normalization.input_mean) / normalization.input_std  # [1,1,H,W]
+    corners = [hazy[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    states = torch.cat([torch.zeros(1, 4, 24, 16), *corners], dim=1)
+    with torch.no_grad():
+        packed_clear = packed.unet(states, torch.zeros(1), return_dict=False)[0]
+    clear = torch.zeros(48, 32)
+    for channel, (i, j) in enumerate(itertools.product((0, 1), (0, 1))):
+        clear[i::2, j::2] = packed_clear[0, channel]
+    out = packed(plane, num_inference_steps=1)
+    np.testing.assert_allclose(
+        out.prediction,
+        (clear * normalization.target_std[0, 0] + normalization.target_mean[0, 0]).numpy(),
+        rtol=1e-4,
+        atol=1e-3,
+    )
+
+
+def test_a_mean_without_noise_takes_one_call_and_no_seed(packed, image):
+    calls = []
+    packed.unet.register_forward_hook(lambda *_: calls.append(1))
+    first = packed(image, num_inference_steps=1, generator=seeded(0)).prediction
+    assert len(calls) == 1  # three small planes in one batch
+    np.testing.assert_array_equal(packed(image, num_inference_steps=1, generator=seeded(1)).prediction, first)
+    # Frames of constant light do not flicker.
+    frames = packed(np.stack([image[0]] * 4), num_inference_steps=1).prediction
+    np.testing.assert_allclose(frames, np.stack([frames[0]] * 4), rtol=1e-5)
+
+
+def test_packed_pipelines_are_stored_and_tiled_as_others_are(packed, tmp_path):
+    image = np.random.default_rng(0).gamma(2, 100, (120, 90)).astype(np.float32)
+    packed.save_pretrained(tmp_path / "packed")
+    loaded = HazeMatchingPipeline.from_pretrained(tmp_path / "packed", low_cpu_mem_usage=False)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.unet_scale_factor == 16
+    arguments = {"num_inference_steps": 3, "generator": None, "latents": torch.randn(120, 90, generator=seeded())}
+    expected = packed(image, **arguments).prediction
+    np.testing.assert_array_equal(loaded(image, **arguments).prediction, expected)
+    tiled = packed(image, **arguments, tile_size=64, tile_overlap=32).prediction
+    again = packed(image, **arguments, tile_size=96, tile_overlap=32).prediction
+    assert np.abs(tiled - again).max() < 0.3 * expected.std()
+
+
+def test_channels_that_do_not_fit_the_packing_are_refused():
+    for packing, message in ((2, "8 input channels"), (0, "`pixel_packing` must be 1 or more")):
+        with pytest.raises(ValueError, match=message):
+            HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), pixel_packing=packing)

@@ -33,6 +33,7 @@ from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from huggingface_hub import whoami
 from huggingface_hub.utils import validate_repo_id
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
@@ -41,6 +42,7 @@ from haze_pipeline.hub import create_repository
 from haze_pipeline.model_card import make_model_card, shareable_command
 from haze_pipeline.network import build_unet, check_network
 from haze_pipeline.partial_files import replace_when_complete
+from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.processes import PATIENCE, check_joined, meet_on_cpu
 from haze_pipeline.training_checkpoints import (
     averaged_unet,
@@ -90,6 +92,11 @@ def parse_args():
     parser.add_argument(
         "--model_config_name_or_path", help="UNet2DModel config in place of the paper's 3.7-million-parameter network."
     )
+    parser.add_argument(
+        "--pixel_packing", type=int,
+        help="So many × so many pixels become the channels of one: the network sees so much farther, and is faster. 1, or what "
+        "--init_from has.",
+    )  # fmt: skip
     # Optimisation.
     parser.add_argument("--seed", type=int, default=0, help="Decides initial weights, patches, times and noises.")
     parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
@@ -109,6 +116,10 @@ def parse_args():
         help="Share of patches whose time is set to 0, which trains one-step posterior means.",
     )  # fmt: skip
     parser.add_argument(
+        "--zero_state_share", type=float, default=0.0,
+        help="Fraction of patches at time 0 whose state is zero instead of noise: if any, one step needs no noise.",
+    )  # fmt: skip
+    parser.add_argument(
         "--t_sampling", choices=["grid", "uniform", "logit_normal"], default="grid",
         help="Times of the other patches: the paper's 20 values, uniform, or logit-normal (Esser et al. 2024).",
     )  # fmt: skip
@@ -120,6 +131,11 @@ def parse_args():
     parser.add_argument(
         "--mean_error_weight", type=float, default=1.0,
         help="Weight in the loss of the mean error of a patch. Below 1, offsets matter less, as to metrics that fit one.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--balanced_loss", action="store_true",
+        help="Divide the squared error of a patch by 0.3 + the variance of its hazy image, so that bright, dense patches do not "
+        "decide alone. As a function of the input, the weight leaves the posterior mean where it is.",
     )  # fmt: skip
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Compute more to hold less in memory.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
@@ -150,8 +166,11 @@ def parse_args():
             validate_repo_id(args.init_from)
         except ValueError:
             parser.error(f"--init_from must be a pipeline folder or a repository of the Hub, got {args.init_from}.")
-    if not 0 <= args.posterior_mean_share <= 1:
-        parser.error("--posterior_mean_share must lie between 0 and 1.")
+    shares = (args.posterior_mean_share, args.zero_state_share)
+    if min(shares) < 0 or sum(shares) > 1:
+        parser.error("--posterior_mean_share and --zero_state_share must be fractions that sum to 1 at most.")
+    if args.pixel_packing is not None and args.pixel_packing < 1:
+        parser.error(f"--pixel_packing must be 1 or more pixels, got {args.pixel_packing}.")
     if args.noise_corner_frequency is not None and not 0 <= args.noise_corner_frequency < math.inf:
         parser.error("--noise_corner_frequency must be 0 or more cycles per pixel.")
     if args.intensity_augmentation < 0:
@@ -168,10 +187,11 @@ def parse_args():
 
 
 def predict_mean(pipeline, hazy):
-    """Posterior mean `[H, W]` of 4 noises in one step, through the real pipeline."""
+    """Posterior mean `[H, W]` as of the preset `fast`, through the real pipeline."""
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    return pipeline(hazy, num_inference_steps=1, ensemble_size=4, generator=generator).prediction
+    members = choose_members(pipeline, Preset.fast)
+    return pipeline(hazy, num_inference_steps=1, ensemble_size=members, generator=generator).prediction
 
 
 def log_images(accelerator, pipeline, pairs, means, step):
@@ -277,6 +297,7 @@ def train(args, command, accelerator, output_dir):
         fields, args.resolution, posterior_mean_share=args.posterior_mean_share, t_sampling=args.t_sampling, seed=args.seed,
         length=max_train_steps * examples_per_step, intensity_augmentation=args.intensity_augmentation,
         weakened_haze=args.weakened_haze, added_haze=args.added_haze, noise_corner_frequency=noise_corner_frequency,
+        zero_state_share=args.zero_state_share,
     )  # fmt: skip
     # Not shuffled: the examples are random in themselves, and this order is the same after a resume.
     dataloader = torch.utils.data.DataLoader(
@@ -285,17 +306,18 @@ def train(args, command, accelerator, output_dir):
     )  # fmt: skip
 
     # Model, averaged weights, optimiser, schedule.
+    pixel_packing = args.pixel_packing or (1 if initial is None else initial.config.pixel_packing)
     if initial is not None:
         unet = initial.unet
     elif args.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(args.model_config_name_or_path)
         unet = UNet2DModel.from_config({**config, "sample_size": args.resolution})
     else:
-        unet = build_unet()
+        unet = build_unet(pixel_packing=pixel_packing)
         unet.register_to_config(sample_size=args.resolution)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    check_network(unet, args.resolution)
+    check_network(unet, args.resolution, pixel_packing)
     logger.info(
         "%d parameters, %d process(es), %d patches per step",
         unet.num_parameters(),
@@ -328,6 +350,8 @@ def train(args, command, accelerator, output_dir):
             target_std=image_processor.target_std,
             domain=domain,
             noise_corner_frequency=noise_corner_frequency,
+            pixel_packing=pixel_packing,
+            zero_state_mean=args.zero_state_share > 0,
             training_patch_size=args.resolution,
             training_pixel_size=data.pixel_size_span,
         )
@@ -346,7 +370,9 @@ def train(args, command, accelerator, output_dir):
         "added haze": args.added_haze,
         "intensity augmentation": args.intensity_augmentation,
         "posterior mean share": args.posterior_mean_share,
+        "zero state share": args.zero_state_share,
         "t sampling": args.t_sampling,
+        "balanced loss": args.balanced_loss,
         "mean error weight": args.mean_error_weight,
         "learning rate": args.learning_rate,
         "weight decay": args.weight_decay,
@@ -377,10 +403,14 @@ def train(args, command, accelerator, output_dir):
         with accelerator.accumulate(unet):
             t = batch["t"].view(-1, 1, 1, 1)
             latents = (1 - t) * batch["noise"] + t * batch["clear"]  # [B,1,h,w]
-            velocity = unet(torch.cat([latents, batch["hazy"]], dim=1), batch["t"], return_dict=False)[0]  # [B,1,h,w]
-            error = velocity.float() - (batch["clear"] - batch["noise"])
+            states = pixel_unshuffle(torch.cat([latents, batch["hazy"]], dim=1), pixel_packing)  # [B,2p²,h/p,w/p]
+            velocity = unet(states, batch["t"], return_dict=False)[0]  # [B,p²,h/p,w/p]
+            error = pixel_shuffle(velocity.float(), pixel_packing) - (batch["clear"] - batch["noise"])  # [B,1,h,w]
             mean_error = error.mean(dim=(1, 2, 3))
-            loss = error.square().mean() + (args.mean_error_weight - 1) * mean_error.square().mean()
+            losses_of_patches = error.square().mean(dim=(1, 2, 3)) + (args.mean_error_weight - 1) * mean_error.square()
+            if args.balanced_loss:
+                losses_of_patches = losses_of_patches / (0.3 + batch["hazy"].var(dim=(1, 2, 3)))
+            loss = losses_of_patches.mean()
             step_loss += accelerator.reduce(loss.detach(), "mean").item() / args.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:
