@@ -23,6 +23,7 @@ from haze_pipeline.cli_model import load_pipeline
 from haze_pipeline.image_processing import subtract_background
 from haze_pipeline.metrics import range_invariant_psnr
 from haze_pipeline.microscopy_io import read_micrograph
+from haze_pipeline.presets import Preset, choose_members
 
 
 HERE = Path(__file__).parent
@@ -59,7 +60,9 @@ def main():
 
         # By the preset `fast`.
         generator = torch.Generator().manual_seed(0)
-        mean = pipe(hazy, num_inference_steps=1, ensemble_size=4, generator=generator).prediction
+        mean = pipe(
+            hazy, num_inference_steps=1, ensemble_size=choose_members(pipe, Preset.fast), generator=generator
+        ).prediction
         foregrounds = {width: subtract_background(mean, width) for width in BACKGROUND_WIDTHS}
         candidates = {"input": [hazy]}
         for method, predict in BASELINES.items():

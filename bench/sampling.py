@@ -12,6 +12,7 @@ the arithmetic that is fastest here. Fields are simulated with a seed that no tr
 import argparse
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -21,13 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from checkpoint import weights_hash
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.field_sampling import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE
 from haze_pipeline.hardware import fastest_dtype, map_on_cores
 from haze_pipeline.metrics import range_invariant_psnr
 from haze_pipeline.noise import draw_noise
-from haze_pipeline.presets import PRESETS
+from haze_pipeline.presets import PRESETS, Preset, choose_members
 from haze_pipeline.simulation import pair_generator, simulate_pair
 from haze_pipeline.tiling import tile_intervals
 
@@ -60,11 +62,12 @@ def tile_noise(pipe, number, generator):
 @torch.no_grad()
 def reference_tiles(unet, hazy, corners, noise, times):
     """Samples `[T, 1, 128, 128]` of the tiles at `corners` by Euler steps along `times`, one tile a network call."""
-    samples = []
+    samples, packing = [], math.isqrt(unet.config.out_channels)
     for (y, x), state in zip(corners, noise, strict=True):
         condition = hazy[None, None, y : y + TILE, x : x + TILE]
         for now, following in itertools.pairwise(times):
-            velocity = unet(torch.cat([state[None], condition], dim=1), now).sample
+            states = pixel_unshuffle(torch.cat([state[None], condition], dim=1), packing)
+            velocity = pixel_shuffle(unet(states, now).sample, packing)
             state = state + (following - now) * velocity[0]
         samples.append(state)
     return torch.stack(samples)
@@ -108,7 +111,7 @@ def compare_cost(unet, pipe, pairs):
             (SIDE // INNER) ** 2 / len(corners),
         ),
         "balanced, one sample": (lambda: ours("balanced", 1), 1),
-        "fast": (lambda: ours("fast", PRESETS["fast"]["ensemble_size"]), 1),
+        "fast": (lambda: ours("fast", choose_members(pipe, Preset.fast)), 1),
         "balanced": (lambda: ours("balanced", PRESETS["balanced"]["ensemble_size"]), 1),
         "quality": (lambda: ours("quality", 1), PRESETS["quality"]["ensemble_size"]),
     }
@@ -121,7 +124,7 @@ def compare_cost(unet, pipe, pairs):
             measure()
             seconds[name].append(factor * (time.perf_counter() - started))
     best = {name: min(each) for name, each in seconds.items()}
-    calls = {name: PRESETS[name]["num_inference_steps"] * PRESETS[name]["ensemble_size"] for name in PRESETS}
+    calls = {name: PRESETS[name]["num_inference_steps"] * choose_members(pipe, name) for name in PRESETS}
     rows = {
         "reference, one sample": {"calls": 19, "seconds": best["reference, one sample"]},
         "balanced, one sample": {
@@ -183,7 +186,7 @@ def compare_tiling(pipe, pairs):
             out = pipe(
                 hazy,
                 num_inference_steps=1,
-                ensemble_size=4,
+                ensemble_size=choose_members(pipe, Preset.fast),
                 tile_size=tile_size,
                 generator=torch.Generator().manual_seed(0),
             )
@@ -253,7 +256,12 @@ def compare_means(unet, pipe, pairs, parts_per_side=2):
 
         total = sum(map_on_cores(sample, range(50), torch.get_num_threads()))
         reference = join_inner(total / 50, parts_per_side * INNER) * deviation + mean
-        fast = pipe(hazy, num_inference_steps=1, ensemble_size=4, generator=torch.Generator().manual_seed(0))
+        fast = pipe(
+            hazy,
+            num_inference_steps=1,
+            ensemble_size=choose_members(pipe, Preset.fast),
+            generator=torch.Generator().manual_seed(0),
+        )
         estimates = {"input": parts(hazy), "reference": reference.numpy(), "fast": parts(fast.prediction)}
         fields.append({name: range_invariant_psnr(parts(clear), each) for name, each in estimates.items()})
         print(fields[-1], flush=True)

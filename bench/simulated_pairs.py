@@ -19,6 +19,7 @@ from haze_pipeline.cli_model import load_pipeline
 from haze_pipeline.evaluation import classical_methods
 from haze_pipeline.metrics import range_invariant_psnr
 from haze_pipeline.pair_sources import Pair
+from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.simulation import pair_generator, simulate_pair
 
 
@@ -46,7 +47,9 @@ def main():
         for method in classical.values():
             images.update(method(pair))
         generator = torch.Generator().manual_seed(0)
-        images[OURS] = pipe(pair.hazy, num_inference_steps=1, ensemble_size=4, generator=generator).prediction
+        images[OURS] = pipe(
+            pair.hazy, num_inference_steps=1, ensemble_size=choose_members(pipe, Preset.fast), generator=generator
+        ).prediction
         for method, image in images.items():
             scores.setdefault(method, []).append(range_invariant_psnr(pair.clear, image))
         kinds.append(simulated.parameters["specimens"])

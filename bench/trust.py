@@ -22,6 +22,7 @@ from scipy import ndimage, stats
 
 from haze_pipeline import FlowMatchODEScheduler
 from haze_pipeline.cli_model import load_pipeline
+from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.training_examples import simulated_series
 from haze_pipeline.trust import MAX_DISTANCE, MAX_INVENTED
 
@@ -92,7 +93,12 @@ def main():
     for name, images in sets.items():
         assessments[name] = []
         for image in images:
-            out = pipe(image, num_inference_steps=1, ensemble_size=4, generator=torch.Generator().manual_seed(0))
+            out = pipe(
+                image,
+                num_inference_steps=1,
+                ensemble_size=choose_members(pipe, Preset.fast),
+                generator=torch.Generator().manual_seed(0),
+            )
             assessments[name].append(pipe.assess(image, out))
 
     def score(assessment):

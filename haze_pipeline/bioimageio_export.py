@@ -23,24 +23,27 @@ NOISE_SIZE = 256  # px; larger images see the same noise again, which does not m
 
 
 class Velocity(nn.Module):
-    """The network at t = 0."""
+    """The network at t = 0, from states and hazy images `[B, 2, h, w]` to velocities `[B, 1, h, w]`."""
 
-    def __init__(self, unet: nn.Module):
+    def __init__(self, unet: nn.Module, pixel_packing: int):
         super().__init__()
         self.unet = unet
+        self.pixel_packing = pixel_packing
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.unet(inputs, torch.zeros(len(inputs), device=inputs.device), return_dict=False)[0]
+        packed = F.pixel_unshuffle(inputs, self.pixel_packing)
+        velocity = self.unet(packed, torch.zeros(len(inputs), device=inputs.device), return_dict=False)[0]
+        return F.pixel_shuffle(velocity, self.pixel_packing)
 
 
 class PosteriorMean(nn.Module):
     """
-    What the preset `fast` yields, as one function of the image: E[clear | hazy] by one step from two fixed noises and their
-    negatives, each shown mirrored in another way if the checkpoint has learned that.
+    What the preset `fast` yields, as one function of the image: E[clear | hazy] by one step from zeros, or from two fixed noises and
+    their negatives, each shown mirrored in another way if the checkpoint has learned that.
 
     Args:
         velocity (`nn.Module`): From `[B, 2, h, w]` to `[B, 1, h, w]`, sides being multiples of `scale_factor`.
-        noise (`torch.Tensor` of shape `[E, 1, n, n]`): Noise of the members.
+        noise (`torch.Tensor` of shape `[E, 1, n, n]`): Noise of the members, or zeros.
         flips (`list[list[int]]`): Axes along which each is shown mirrored.
         scale_factor (`int`): What the network can halve.
         fixed (`bool`): Normalise with `input_mean` and `input_std`, not with the mean and the unit of the image.
@@ -129,21 +132,26 @@ class PosteriorMean(nn.Module):
 
 def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> torch.jit.ScriptModule:
     """The pipeline's posterior means as TorchScript `[B, 1, H, W]` → `[B, 1, H, W]`, see [`PosteriorMean`]."""
-    generator = torch.Generator().manual_seed(seed)
-    corner_frequency = pipe.config.noise_corner_frequency
-    first, second = (draw_noise((NOISE_SIZE, NOISE_SIZE), corner_frequency, generator, NOISE_SIZE) for _ in range(2))
+    if pipe.config.zero_state_mean:
+        noise, flips = torch.zeros(1, 1, 1, 1), FLIPS[:1]
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        corner_frequency = pipe.config.noise_corner_frequency
+        size = (NOISE_SIZE, NOISE_SIZE)
+        first, second = (draw_noise(size, corner_frequency, generator, NOISE_SIZE) for _ in range(2))
+        noise, flips = torch.stack([first, -first, second, -second]), FLIPS
     size = 4 * pipe.unet_scale_factor
     with warnings.catch_warnings():
         # Sizes of batches up to 64 and of images follow the input; that was measured, not assumed.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        velocity = torch.jit.trace(Velocity(pipe.unet).eval(), torch.randn(1, 2, size, size))
+        velocity = torch.jit.trace(Velocity(pipe.unet, pipe.config.pixel_packing).eval(), torch.randn(1, 2, size, size))
         config = pipe.config
         return torch.jit.script(
             PosteriorMean(
                 velocity,
-                torch.stack([first, -first, second, -second]),
-                [list(flip) if config.mirror_members else [] for flip in FLIPS],
+                noise,
+                [list(flip) if config.mirror_members else [] for flip in flips],
                 pipe.unet_scale_factor,
                 config.normalization == "fixed",
                 float(config.input_mean or 0.0),
@@ -261,7 +269,7 @@ Give it whole planes in counts, {f"at least about {size} pixels a side, " if siz
         " of the training set" if pipe.config.normalization == "fixed" else ", the prediction being in the same one"
     }. Brightness is
 normalised over what it is shown, so that tiles of one image come out differently: show it as a whole, or in tiles as large as memory
-allows. The noise it starts from is stored with it, so that the same image always leads to the same result.
+allows. The same image always leads to the same result.
 
 What a network has not seen it may take away as haze, or draw from memory.
 

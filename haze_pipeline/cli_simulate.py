@@ -56,12 +56,16 @@ def simulate(
         ),
     ] = None,
     from_images: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             rich_help_panel=IMAGES,
-            help="Folder of haze-free micrographs (confocal, deconvolved, light sheet). Each plane is an in-focus layer; haze "
-            "and camera are computed, with random optics.",
+            help="Folder of haze-free micrographs (confocal, deconvolved, light sheet), or a dataset of them, a folder or ORG/NAME of "
+            "the Hub. Each plane is an in-focus layer; haze and camera are computed, with random optics.",
         ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=IMAGES, help="Split of a dataset, such as validation; train if omitted."),
     ] = None,
     z_range: Annotated[
         str | None,
@@ -133,12 +137,14 @@ def simulate(
         refused, what = of_random, "is for random specimens: leave out --from-stack."
     else:
         refused, what = of_stack, "is for a confocal stack: add --from-stack."
+    if split is not None and from_images is None:
+        raise ValueError("--split is for a dataset of haze-free images: add --from-images.")
     for flag, value in refused.items():
         if value is not None:
             raise ValueError(f"{flag} {what}")
     if from_images is not None:
         num_images = num_images or 10
-        series = _pairs_of_images(from_images, num_images, size or 512, seed)
+        series = _pairs_of_images(from_images, split, num_images, size or 512, seed)
     elif from_stack is None:
         num_images = num_images or 10
         arguments = {"pinholes": _parse_pinholes(pinholes), "bleaching": bleaching or 0.0, "drift": drift or 0.0}
@@ -193,14 +199,25 @@ def _series_of_specimens(number: int, size: int, seed: int, arguments: dict) -> 
         yield f"simulated-{seed}-{index}", simulate_series(size, pair_generator(seed, index), **arguments)
 
 
-def _pairs_of_images(folder: Path, number: int, size: int, seed: int) -> Iterator[tuple[str, list]]:
+def _pairs_of_images(
+    source: str, split: str | None, number: int, size: int, seed: int
+) -> Iterator[tuple[str, list]]:
     """File and pair of every image, file by file, and again until there are `number`."""
     import torch
 
     from .real_specimens import read_specimen_folder, simulate_real_pair
     from .simulation import pair_generator
 
-    files = list(read_specimen_folder(folder).items())
+    folder = Path(source)
+    is_dataset = any(folder.rglob("*.parquet")) if folder.is_dir() else not folder.exists() and "/" in source
+    if is_dataset:
+        from .specimen_datasets import load_specimens
+
+        files = list(load_specimens(source, split or "train").items())
+    elif split is not None:
+        raise ValueError(f"--split is for a dataset, but {source} is a folder of images: leave it out.")
+    else:
+        files = list(read_specimen_folder(folder).items())
     for index in range(number):
         name, channels = files[index % len(files)]
         generator = pair_generator(seed, index)

@@ -79,6 +79,25 @@ def specimens_from_rows(rows: Iterable[dict]) -> list[tuple[RealSpecimen, int]]:
     return specimens
 
 
+def load_specimens(source: str, split: str) -> dict[str, list[RealSpecimen]]:
+    """
+    The specimens of a split of a dataset, by file.
+
+    Args:
+        source (`str`): The dataset, a folder or a repository of the Hub.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+
+    Raises:
+        `ValueError`: If the dataset has no such split, or no column `image`.
+    """
+    # Streamed, and so never the cached copy of another folder, which `datasets` tells by name, card and size only.
+    rows = import_datasets().load_dataset(source, split=split, streaming=True)
+    files: dict[str, list[RealSpecimen]] = {}
+    for specimen, _ in specimens_from_rows(rows):
+        files.setdefault(specimen.file, []).append(specimen)
+    return files
+
+
 def build_specimen_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
     """
     A dataset of rows as [`specimen_rows`] makes them, written one by one to an Arrow file.

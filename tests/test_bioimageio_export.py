@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_unet
+from diffusers import UNet2DModel
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.bioimageio_export import NOISE_SIZE, posterior_mean_module
@@ -46,6 +47,19 @@ def test_the_module_yields_what_the_pipeline_does_for_images_of_any_size(config)
     # Noise of a larger image begins anew.
     with torch.no_grad():
         assert module(torch.rand(1, 1, 8, NOISE_SIZE + 9)).isfinite().all()
+
+
+def test_a_module_of_packed_pixels_needs_no_noise():
+    config = {**tiny_unet().config, "in_channels": 8, "out_channels": 4}
+    unet = UNet2DModel.from_config(config).eval()
+    pipe = HazeMatchingPipeline(unet, FlowMatchODEScheduler(), pixel_packing=2, zero_state_mean=True)
+    pipe.set_progress_bar_config(disable=True)
+    module = posterior_mean_module(pipe)
+    images = np.random.default_rng(0).gamma(2, 60, (2, 33, 50)).astype(np.float32)
+    expected = pipe(images, num_inference_steps=1).prediction
+    with torch.no_grad():
+        found = module(torch.from_numpy(images)[:, None])[:, 0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_the_package_passes_the_tests_of_bioimage_io(tmp_path, run, model):

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import json
 import subprocess
 import sys
 from itertools import islice
@@ -142,7 +143,7 @@ def build(tmp_path, rows):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 
 
-def test_training_makes_pairs_of_a_dataset_of_specimens(tmp_path):
+def test_training_makes_pairs_of_a_dataset_of_specimens(run, tmp_path):
     row = {"split": "train", "quality": 5, "pixel_size_um": 0.1, "z_step_um": 0.2}
     rows = [{**row, "file": f"{n}.tif", "seed": n} for n in range(2)]
     rows += [{**row, "file": f"{split}.tif", "split": split, "seed": 9} for split in ("validation", "test", "none")]
@@ -175,6 +176,13 @@ def test_training_makes_pairs_of_a_dataset_of_specimens(tmp_path):
     late, again = next(data.series(5)), list(islice(data.series(3), 3))[-1]
     np.testing.assert_array_equal(late.hazy, again.hazy)
     assert late.source == again.source
+
+    pairs = tmp_path / "pairs"
+    arguments = ("--from-images", tmp_path / "specimens", "--num-images", 2, "--size", 32)
+    assert run("simulate", pairs, *arguments, "--split", "test")[0] == 0
+    assert {json.loads(line)["specimen"] for line in (pairs / "parameters.jsonl").open()} == {"test.tif, channel 0"}
+    code, _, err = run("simulate", tmp_path / "others", *arguments, "--split", "others")
+    assert code == 1 and "others" in err
 
     again = build(tmp_path, [{**row, "file": "0.tif", "seed": 0}])
     assert again.returncode == 2 and "exists: choose another --output_dir" in again.stderr

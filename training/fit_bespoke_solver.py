@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.hardware import map_on_cores
@@ -53,7 +54,8 @@ def main():
     pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
     # Data: patches, their noise, and the converged trajectories from it.
-    check_network(pipe.unet, args.resolution)
+    packing = pipe.config.pixel_packing
+    check_network(pipe.unet, args.resolution, packing)
     images = []
     for pair in itertools.islice(load_pairs(args.train_data_dir, "train"), args.num_images):
         if min(pair.hazy.shape) < args.resolution:
@@ -72,9 +74,10 @@ def main():
     def slope(state, sigma):
         """dx/dσ = −v, patch by patch."""
         t = torch.tensor(1 - sigma, dtype=torch.float32, device=pipe.device)
-        inputs = torch.cat([state, hazy], dim=1).split(1)
+        inputs = pixel_unshuffle(torch.cat([state, hazy], dim=1), packing).split(1)
         workers = torch.get_num_threads() if pipe.device.type == "cpu" else 1
-        return -torch.cat(list(map_on_cores(lambda each: pipe.unet(each, t).sample, inputs, workers)))
+        slopes = torch.cat(list(map_on_cores(lambda each: pipe.unet(each, t).sample, inputs, workers)))
+        return -pixel_shuffle(slopes, packing)
 
     step = -1 / CONVERGED_STEPS
     trajectory = [noise]

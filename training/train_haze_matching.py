@@ -102,6 +102,10 @@ def parse_args():
     parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimiser step.")
     parser.add_argument("--max_train_steps", type=int, default=6000, help="Optimiser steps in all.")
+    parser.add_argument(
+        "--max_train_minutes", type=float,
+        help="After so long, keep a checkpoint and end, to go on later with --resume_from_checkpoint latest.",
+    )  # fmt: skip
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="Peak learning rate of AdamW.")
     parser.add_argument(
         "--lr_scheduler", default="cosine", help="Schedule of diffusers.optimization.",
@@ -169,6 +173,8 @@ def parse_args():
     shares = (args.posterior_mean_share, args.zero_state_share)
     if min(shares) < 0 or sum(shares) > 1:
         parser.error("--posterior_mean_share and --zero_state_share must be fractions that sum to 1 at most.")
+    if args.max_train_minutes is not None and not args.max_train_minutes > 0:
+        parser.error(f"--max_train_minutes must be positive, got {args.max_train_minutes}.")
     if args.pixel_packing is not None and args.pixel_packing < 1:
         parser.error(f"--pixel_packing must be 1 or more pixels, got {args.pixel_packing}.")
     if args.noise_corner_frequency is not None and not 0 <= args.noise_corner_frequency < math.inf:
@@ -399,6 +405,7 @@ def train(args, command, accelerator, output_dir):
     started, seconds_before = time.monotonic(), log[-1]["seconds"] if log else 0.0
     step_loss, losses = 0.0, []
     seconds_per_step = seconds_per_validation = 0.0
+    most_seconds = 60 * args.max_train_minutes if args.max_train_minutes and not args.dry_run else math.inf
     for batch in batches:
         with accelerator.accumulate(unet):
             t = batch["t"].view(-1, 1, 1, 1)
@@ -451,8 +458,15 @@ def train(args, command, accelerator, output_dir):
                 logger.info("step %d: loss %.4f, validation %.2f dB", step, log[-1]["loss"], score)
             losses = []
         seconds_per_validation = time.monotonic() - validation_started
-        if step % args.checkpointing_steps == 0 or last:
+        # By the mean of the processes, so that all end at one step.
+        seconds = torch.tensor(time.monotonic() - started, device=accelerator.device)
+        is_out_of_time = not last and accelerator.reduce(seconds, "mean").item() > most_seconds
+        if step % args.checkpointing_steps == 0 or last or is_out_of_time:
             save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, facts)
+        if is_out_of_time:
+            logger.info("stopped after %d of %d steps; go on with --resume_from_checkpoint latest", step, max_train_steps)
+            accelerator.end_training()
+            return seconds_per_step, seconds_per_validation
     progress_bar.close()
 
     # Keep the averaged weights, with a card.
