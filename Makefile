@@ -33,6 +33,8 @@ quality: .venv/.installed-test
 
 # Measures what the README states and renders its tables.
 bench: .venv/.installed-test
+	$(BIN)/python bench/real_specimens.py
+	$(BIN)/python bench/structures.py
 	$(BIN)/python bench/real_pairs.py
 	$(BIN)/python bench/simulated_pairs.py
 	$(BIN)/python bench/solvers.py

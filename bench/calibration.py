@@ -1,5 +1,5 @@
 """
-Measure the default checkpoint's uncertainty on simulated pairs of a seed that neither trained nor calibrated it.
+Measure the default checkpoint's uncertainty on pairs that neither trained nor calibrated it: of held-out real specimens, and simulated.
 
     python bench/calibration.py
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from checkpoint import weights_hash
+from real_specimens import make_pairs, read_split
 
 from haze_pipeline.calibration import (
     coverage,
@@ -26,19 +27,22 @@ from haze_pipeline.calibration import (
 from haze_pipeline.cli_model import load_pipeline
 from haze_pipeline.figures import plot_calibration
 from haze_pipeline.hardware import fastest_dtype
+from haze_pipeline.pair_sources import Pair
 from haze_pipeline.presets import PRESETS, Preset, choose_solver
 from haze_pipeline.training_examples import simulated_series
 
 
 HERE = Path(__file__).parent
-SEED = 3  # 1 trained, 2 calibrated
+SIMULATED_SEED = 3  # 1 trained
+SIZE = 192
 RESAMPLES = 200
 LARGE_ENSEMBLE = 20
 
 
 def main():
     parser = argparse.ArgumentParser(description="Measure how well the deviations of samples predict errors.")
-    parser.add_argument("--num_images", type=int, default=160)
+    parser.add_argument("--images_dir", type=Path, default=HERE.parent.parent / "shared" / "data")
+    parser.add_argument("--num_images", type=int, default=120)
     parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
     pipe = load_pipeline(args.model)
@@ -46,48 +50,68 @@ def main():
     pipe = pipe.to(fastest_dtype(pipe.device))
     pipe.scheduler, steps = choose_solver(pipe, Preset.balanced, None)
     pipe.set_progress_bar_config(disable=True)
-    config, number = pipe.config, PRESETS[Preset.balanced]["ensemble_size"]
-    if config.calibrated_for != {"ensemble_size": number, "num_inference_steps": steps}:
+    number = PRESETS[Preset.balanced]["ensemble_size"]
+    if pipe.config.calibrated_for != {"ensemble_size": number, "num_inference_steps": steps}:
         raise SystemExit(
-            f"The checkpoint is calibrated for {config.calibrated_for}, not for {number} samples of {steps} steps."
+            f"The checkpoint is calibrated for {pipe.config.calibrated_for}, not for {number} samples of {steps} steps."
         )
 
-    specimens = measure_errors(pipe, islice(simulated_series(SEED, 192, 0), args.num_images), steps, number)
+    files = read_split(args.images_dir, "test")
+    results, plotted = (
+        {"checkpoint": checkpoint, "num_samples": number, "num_inference_steps": steps, "sets": {}},
+        None,
+    )
+    for name, pairs in (
+        ("real specimens", lambda: real_pairs(files)),
+        ("simulated", lambda: simulated_series(SIMULATED_SEED, SIZE, 0)),
+    ):
+        results["sets"][name], curves = measure(pipe, pairs, args.num_images, steps, number)
+        plotted = plotted or curves
+    print(json.dumps(results, indent=2))
+    if args.model is None:
+        plot_calibration(plotted).savefig(HERE / "calibration.png")
+        (HERE / "calibration.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+def real_pairs(files):
+    """An endless series of pairs of held-out specimens."""
+    for index, (row, pair) in enumerate(make_pairs(files, 10**6, SIZE)):
+        yield Pair(pair.hazy.numpy(), pair.clear.numpy(), f"{row['file']}, pair {index}", row["file"])
+
+
+def measure(pipe, pairs, num_images, steps, number):
+    """Scores of the uncertainty on the first pairs of a series, and the curves of deviation and error."""
+    config = pipe.config
+    images = measure_errors(pipe, islice(pairs(), num_images), steps, number)
     calibrations = {
         "raw": {},
         "with a line": {"scale": config.uncertainty_scale, "offset": config.uncertainty_offset},
         "calibrated": {"curve": config.uncertainty_curve},
     }
-    predicted = {name: predict_errors(specimens, number, **how) for name, how in calibrations.items()}
-    curves = {name: pool(images) for name, images in predicted.items()}
-    images = list(predicted["calibrated"].values())
+    predicted = {name: predict_errors(images, number, **how) for name, how in calibrations.items()}
+    curves = {name: pool(each) for name, each in predicted.items()}
+    calibrated = list(predicted["calibrated"].values())
     rng = np.random.default_rng(0)
-    drawn = [rng.integers(len(images), size=len(images)) for _ in range(RESAMPLES)]
+    drawn = [rng.integers(len(calibrated), size=len(calibrated)) for _ in range(RESAMPLES)]
     results = {
-        "checkpoint": checkpoint,
-        "num_images": args.num_images,
-        "num_samples": number,
-        "num_inference_steps": steps,
+        "num_images": num_images,
         "scores": {name: scores(*values) for name, values in curves.items()},
         # 95 % of what other images of this number would have given
-        "ENCE_interval": np.quantile([ence_of(images, each) for each in drawn], (0.025, 0.975)).tolist(),
+        "ENCE_interval": np.quantile([ence_of(calibrated, each) for each in drawn], (0.025, 0.975)).tolist(),
         "interval_coverage": {},
     }
     for alpha, factor in config.interval_factors.items():
-        covered = np.array([coverage(*image, factor) for image in images])
+        covered = np.array([coverage(*image, factor) for image in calibrated])
         results["interval_coverage"][f"{1 - float(alpha):.0%}"] = {
             "mean": float(covered.mean()),
             "standard_error": float(covered.std(ddof=1) / np.sqrt(len(covered))),
         }
-    few = islice(simulated_series(SEED, 192, 0), args.num_images // 4)
-    larger = measure_errors(pipe, few, steps, LARGE_ENSEMBLE)
-    results["large_ensemble"] = {"num_images": len(larger), "num_samples": LARGE_ENSEMBLE}
+    larger = measure_errors(pipe, islice(pairs(), num_images // 4), steps, LARGE_ENSEMBLE)
+    results["large_ensemble"] = {"num_images": num_images // 4, "num_samples": LARGE_ENSEMBLE}
     for name, how in calibrations.items():
         ratio = scores(*pool(predict_errors(larger, LARGE_ENSEMBLE, **how)))["RMS error / RMS deviation"]
         results["large_ensemble"][name] = ratio
-    plot_calibration(curves).savefig(HERE / "calibration.png")
-    print(json.dumps(results, indent=2))
-    (HERE / "calibration.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results, curves
 
 
 def ence_of(images, drawn):

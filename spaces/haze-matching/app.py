@@ -22,7 +22,7 @@ from haze_pipeline.figures import plot_profile, plot_uncertainty
 from haze_pipeline.metrics import range_invariant_psnr
 from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
 from haze_pipeline.optics import Optics
-from haze_pipeline.presets import PRESETS, Preset
+from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.simulation import SimulatedPair, pair_generator, simulate_series
 
 
@@ -265,7 +265,7 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                     list(Preset), value=Preset.fast, label="Preset", info="fast: the mean; others: with uncertainty"
                 )
                 members = gr.Slider(
-                    1, MAX_MEMBERS, PRESETS[Preset.fast]["ensemble_size"], step=1, precision=0, label="Members"
+                    1, MAX_MEMBERS, choose_members(PIPE, Preset.fast), step=1, precision=0, label="Members"
                 )
                 seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed")
                 with gr.Row():
@@ -349,7 +349,7 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
     file.change(show_file, file, [facts, plane, channel, live, outcome], **quiet)
     too_large.click(refuse_large_file, **quiet)
     gr.on([plane.release, channel.release], show_plane, image, [live, outcome], **quiet)
-    preset.change(lambda name: PRESETS[Preset(name)]["ensemble_size"], preset, members, **quiet)
+    preset.change(lambda name: choose_members(PIPE, Preset(name)), preset, members, **quiet)
     results = [downloads, verdict, slider, contrast, uncertainty_map, uncertainty_note, samples, samples_note, live]
     results += [same_contrast, outcome]
     run = start.click(

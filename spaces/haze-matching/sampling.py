@@ -21,7 +21,7 @@ import torch
 
 from haze_pipeline import HazeMatchingOutput
 from haze_pipeline.cli_model import Device, DType, load_pipeline, place_pipeline
-from haze_pipeline.presets import PRESETS, Preset, choose_solver
+from haze_pipeline.presets import Preset, choose_members, choose_solver
 from haze_pipeline.provenance import sampling_facts, weights_digest
 from haze_pipeline.trust import Assessment
 
@@ -86,5 +86,5 @@ def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size
 
 def posterior_mean(hazy: np.ndarray) -> np.ndarray:
     """The result of the preset `fast`."""
-    *_, (_, (output, _, _)) = sample(hazy, Preset.fast, PRESETS[Preset.fast]["ensemble_size"], 0, None)
+    *_, (_, (output, _, _)) = sample(hazy, Preset.fast, choose_members(PIPE, Preset.fast), 0, None)
     return output.prediction

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Makes the checkpoint of the package from nothing but the images of the specimens:
+#
+#     IMAGES=../shared/data bash training/default_checkpoint.sh
+#
+# Every call does the next piece, of at most about nine minutes, and says what is left; repeat it until it says "done". What was done
+# lies in RUN. No piece needs the internet. On a GPU, pass CONFIG=training/accelerate_configs/gpu.yaml.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+IMAGES=${IMAGES:-../shared/data} RUN=${RUN:-runs/default} MINUTES=${MINUTES:-8}
+CONFIG=${CONFIG:-training/accelerate_configs/cpu_2_processes.yaml} PYTHON=${PYTHON:-.venv/bin/python}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+mkdir -p "$RUN"
+
+finish() { echo "$1"; exit 0; }
+
+# One piece of a training: NAME, then its flags.
+train() {
+    local name=$1
+    shift
+    "$PYTHON" -m accelerate.commands.launch --config_file "$CONFIG" --mixed_precision bf16 training/train_haze_matching.py \
+        --dataset_name "$RUN/specimens" --simulated_fraction 0.25 --pixel_packing 2 --noise_corner_frequency 0.2 \
+        --zero_state_share 0.6 --posterior_mean_share 0.05 --t_sampling uniform --balanced_loss --mean_error_weight 0.5 \
+        --max_validation_pairs 16 --checkpointing_steps 500 --report_to none --max_train_minutes "$MINUTES" \
+        --resume_from_checkpoint latest --output_dir "$RUN/$name" "$@"
+}
+
+# Pairs NAME of SPLIT with SEED: NUMBER of SIZE pixels a side.
+make_pairs() {
+    "$PYTHON" -m haze_pipeline simulate "$RUN/$1" --from-images "$RUN/specimens" --split "$2" --seed "$3" --num-images "$4" --size "$5"
+}
+
+if [ ! -e "$RUN/specimens" ]; then
+    "$PYTHON" training/build_specimen_dataset.py --images_dir "$IMAGES" --output_dir "$RUN/specimens"
+    finish "next: the first training"
+fi
+
+# 1. Patches of 160 px at a constant rate.
+if [ ! -e "$RUN/first/model_index.json" ]; then
+    train first --simulation_size 288 --patches_per_field 96 --resolution 160 --train_batch_size 8 --max_train_steps STEPS1 \
+        --learning_rate 1e-3 --lr_scheduler constant_with_warmup --validation_steps 1000 --seed 41
+    finish "next: the first training goes on, or the second"
+fi
+
+# 2. Patches of 256 px at a rate that falls to zero.
+if [ ! -e "$RUN/second/model_index.json" ]; then
+    train second --init_from "$RUN/first" --simulation_seed 6 --simulation_size 320 --patches_per_field 64 --resolution 256 \
+        --train_batch_size 4 --max_train_steps STEPS2 --learning_rate 8e-4 --lr_scheduler linear --lr_warmup_steps 100 \
+        --validation_steps 500 --seed 42
+    finish "next: the second training goes on, or the solver"
+fi
+
+# 3. The solver of the preset `balanced`, and the calibration, on a copy. Seeds: 1 and 6 trained, 2 validated, 5 is for tests.
+if [ ! -e "$RUN/calibrated" ]; then
+    [ -e "$RUN/pairs" ] || make_pairs pairs train 1 12 192
+    [ -e "$RUN/calibration_pairs" ] || make_pairs calibration_pairs validation 4 120 192
+    rm -rf "$RUN/solved"
+    mkdir "$RUN/solved"
+    cp -r "$RUN/second/unet" "$RUN/second/scheduler" "$RUN/second/model_index.json" "$RUN/solved/"
+    "$PYTHON" training/fit_bespoke_solver.py --model "$RUN/solved" --train_data_dir "$RUN/pairs" --num_inference_steps 6
+    "$PYTHON" -m haze_pipeline calibrate "$RUN/calibration_pairs" --model "$RUN/solved" --preset balanced -o "$RUN/calibrated"
+    finish "next: the checkpoint of the package"
+fi
+
+# 4. In half precision, into the package.
+"$PYTHON" - "$RUN/calibrated" <<'END'
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from haze_pipeline import HazeMatchingPipeline
+from haze_pipeline.pipeline_haze_matching import DEFAULT_CHECKPOINT
+
+pipe = HazeMatchingPipeline.from_pretrained(sys.argv[1], low_cpu_mem_usage=False).to(torch.float16)
+shutil.rmtree(DEFAULT_CHECKPOINT)
+pipe.save_pretrained(DEFAULT_CHECKPOINT, variant="fp16", with_code=False)
+run = Path(sys.argv[1]).parent
+first, second = (json.loads((run / name / "training.json").read_text()) for name in ("first", "second"))
+record = {"earlier_stages": [first], "training": second}
+Path("training/default_checkpoint.json").write_text(json.dumps(record, indent=2) + "\n")
+END
+finish "done: haze_pipeline/default_checkpoint; now measure it with \`make bench\`"
