@@ -58,7 +58,7 @@ def main():
             sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", 1, "--dynamo_backend", "no",
             "--mixed_precision", args.mixed_precision, HERE.parent / "training" / "train_haze_matching.py",
             "--train_data_dir", folder / "train", "--output_dir", folder / "run", "--resolution", 64,
-            "--train_batch_size", 8, "--posterior_mean_share", 0.5, "--init_from", DEFAULT_CHECKPOINT, "--learning_rate", 3e-4, "--max_train_steps", args.max_train_steps,
+            "--train_batch_size", 8, "--init_from", DEFAULT_CHECKPOINT, "--learning_rate", 3e-4, "--max_train_steps", args.max_train_steps,
             "--checkpointing_steps", 250, "--resume_from_checkpoint", "latest", "--report_to", "none",
         )  # fmt: skip
         pipe = HazeMatchingPipeline.from_pretrained(folder / "run")

@@ -124,9 +124,12 @@ def fine_detail(predict, files, rng):
         sampling = optics["pixel_size"] / (optics["emission_wavelength"] / (4 * optics["numerical_aperture"]))
         clear, result = pair.clear.numpy(), predict(pair.hazy.numpy())
         power, frequency = radial_power(result)
-        around = power[(frequency > 0.4) & (frequency < 0.5)].mean()
-        corners = [power[SIDE // 2 - 1 : SIDE // 2 + 2, -1:], power[SIDE // 2 - 1 : SIDE // 2 + 2, :1], power[:1, -1:]]
-        checkerboard.append(float(np.mean([corner.mean() for corner in corners[1:]]) / around))
+        # Rows, columns and a checkerboard of 2 px, against the frequencies beside them.
+        last = SIDE // 2
+        at = power[last, 0] + power[0, last] + power[last, last]
+        beside = slice(last - 12, last - 3)
+        around = power[beside, 0].mean() + power[0, beside].mean() + power[beside, beside].mean()
+        checkerboard.append(float(at / around))
         if sampling > 2 and optics["haze_ratio"] < 1:
             high = (frequency > 0.25) & (frequency < 0.5)
             expected, _ = radial_power(clear)

@@ -145,7 +145,9 @@ def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> torch.ji
         # Sizes of batches up to 64 and of images follow the input; that was measured, not assumed.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        velocity = torch.jit.trace(Velocity(pipe.unet, pipe.config.pixel_packing).eval(), torch.randn(1, 2, size, size))
+        velocity = torch.jit.trace(
+            Velocity(pipe.unet, pipe.config.pixel_packing).eval(), torch.randn(1, 2, size, size)
+        )
         config = pipe.config
         return torch.jit.script(
             PosteriorMean(

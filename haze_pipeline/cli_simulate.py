@@ -199,9 +199,7 @@ def _series_of_specimens(number: int, size: int, seed: int, arguments: dict) -> 
         yield f"simulated-{seed}-{index}", simulate_series(size, pair_generator(seed, index), **arguments)
 
 
-def _pairs_of_images(
-    source: str, split: str | None, number: int, size: int, seed: int
-) -> Iterator[tuple[str, list]]:
+def _pairs_of_images(source: str, split: str | None, number: int, size: int, seed: int) -> Iterator[tuple[str, list]]:
     """File and pair of every image, file by file, and again until there are `number`."""
     import torch
 

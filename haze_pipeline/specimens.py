@@ -147,9 +147,11 @@ def puncta(shape: tuple[int, int, int], plane_spacing: float, generator: torch.G
     return volume
 
 
-def blobs(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator) -> torch.Tensor:
-    """Nucleus-like solid ellipsoids with an inner texture."""
-    texture = uniform(0, 1.0, generator) * _smooth_field(
+def blobs(
+    shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator, most_texture: float = 1.0
+) -> torch.Tensor:
+    """Nucleus-like solid ellipsoids with an inner texture, whose logarithm has a standard deviation of up to `most_texture`."""
+    texture = uniform(0, most_texture, generator) * _smooth_field(
         shape, plane_spacing, log_uniform(1.5, 15, generator), generator
     )
     softness = log_uniform(0.5, 3, generator)

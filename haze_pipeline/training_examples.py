@@ -13,11 +13,12 @@ from .noise import draw_noise
 from .pair_sources import Pair, pairs_from_rows
 from .real_specimens import RealSpecimen, simulate_real_pair
 from .simulation import draw_optics, pair_generator, simulate_pair, simulate_series
-from .specimens import ALL_SPECIMENS, uniform
+from .specimens import ALL_SPECIMENS, blobs, uniform
 
 
 # Of random specimens beside real ones: pixels in units of the largest that samples without aliasing, and the largest in µm.
 COARSE_SAMPLING, COARSEST_PIXEL = (0.4, 6.0), 2.5
+SOLID_FRACTION = 0.25  # of the random specimens, without texture
 
 # The fields of an endless series that patches are cut from at one time; 24 are about 12 MB at 256 px.
 WINDOW = 24
@@ -40,7 +41,8 @@ def specimen_series(
     Args:
         specimens (list of ([`RealSpecimen`], `int`)):
             Specimens with their quality. Every file is drawn equally often, but those of a quality of 3 and less half as often.
-        simulated_fraction (`float`): Fraction of random specimens, half of them seen with pixels of up to 6 times Nyquist's.
+        simulated_fraction (`float`):
+            Fraction of random specimens: a quarter thin solid bodies, half of the others seen with pixels of up to 6 times Nyquist's.
         seed (`int`): Another seed gives other pairs.
         size (`int`): Side of the pairs, pixels.
         start (`int`): Number of the first pair.
@@ -52,7 +54,16 @@ def specimen_series(
     weights = torch.tensor([1.0 if quality[file] > 3 else 0.5 for file in by_file])
     for number in count(start):
         generator = pair_generator(seed, number)
-        if uniform(0, 1, generator) < simulated_fraction:
+        draw = uniform(0, 1, generator)
+        if draw < SOLID_FRACTION * simulated_fraction:
+            # Thin bodies, which make no haze of their own.
+            side = 2 * size
+            planes = blobs((1, side, side), 1.0, generator, most_texture=0.1).numpy()
+            pair, name = (
+                simulate_real_pair(RealSpecimen.from_counts(planes, None, "bodies"), size, generator),
+                "solid bodies",
+            )
+        elif draw < simulated_fraction:
             optics = None
             if uniform(0, 1, generator) < 0.5:
                 optics = draw_optics(generator, COARSE_SAMPLING, COARSEST_PIXEL)

@@ -231,6 +231,52 @@ def test_only_the_same_training_is_resumed(pairs, tmp_path):
     assert result.returncode != 0 and "with script train_haze_matching.py, not train_regression.py" in result.stderr
 
 
+def test_a_packed_network_for_means_without_noise_is_trained_in_pieces(pairs, tmp_path):
+    """In pieces of a moment each, as on a machine that is lent in slices, and then fine-tuned without the flags."""
+    config = {**tiny_unet().config, "in_channels": 8, "out_channels": 4}
+    UNet2DModel.from_config(config).save_config(tmp_path / "network")
+    arguments = [
+        "--model_config_name_or_path", tmp_path / "network", "--pixel_packing", 2, "--zero_state_share", 0.7, "--balanced_loss",
+        "--mean_error_weight", 0.5, "--train_batch_size", 2, "--max_train_steps", 6, "--noise_corner_frequency", 0.2,
+    ]  # fmt: skip
+    train(pairs, tmp_path / "whole", *arguments)
+    pieces = tmp_path / "pieces"
+    pause = ("--max_train_minutes", 1e-6, "--resume_from_checkpoint", "latest")
+    for step in range(1, 6):
+        result = train(pairs, pieces, *arguments, *pause)
+        assert f"stopped after {step} of 6 steps" in result.stderr
+        assert not (pieces / "model_index.json").exists()
+    train(pairs, pieces, *arguments, *pause)
+    expected, found = weights(tmp_path / "whole"), weights(pieces)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+    config = HazeMatchingPipeline.from_pretrained(pieces).config
+    assert config.pixel_packing == 2 and config.zero_state_mean
+    train(pairs, tmp_path / "tuned", "--init_from", pieces, "--train_batch_size", 2, "--max_train_steps", 1)
+    config = HazeMatchingPipeline.from_pretrained(tmp_path / "tuned").config
+    assert config.pixel_packing == 2 and config.zero_state_mean
+    result = train(
+        pairs,
+        tmp_path / "no",
+        "--init_from",
+        pieces,
+        "--posterior_mean_share",
+        0.9,
+        "--max_train_steps",
+        1,
+        check=False,
+    )
+    assert result.returncode != 0 and "leaves no room for the states of zeros" in result.stderr
+    for flags, message in (
+        (("--pixel_packing", 0), "--pixel_packing must be 1 or more"),
+        (("--zero_state_share", 0.8, "--posterior_mean_share", 0.3), "must be fractions that sum to 1 at most"),
+        (("--max_train_minutes", 0), "--max_train_minutes must be positive"),
+        (("--pixel_packing", 2), "8 input channels"),
+    ):
+        result = train(pairs, tmp_path / "no", *flags, "--max_train_steps", 1, check=False)
+        assert result.returncode != 0 and message in result.stderr, flags
+
+
 def test_two_processes_equal_one_with_the_same_global_batch(pairs, tmp_path):
     steps = ["--max_train_steps", 20, "--report_to", "tensorboard"]
     train(pairs, tmp_path / "one", "--train_batch_size", 4, *steps)

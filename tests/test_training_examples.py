@@ -155,3 +155,15 @@ def test_noise_is_normal_and_its_own_in_every_example_and_broader_if_asked():
     means = [noise.mean(dim=(1, 2, 3)).std().item() for noise in (white, broad)]  # of patches of 32 px
     assert means[0] < 0.05 and means[1] > 0.2
     assert torch.equal(broad, noises(0.2))
+
+
+def test_some_examples_start_from_zeros_at_time_zero():
+    fields = FieldsInMemory(random_pairs(2), PROCESSOR, 32)
+    dataset = TrainingExamples(
+        fields, 32, posterior_mean_share=0.2, zero_state_share=0.5, t_sampling="uniform", seed=0, length=400
+    )
+    batch = [dataset[index] for index in range(400)]
+    zeros = [example for example in batch if not example["noise"].any()]
+    assert all(example["t"] == 0 for example in zeros)
+    assert 0.42 < len(zeros) / 400 < 0.58
+    assert 0.63 < np.mean([example["t"].item() == 0 for example in batch]) < 0.77

@@ -33,7 +33,7 @@ from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from huggingface_hub import whoami
 from huggingface_hub.utils import validate_repo_id
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import avg_pool2d, pixel_shuffle, pixel_unshuffle
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
@@ -120,8 +120,9 @@ def parse_args():
         help="Share of patches whose time is set to 0, which trains one-step posterior means.",
     )  # fmt: skip
     parser.add_argument(
-        "--zero_state_share", type=float, default=0.0,
-        help="Fraction of patches at time 0 whose state is zero instead of noise: if any, one step needs no noise.",
+        "--zero_state_share", type=float,
+        help="Fraction of patches at time 0 whose state is zero instead of noise: if any, one step needs no noise. 0, or 0.5 if "
+        "--init_from names a pipeline that has learned that.",
     )  # fmt: skip
     parser.add_argument(
         "--t_sampling", choices=["grid", "uniform", "logit_normal"], default="grid",
@@ -138,8 +139,9 @@ def parse_args():
     )  # fmt: skip
     parser.add_argument(
         "--balanced_loss", action="store_true",
-        help="Divide the squared error of a patch by 0.3 + the variance of its hazy image, so that bright, dense patches do not "
-        "decide alone. As a function of the input, the weight leaves the posterior mean where it is.",
+        help="Weigh the squared error of a pixel by 1 / (0.3 + its light) / (0.3 + the standard deviation of its patch), both of the "
+        "hazy image, so that bright structures and patches do not decide alone. As functions of the input, the weights leave the "
+        "posterior mean where it is.",
     )  # fmt: skip
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Compute more to hold less in memory.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
@@ -170,7 +172,7 @@ def parse_args():
             validate_repo_id(args.init_from)
         except ValueError:
             parser.error(f"--init_from must be a pipeline folder or a repository of the Hub, got {args.init_from}.")
-    shares = (args.posterior_mean_share, args.zero_state_share)
+    shares = (args.posterior_mean_share, args.zero_state_share or 0.0)
     if min(shares) < 0 or sum(shares) > 1:
         parser.error("--posterior_mean_share and --zero_state_share must be fractions that sum to 1 at most.")
     if args.max_train_minutes is not None and not args.max_train_minutes > 0:
@@ -190,6 +192,16 @@ def parse_args():
     if args.init_from is not None and args.normalization is not None:
         parser.error("--init_from brings its own units: leave out --normalization.")
     return args
+
+
+def balance(hazy):
+    """
+    Weights `[B, 1, h, w]` of errors, of the light of a pixel above the darkest part of its patch, and of the patch's contrast. Errors
+    grow with both, and least squares with weights that fall as variances rise learn from all of the image.
+    """
+    light = avg_pool2d(hazy, 9, stride=1, padding=4, count_include_pad=False)
+    light = light - light.amin(dim=(2, 3), keepdim=True)
+    return 1 / ((0.3 + light) * (0.3 + hazy.std(dim=(2, 3), keepdim=True)))
 
 
 def predict_mean(pipeline, hazy):
@@ -295,6 +307,14 @@ def train(args, command, accelerator, output_dir):
     validation_input = data.validation_input
     if data.validation:
         logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), validation_input)
+    zero_state_share = args.zero_state_share
+    if zero_state_share is None:
+        zero_state_share = 0.5 if initial is not None and initial.config.zero_state_mean else 0.0
+    if args.posterior_mean_share + zero_state_share > 1:
+        raise ValueError(
+            f"--posterior_mean_share {args.posterior_mean_share} leaves no room for the states of zeros of {args.init_from}: pass 0.5 or less, "
+            "or --zero_state_share."
+        )
     noise_corner_frequency = args.noise_corner_frequency
     if noise_corner_frequency is None:
         noise_corner_frequency = 0.0 if initial is None else initial.config.noise_corner_frequency
@@ -303,7 +323,7 @@ def train(args, command, accelerator, output_dir):
         fields, args.resolution, posterior_mean_share=args.posterior_mean_share, t_sampling=args.t_sampling, seed=args.seed,
         length=max_train_steps * examples_per_step, intensity_augmentation=args.intensity_augmentation,
         weakened_haze=args.weakened_haze, added_haze=args.added_haze, noise_corner_frequency=noise_corner_frequency,
-        zero_state_share=args.zero_state_share,
+        zero_state_share=zero_state_share,
     )  # fmt: skip
     # Not shuffled: the examples are random in themselves, and this order is the same after a resume.
     dataloader = torch.utils.data.DataLoader(
@@ -357,7 +377,7 @@ def train(args, command, accelerator, output_dir):
             domain=domain,
             noise_corner_frequency=noise_corner_frequency,
             pixel_packing=pixel_packing,
-            zero_state_mean=args.zero_state_share > 0,
+            zero_state_mean=zero_state_share > 0,
             training_patch_size=args.resolution,
             training_pixel_size=data.pixel_size_span,
         )
@@ -376,7 +396,7 @@ def train(args, command, accelerator, output_dir):
         "added haze": args.added_haze,
         "intensity augmentation": args.intensity_augmentation,
         "posterior mean share": args.posterior_mean_share,
-        "zero state share": args.zero_state_share,
+        "zero state share": zero_state_share,
         "t sampling": args.t_sampling,
         "balanced loss": args.balanced_loss,
         "mean error weight": args.mean_error_weight,
@@ -413,11 +433,10 @@ def train(args, command, accelerator, output_dir):
             states = pixel_unshuffle(torch.cat([latents, batch["hazy"]], dim=1), pixel_packing)  # [B,2p²,h/p,w/p]
             velocity = unet(states, batch["t"], return_dict=False)[0]  # [B,p²,h/p,w/p]
             error = pixel_shuffle(velocity.float(), pixel_packing) - (batch["clear"] - batch["noise"])  # [B,1,h,w]
-            mean_error = error.mean(dim=(1, 2, 3))
-            losses_of_patches = error.square().mean(dim=(1, 2, 3)) + (args.mean_error_weight - 1) * mean_error.square()
-            if args.balanced_loss:
-                losses_of_patches = losses_of_patches / (0.3 + batch["hazy"].var(dim=(1, 2, 3)))
-            loss = losses_of_patches.mean()
+            weight = balance(batch["hazy"]) if args.balanced_loss else torch.ones_like(error)  # [B,1,h,w]
+            mean_error = (weight * error).mean(dim=(1, 2, 3)) / weight.mean(dim=(1, 2, 3))
+            mean_share = weight.mean(dim=(1, 2, 3)) * mean_error.square()
+            loss = (weight * error.square()).mean() + (args.mean_error_weight - 1) * mean_share.mean()
             step_loss += accelerator.reduce(loss.detach(), "mean").item() / args.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:
@@ -464,7 +483,9 @@ def train(args, command, accelerator, output_dir):
         if step % args.checkpointing_steps == 0 or last or is_out_of_time:
             save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, facts)
         if is_out_of_time:
-            logger.info("stopped after %d of %d steps; go on with --resume_from_checkpoint latest", step, max_train_steps)
+            logger.info(
+                "stopped after %d of %d steps; go on with --resume_from_checkpoint latest", step, max_train_steps
+            )
             accelerator.end_training()
             return seconds_per_step, seconds_per_validation
     progress_bar.close()
