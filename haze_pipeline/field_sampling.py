@@ -2,7 +2,8 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
+from copy import copy
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from .hardware import allocate, free_memory, is_out_of_memory, map_on_cores
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
-from .shared_group_norm import GroupNormStatistics, fix_group_norms, measure_group_norms
+from .shared_group_norm import FixGroupNorms, GroupNormStatistics, MeasureGroupNorms
 from .tiling import spread_patches, tile_slices, tile_weights
 
 
@@ -70,7 +71,7 @@ class FieldSampler:
         device: torch.device,
     ):
         self.unet = unet
-        self.scheduler = scheduler
+        self.scheduler = copy(scheduler)  # counts its steps, which is nobody else's business
         self.num_inference_steps = num_inference_steps
         self.device = device
         self.size = size
@@ -99,7 +100,7 @@ class FieldSampler:
 
         self._set_timesteps()
         # Calls of `on_step` for a batch of fields.
-        self.num_steps = len(scheduler.timesteps) * len(self.blocks)
+        self.num_steps = len(self.scheduler.timesteps) * len(self.blocks)
 
     @property
     def is_tiled(self) -> bool:
@@ -198,12 +199,12 @@ class FieldSampler:
         condition = torch.cat([hazy[..., rows, columns] for rows, columns in patches]).to(self.device)  # [P,1,p,p]
         start = torch.cat([noise[..., rows, columns] for rows, columns in patches]).to(self.device)  # [P,1,p,p]
         measured = []
-        with measure_group_norms(self.unet) as statistics:
+        with MeasureGroupNorms() as norms:
 
             def velocity(state, t, call):
                 states = torch.cat([state, condition], dim=1).flip(flip)
                 velocity = self._call_unet(states, t, channels_last=True).flip(flip)
-                measured.append(dict(statistics))
+                measured.append(dict(norms.statistics))
                 return velocity
 
             self.integrate(start, velocity)
@@ -275,20 +276,18 @@ class FieldSampler:
             same = list(group)
             batches += [same[i : i + self.tiles_per_call] for i in range(0, len(same), self.tiles_per_call)]
 
-        def run(batch) -> torch.Tensor:
+        def run(batch) -> torch.Tensor:  # by any thread, which then enters the context itself
             states = torch.stack(
                 [torch.stack([latents[i, 0, r, c], hazy[i, 0, r, c]]).flip(flips[i]) for i, (r, c), _ in batch]
             )  # [b,2,h,w]
-            return self._call_unet(states, t, channels_last=statistics is not None)  # [b,1,h,w]
+            with nullcontext() if statistics is None else FixGroupNorms(statistics):
+                return self._call_unet(states, t, channels_last=statistics is not None)  # [b,1,h,w]
 
         velocity = torch.zeros_like(latents)
-        with ExitStack() as stack:
-            if statistics is not None:
-                stack.enter_context(fix_group_norms(self.unet, statistics))
-            for batch, velocities in zip(batches, map_on_cores(run, batches, self.workers), strict=True):
-                for (index, (rows, columns), weight), tile_velocity in zip(batch, velocities, strict=True):
-                    tile_velocity = tile_velocity[0].flip(flips[index])
-                    velocity[index, 0, rows, columns] += weight.to(velocity.device) * tile_velocity
+        for batch, velocities in zip(batches, map_on_cores(run, batches, self.workers), strict=True):
+            for (index, (rows, columns), weight), tile_velocity in zip(batch, velocities, strict=True):
+                tile_velocity = tile_velocity[0].flip(flips[index])
+                velocity[index, 0, rows, columns] += weight.to(velocity.device) * tile_velocity
         return velocity
 
     def _call_unet(self, states: torch.Tensor, t: torch.Tensor, channels_last: bool = False) -> torch.Tensor:

@@ -8,73 +8,64 @@ on patches of the training size from all over the field, and by using them in al
 tile's overlap, so that the tiles then give what the whole field would give with these statistics.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 
-# Of every GroupNorm of a network: factor and offset of every channel, which hold statistics, weight and bias.
-GroupNormStatistics = dict[nn.GroupNorm, tuple[torch.Tensor, torch.Tensor]]
+# Of every GroupNorm of a network, by its weight: factor and offset of every channel, which hold statistics, weight and bias.
+GroupNormStatistics = dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
 
 
-@contextmanager
-def measure_group_norms(network: nn.Module) -> Iterator[GroupNormStatistics]:
+class MeasureGroupNorms(TorchFunctionMode):
     """
-    Within, every GroupNorm normalises all elements of a batch *together*, and the yielded dictionary receives what it
-    measured in the latest call.
+    A context within which every GroupNorm normalises all elements of a batch *together*, and `statistics` receives what it measured in
+    the latest call. It holds for the thread that enters it and leaves the network as it is, so that several threads may share one.
     """
-    statistics: GroupNormStatistics = {}
 
-    def forward(norm: nn.GroupNorm, hidden_states: torch.Tensor) -> torch.Tensor:  # [B,C,...]
+    def __init__(self):
+        super().__init__()
+        self.statistics: GroupNormStatistics = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.group_norm:
+            return func(*args, **(kwargs or {}))
+        hidden_states, num_groups, weight, bias, eps = _arguments(*args, **(kwargs or {}))  # [B,C,...]
         # Of channels, which works in any memory layout without a copy; then of groups. In two passes, since
         # torch.var_mean is slow on a CPU.
         values, dims = hidden_states.float(), [0, *range(2, hidden_states.ndim)]
         means = values.mean(dim=dims, keepdim=True)
-        variances = (values - means).square_().mean(dim=dims).reshape(norm.num_groups, -1)
-        means = means.reshape(norm.num_groups, -1)
+        variances = (values - means).square_().mean(dim=dims).reshape(num_groups, -1)
+        means = means.reshape(num_groups, -1)
         mean = means.mean(dim=1)  # [G]
         variance = variances.mean(dim=1) + means.var(dim=1, correction=0)  # [G]
-        channels = norm.num_channels // norm.num_groups
-        factor = (variance + norm.eps).rsqrt().repeat_interleave(channels) * norm.weight.float()
-        offset = norm.bias.float() - mean.repeat_interleave(channels) * factor
-        statistics[norm] = (factor, offset)
+        channels = len(weight) // num_groups
+        factor = (variance + eps).rsqrt().repeat_interleave(channels) * weight.float()
+        offset = bias.float() - mean.repeat_interleave(channels) * factor
+        self.statistics[weight] = (factor, offset)
         return _scale_and_shift(hidden_states, factor, offset)
 
-    with _replaced_forward(network, forward):
-        yield statistics
+
+class FixGroupNorms(TorchFunctionMode):
+    """A context within which every GroupNorm of the thread normalises by `statistics` instead of by those of its input."""
+
+    def __init__(self, statistics: GroupNormStatistics):
+        super().__init__()
+        self.statistics = statistics
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.group_norm:
+            return func(*args, **(kwargs or {}))
+        hidden_states, _, weight, _, _ = _arguments(*args, **(kwargs or {}))
+        return _scale_and_shift(hidden_states, *self.statistics[weight])
 
 
-@contextmanager
-def fix_group_norms(network: nn.Module, statistics: GroupNormStatistics) -> Iterator[None]:
-    """Within, every GroupNorm normalises by `statistics` instead of by those of its input."""
-
-    def forward(norm: nn.GroupNorm, hidden_states: torch.Tensor) -> torch.Tensor:
-        return _scale_and_shift(hidden_states, *statistics[norm])
-
-    with _replaced_forward(network, forward):
-        yield
+def _arguments(input, num_groups, weight, bias, eps=1e-5):
+    """Those of `torch.nn.functional.group_norm`, by position or by name."""
+    return input, num_groups, weight, bias, eps
 
 
 def _scale_and_shift(hidden_states: torch.Tensor, factor: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     shape = (1, -1) + (1,) * (hidden_states.ndim - 2)
     dtype = hidden_states.dtype
     return torch.addcmul(offset.to(dtype).reshape(shape), hidden_states, factor.to(dtype).reshape(shape))
-
-
-@contextmanager
-def _replaced_forward(network: nn.Module, forward: Callable[[nn.GroupNorm, torch.Tensor], torch.Tensor]):
-    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
-    own = [vars(norm).get("forward") for norm in norms]  # of hooks that replace the method of an instance, if any
-    try:
-        for norm in norms:
-            norm.forward = partial(forward, norm)
-        yield
-    finally:
-        for norm, previous in zip(norms, own, strict=True):
-            if previous is None:
-                vars(norm).pop("forward", None)
-            else:
-                norm.forward = previous

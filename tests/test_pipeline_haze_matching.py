@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -603,3 +604,22 @@ def test_channels_that_do_not_fit_the_packing_are_refused():
     for packing, message in ((2, "8 input channels"), (0, "`pixel_packing` must be 1 or more")):
         with pytest.raises(ValueError, match=message):
             HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), pixel_packing=packing)
+
+
+# Several threads.
+
+
+@pytest.mark.parametrize("tile_size", [None, 32])
+def test_threads_that_share_a_pipeline_get_what_they_would_get_alone(pipe, tile_size):
+    images = [np.random.default_rng(seed).gamma(2, 100, (56, 48)).astype(np.float32) for seed in range(4)]
+
+    def dehaze(number):
+        image = images[number % len(images)]
+        return pipe(
+            image, num_inference_steps=3, tile_size=tile_size, generator=seeded(number % len(images))
+        ).prediction
+
+    expected = [dehaze(number) for number in range(len(images))]
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(dehaze, range(40))):
+            np.testing.assert_allclose(found, expected[number % len(images)], rtol=1e-5, atol=1e-4)
