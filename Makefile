@@ -30,6 +30,7 @@ style: .venv/.installed-test
 quality: .venv/.installed-test
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/lint-imports
 
 # Measures what the README states and renders its tables.
 bench: .venv/.installed-test

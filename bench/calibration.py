@@ -16,7 +16,12 @@ import numpy as np
 from checkpoint import weights_hash
 from real_specimens import make_pairs, read_split
 
-from haze_pipeline.calibration import (
+from haze_pipeline.data.pairs import Pair
+from haze_pipeline.data.patches import simulated_series
+from haze_pipeline.evaluation.figures import plot_calibration
+from haze_pipeline.loading import load_pipeline
+from haze_pipeline.presets import PRESETS, Preset, choose_solver
+from haze_pipeline.reliability.calibration import (
     coverage,
     expected_normalized_calibration_error,
     measure_errors,
@@ -24,12 +29,7 @@ from haze_pipeline.calibration import (
     predict_errors,
     scores,
 )
-from haze_pipeline.cli_model import load_pipeline
-from haze_pipeline.figures import plot_calibration
-from haze_pipeline.hardware import fastest_dtype
-from haze_pipeline.pair_sources import Pair
-from haze_pipeline.presets import PRESETS, Preset, choose_solver
-from haze_pipeline.training_examples import simulated_series
+from haze_pipeline.utils.devices import fastest_dtype
 
 
 HERE = Path(__file__).parent

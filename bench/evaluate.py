@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from haze_pipeline.cli_model import load_pipeline
+from haze_pipeline.loading import load_pipeline
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
 

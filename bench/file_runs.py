@@ -22,9 +22,9 @@ import numpy as np
 import psutil
 import zarr
 
-from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
-from haze_pipeline.ome_zarr import OmeZarrWriter
-from haze_pipeline.training_examples import simulated_series
+from haze_pipeline.data.patches import simulated_series
+from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
+from haze_pipeline.io.ome_zarr import OmeZarrWriter
 
 
 HERE = Path(__file__).parent

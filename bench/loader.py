@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 
 from haze_pipeline import HazeMatchingPipeline
+from haze_pipeline.data.patches import WINDOW, FieldsInMemory, FieldsInSeries, TrainingExamples, simulated_series
 from haze_pipeline.image_processing import HazeImageProcessor
-from haze_pipeline.training_examples import WINDOW, FieldsInMemory, FieldsInSeries, TrainingExamples, simulated_series
 
 
 HERE = Path(__file__).parent

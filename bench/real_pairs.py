@@ -20,11 +20,11 @@ from checkpoint import weights_hash
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
-from haze_pipeline.baselines import BASELINES
-from haze_pipeline.cli_model import load_pipeline
+from haze_pipeline.evaluation.baselines import BASELINES
+from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.image_processing import subtract_background
-from haze_pipeline.metrics import range_invariant_psnr
-from haze_pipeline.microscopy_io import read_micrograph
+from haze_pipeline.io.micrograph_files import read_micrograph
+from haze_pipeline.loading import load_pipeline
 from haze_pipeline.presets import Preset, choose_members
 
 

@@ -19,12 +19,12 @@ import torch
 from checkpoint import weights_hash
 from matplotlib import pyplot as plt
 
-from haze_pipeline.baselines import BASELINES, dark_sectioning, richardson_lucy_gradient_consensus
-from haze_pipeline.cli_model import load_pipeline
-from haze_pipeline.metrics import range_invariant_psnr
+from haze_pipeline.evaluation.baselines import BASELINES, dark_sectioning, richardson_lucy_gradient_consensus
+from haze_pipeline.evaluation.metrics import range_invariant_psnr
+from haze_pipeline.loading import load_pipeline
 from haze_pipeline.presets import Preset, choose_members
-from haze_pipeline.real_specimens import read_specimens, simulate_real_pair
-from haze_pipeline.simulation import pair_generator
+from haze_pipeline.simulation.real_specimens import read_specimens, simulate_real_pair
+from haze_pipeline.simulation.simulated_pairs import pair_generator
 
 
 HERE = Path(__file__).parent

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from haze_pipeline import HazeMatchingPipeline
-from haze_pipeline.metrics import range_invariant_psnr
+from haze_pipeline.data.patches import simulated_series
+from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
-from haze_pipeline.training_examples import simulated_series
 
 
 HERE = Path(__file__).parent

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from checkpoint import weights_hash
 
-from haze_pipeline.cli_model import load_pipeline
-from haze_pipeline.evaluation import classical_methods
-from haze_pipeline.metrics import range_invariant_psnr
-from haze_pipeline.pair_sources import Pair
+from haze_pipeline.data.pairs import Pair
+from haze_pipeline.evaluation.metrics import range_invariant_psnr
+from haze_pipeline.evaluation.scores import classical_methods
+from haze_pipeline.loading import load_pipeline
 from haze_pipeline.presets import Preset, choose_members
-from haze_pipeline.simulation import pair_generator, simulate_pair
+from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ import torch
 from checkpoint import weights_hash
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.simulation import pair_generator, simulate_pair
+from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 
 
 HERE = Path(__file__).parent

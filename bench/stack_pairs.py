@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from haze_pipeline import HazeMatchingPipeline
-from haze_pipeline.metrics import range_invariant_psnr
-from haze_pipeline.pair_sources import pairs_from_folder
+from haze_pipeline.data.pairs import pairs_from_folder
+from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.pipeline_haze_matching import DEFAULT_CHECKPOINT
 
 

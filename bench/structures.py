@@ -25,10 +25,10 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.measure import label
 
-from haze_pipeline.baselines import widefield_psf
-from haze_pipeline.cli_model import load_pipeline
+from haze_pipeline.evaluation.baselines import widefield_psf
+from haze_pipeline.loading import load_pipeline
 from haze_pipeline.presets import Preset, choose_members
-from haze_pipeline.simulation import pair_generator, smooth_light
+from haze_pipeline.simulation.simulated_pairs import pair_generator, smooth_light
 
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from haze_pipeline.network import build_unet
+from haze_pipeline.models.unet_haze_matching import build_unet
 
 
 HERE = Path(__file__).parent

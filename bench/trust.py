@@ -21,10 +21,10 @@ from checkpoint import weights_hash
 from scipy import ndimage, stats
 
 from haze_pipeline import FlowMatchODEScheduler
-from haze_pipeline.cli_model import load_pipeline
+from haze_pipeline.data.patches import simulated_series
+from haze_pipeline.loading import load_pipeline
 from haze_pipeline.presets import Preset, choose_members
-from haze_pipeline.training_examples import simulated_series
-from haze_pipeline.trust import MAX_DISTANCE, MAX_INVENTED
+from haze_pipeline.reliability.assessment import MAX_DISTANCE, MAX_INVENTED, assess
 
 
 HERE = Path(__file__).parent
@@ -99,7 +99,7 @@ def main():
                 ensemble_size=choose_members(pipe, Preset.fast),
                 generator=torch.Generator().manual_seed(0),
             )
-            assessments[name].append(pipe.assess(image, out))
+            assessments[name].append(assess(pipe, image, out))
 
     def score(assessment):
         return max(assessment.out_of_domain / MAX_DISTANCE, (assessment.invented or 0) / MAX_INVENTED)

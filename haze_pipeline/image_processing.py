@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from .hardware import allocate
+from haze_pipeline.utils.arrays import allocate
 
 
 # Rows that are worked on at once, so that temporary arrays of large planes stay small.

@@ -2,22 +2,21 @@
 
 import math
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-from .field_sampling import DEFAULT_PATCH_SIZE, FLIPS, FieldSampler
-from .hardware import allocate
-from .hub import add_code, fetch_pipeline, resolve_index, stored_variant
+from haze_pipeline.sampling.initial_noise import draw_noise
+from haze_pipeline.sampling.tiled_sampler import DEFAULT_PATCH_SIZE, FLIPS, FieldSampler
+from haze_pipeline.sampling.uncertainty import local_light, predicted_deviation
+from haze_pipeline.utils.arrays import allocate
+from haze_pipeline.utils.hub import add_code, fetch_pipeline, resolve_index, stored_variant
+
 from .image_processing import BAND_ROWS, HazeImageProcessor, Normalization
-from .noise import draw_noise
 from .pipeline_output import HazeMatchingOutput
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
-from .trust import Assessment, assess
-from .uncertainty import local_light, predicted_deviation
 
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "default_checkpoint"
@@ -54,7 +53,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         zero_state_mean (`bool`, defaults to `False`):
             Whether the network was trained with states of zeros at t = 0, where its velocity is the posterior mean itself: then one
             step needs no noise, and its result no seed.
-        domain (`dict`, *optional*): What training images look like, see [`fit_domain`], for `pipe.assess`.
+        domain (`dict`, *optional*): What training images look like, see [`fit_domain`], for [`assess`].
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
     """
@@ -161,7 +160,6 @@ class HazeMatchingPipeline(DiffusionPipeline):
         save_directory: str | Path,
         variant: str | None = None,
         with_code: bool = True,
-        push_to_hub: bool = False,
         **kwargs,
     ):
         """
@@ -172,35 +170,29 @@ class HazeMatchingPipeline(DiffusionPipeline):
             save_directory (`str` or `Path`): The folder, made if need be.
             variant (`str`, *optional*): Such as `"fp16"`: part of the names of the weights, which are stored as they are.
             with_code (`bool`, defaults to `True`): Store the code that `DiffusionPipeline` needs.
-            push_to_hub (`bool`, defaults to `False`): Also upload, see [`push_to_hub`].
-            kwargs: `max_shard_size`, and those of [`push_to_hub`]; `repo_id` is the folder's name by default.
+            kwargs: `max_shard_size`.
 
         Raises:
             `ValueError`: If anything but safetensors is asked for.
+            `NotImplementedError`: If it shall be uploaded as well, see [`push_to_hub`].
         """
+        if kwargs.pop("push_to_hub", False):
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name))
         if not kwargs.pop("safe_serialization", True):
             raise ValueError("`safe_serialization` must be True: only safetensors are stored, since pickles run code.")
         super().save_pretrained(save_directory, variant=variant, max_shard_size=kwargs.pop("max_shard_size", None))
         if with_code:
             add_code(save_directory)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
-    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+    def push_to_hub(self, repo_id: str, **kwargs):
         """
-        Upload to the Hub in one commit: weights (full, and in half precision as the variant fp16), configurations, the code
-        that `DiffusionPipeline` needs, and a card. Returns the address of the commit.
-
-        Args:
-            repo_id (`str`): `"organisation/name"`, made if need be.
-            kwargs: As of `haze_pipeline.publishing.push_pipeline`: examples, evaluation, licence, `private`, `token`, ….
+        Not here, since a repository also needs a card, a licence and weights in half precision: see
+        `haze_pipeline.sharing.publishing.push_pipeline` and the command `haze-pipeline push`.
         """
-        # By name, since diffusers would take an import for code to be stored with the pipeline.
-        try:
-            publishing = import_module("haze_pipeline.publishing")
-        except ImportError as error:
-            raise ImportError("Pushing needs the package itself: pip install 'haze-pipeline[hub]'.") from error
-        return publishing.push_pipeline(self, repo_id, **kwargs)
+        raise NotImplementedError(
+            "Push with `haze_pipeline.sharing.publishing.push_pipeline(pipe, repo_id)` or `haze-pipeline push`, which also write a card: "
+            "pip install 'haze-pipeline[hub]'."
+        )
 
     @property
     def num_timesteps(self) -> int:
@@ -499,23 +491,6 @@ class HazeMatchingPipeline(DiffusionPipeline):
             interval_factors=self._interval_factors(num_inference_steps, ensemble_size, ensembling_kwargs),
         )  # fmt: skip
         return output if return_dict else (output.prediction, output.uncertainty, output.samples)
-
-    def assess(
-        self, image: np.ndarray, output: HazeMatchingOutput, pixel_size: float | None = None, seed: int = 0
-    ) -> Assessment:
-        """
-        Look for reasons not to believe a result, without a clear image: see [`Assessment`].
-
-        Args:
-            image (`np.ndarray` of shape `[H, W]`): The hazy plane.
-            output ([`HazeMatchingOutput`]): What the pipeline made of it.
-            pixel_size (`float`, *optional*): Side of a pixel in µm.
-            seed (`int`, defaults to `0`): Of the noise of an empty field.
-
-        Raises:
-            `ValueError`: If the image is not a finite plane, or the output is of another shape.
-        """
-        return assess(self, image, np.asarray(output.prediction), pixel_size, seed)
 
     def _interval_factors(self, num_inference_steps, ensemble_size, ensembling_kwargs) -> dict[str, float] | None:
         """The factors of `out.interval`, if they were fitted to means of such ensembles."""

@@ -18,9 +18,9 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.conversion import SUBSETS
-from haze_pipeline.model_card import make_model_card
-from haze_pipeline.network import build_unet
+from haze_pipeline.models.unet_haze_matching import build_unet
+from haze_pipeline.sharing.conversion import SUBSETS
+from haze_pipeline.sharing.model_card import make_model_card
 
 
 HERE = Path(__file__).parent

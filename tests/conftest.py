@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DModel
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, cli
-from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
+from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
 
 
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from haze_pipeline.microscopy_io import Micrograph, MicrographError, read_micrograph, write_ome_tiff
+from haze_pipeline.io.micrograph_files import Micrograph, MicrographError, read_micrograph, write_ome_tiff
 
 
 MAX_SECONDS = 10

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage, signal
 
-from haze_pipeline import baselines
-from haze_pipeline.metrics import range_invariant_psnr
+from haze_pipeline.evaluation import baselines
+from haze_pipeline.evaluation.metrics import range_invariant_psnr
 
 
 METHODS = [

@@ -12,8 +12,8 @@ from conftest import ROOT, tiny_unet
 from diffusers import UNet2DModel
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.bioimageio_export import NOISE_SIZE, posterior_mean_module
-from haze_pipeline.noise import draw_noise
+from haze_pipeline.sampling.initial_noise import draw_noise
+from haze_pipeline.sharing.bioimageio_export import NOISE_SIZE, posterior_mean_module
 
 
 FIXED = {"normalization": "fixed", "input_mean": 110.0, "input_std": 12.0, "target_mean": 50.0, "target_std": 30.0}

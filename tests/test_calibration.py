@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from haze_pipeline.calibration import (
+from haze_pipeline.reliability.calibration import (
     calibration_curve,
     conformal_factors,
     coverage,
@@ -15,7 +15,7 @@ from haze_pipeline.calibration import (
     fit_curve,
     mean_squared_z_score,
 )
-from haze_pipeline.uncertainty import predicted_deviation
+from haze_pipeline.sampling.uncertainty import predicted_deviation
 
 
 def draw_ensembles(members, scale, offset, size=60_000, seed=0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from haze_pipeline.camera import Camera
+from haze_pipeline.simulation.camera import Camera
 
 
 @pytest.mark.parametrize(

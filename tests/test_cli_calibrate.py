@@ -9,7 +9,7 @@ import tifffile
 from conftest import write_pairs
 
 from haze_pipeline import HazeMatchingPipeline
-from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
+from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from haze_pipeline import HazeMatchingPipeline, __version__
-from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
+from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 from conftest import tiny_unet, write_pairs
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from haze_pipeline.baselines import BASELINES
-from haze_pipeline.evaluation import summarize
-from haze_pipeline.metrics import range_invariant_psnr
-from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
-from haze_pipeline.pair_sources import pairs_from_folder
+from haze_pipeline.data.pairs import pairs_from_folder
+from haze_pipeline.evaluation.baselines import BASELINES
+from haze_pipeline.evaluation.metrics import range_invariant_psnr
+from haze_pipeline.evaluation.scores import summarize
+from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
 

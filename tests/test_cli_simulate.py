@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
+from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
 
 
 def test_simulate_writes_pairs_that_a_seed_repeats(run, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchcfm_unet import reference_unet
 
-from haze_pipeline.conversion import (
+from haze_pipeline.sharing.conversion import (
     SUBSETS,
     convert_hazematching_checkpoint,
     load_hazematching_checkpoint,

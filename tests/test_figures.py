@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from haze_pipeline.figures import plot_profile, plot_uncertainty
+from haze_pipeline.evaluation.figures import plot_profile, plot_uncertainty
 
 
 def test_the_map_of_the_uncertainty_starts_at_zero_and_has_a_scale():

@@ -8,8 +8,8 @@ from conftest import ROOT, tiny_unet, write_pairs
 from warm_python import run_script
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
-from haze_pipeline.noise import draw_noise
+from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
+from haze_pipeline.sampling.initial_noise import draw_noise
 
 
 def fit(model, pairs, *arguments):

@@ -10,7 +10,7 @@ from environments import make_environment, run_python
 from hub_double import hub_double
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.hub import fetch_pipeline
+from haze_pipeline.utils.hub import fetch_pipeline
 
 
 EXAMPLE = ROOT / "spaces" / "haze-matching" / "examples" / "filaments.ome.tif"
@@ -187,10 +187,10 @@ def test_what_is_pushed_lets_others_judge_it(pipe, environments, tmp_path):
     with hub_double() as hub:
         home = settings(hub, tmp_path / "home") | {"HF_TOKEN": "hf_test"}
         code = (
-            "from haze_pipeline import HazeMatchingPipeline as P\nfrom diffusers import UNet2DModel\n"
+            "from haze_pipeline import HazeMatchingPipeline as P\nfrom haze_pipeline.sharing.publishing import push_pipeline as push\n"
             "pipe = P.from_pretrained(sys.argv[1])\n"
-            "print(pipe.push_to_hub('lab/microscope', examples=[sys.argv[2]], license_id='mit', commit_message='Hello'))\n"
-            "pipe.push_to_hub('lab/microscope')"
+            "print(push(pipe, 'lab/microscope', examples=[sys.argv[2]], license_id='mit', commit_message='Hello'))\n"
+            "push(pipe, 'lab/microscope')"
         )
         run_python(environments["ours"], code, tmp_path / "first", EXAMPLE, **home)
         created, first, second = (set(files) for _, files in hub.repos["lab/microscope"])

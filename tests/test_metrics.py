@@ -13,8 +13,8 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from haze_pipeline import metrics
-from haze_pipeline.metrics import MS_SSIM_BETAS, range_invariant_psnr
+from haze_pipeline.evaluation import metrics
+from haze_pipeline.evaluation.metrics import MS_SSIM_BETAS, range_invariant_psnr
 
 
 def images(number=1, shape=(64, 80)):

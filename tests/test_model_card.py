@@ -14,8 +14,8 @@ from conftest import ROOT, tiny_unet, write_pairs
 from huggingface_hub import ModelCard
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.conversion import SUBSETS
-from haze_pipeline.publishing import write_repository
+from haze_pipeline.sharing.conversion import SUBSETS
+from haze_pipeline.sharing.publishing import write_repository
 
 
 EXAMPLE = ROOT / "spaces" / "haze-matching" / "examples" / "filaments.ome.tif"

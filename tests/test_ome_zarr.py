@@ -7,8 +7,8 @@ import ome_zarr_models
 import pytest
 import zarr
 
-from haze_pipeline.microscopy_io import Micrograph, MicrographError, open_micrograph, read_micrograph
-from haze_pipeline.ome_zarr import OmeZarrWriter
+from haze_pipeline.io.micrograph_files import Micrograph, MicrographError, open_micrograph, read_micrograph
+from haze_pipeline.io.ome_zarr import OmeZarrWriter
 
 
 def counts(*shape):

@@ -8,7 +8,15 @@ import psfmodels
 import pytest
 import torch
 
-from haze_pipeline.optics import Optics, _radial_grid, _radial_psf, best_focus, confocal_otf, otf_to_psf, widefield_otf
+from haze_pipeline.simulation.optics import (
+    Optics,
+    _radial_grid,
+    _radial_psf,
+    best_focus,
+    confocal_otf,
+    otf_to_psf,
+    widefield_otf,
+)
 
 
 OIL = Optics(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from haze_pipeline import perceptual
+from haze_pipeline.evaluation import perceptual
 
 
 def test_patches_are_scaled_one_by_one():

@@ -14,10 +14,12 @@ from conftest import ROOT, tiny_unet
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torchcfm_unet import reference_unet
 
-from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline, field_sampling, hardware
-from haze_pipeline.conversion import unet_from_torchcfm
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.image_processing import Normalization
-from haze_pipeline.uncertainty import local_light, predicted_deviation
+from haze_pipeline.sampling import tiled_sampler
+from haze_pipeline.sampling.uncertainty import local_light, predicted_deviation
+from haze_pipeline.sharing.conversion import unet_from_torchcfm
+from haze_pipeline.utils import arrays
 
 
 @pytest.fixture
@@ -226,7 +228,7 @@ def test_blocks_of_a_large_field_agree_with_the_whole(monkeypatch, pipe):
     arguments = {"num_inference_steps": 3, "tile_size": 64, "tile_overlap": 32}
     whole = pipe(hazy, generator=seeded(), **arguments).prediction
     seen = []
-    monkeypatch.setattr(field_sampling, "BLOCK_SIZE", 128)
+    monkeypatch.setattr(tiled_sampler, "BLOCK_SIZE", 128)
     blocks = pipe(
         hazy, generator=seeded(), callback_on_step_end=lambda p, step, t, k: seen.append(step), **arguments
     ).prediction
@@ -237,8 +239,8 @@ def test_blocks_of_a_large_field_agree_with_the_whole(monkeypatch, pipe):
 def test_arrays_in_files_give_the_same_result(monkeypatch, pipe, image, tmp_path):
     arguments = {"num_inference_steps": 2, "ensemble_size": 3, "output_uncertainty": True, "output_samples": True}
     expected = pipe(image, generator=seeded(), batch_size=1, **arguments)
-    monkeypatch.setattr(hardware.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=0))
-    monkeypatch.setattr(hardware.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(arrays.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=0))
+    monkeypatch.setattr(arrays.tempfile, "tempdir", str(tmp_path))
     result = pipe(image, generator=seeded(), batch_size=1, **arguments)
     assert sum(str(tmp_path) in line for line in open("/proc/self/maps")) == 3  # one of each output
     np.testing.assert_allclose(result.prediction, expected.prediction, rtol=1e-5)

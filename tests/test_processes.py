@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from haze_pipeline.processes import Processes
+from haze_pipeline.utils.processes import Processes
 
 
 def test_one_process_is_by_itself():
@@ -24,7 +24,7 @@ def test_launched_processes_share_values_and_failures(tmp_path):
         textwrap.dedent("""
         import json, sys
         from pathlib import Path
-        from haze_pipeline.processes import join_processes
+        from haze_pipeline.utils.processes import join_processes
 
         processes = join_processes(use_cpu=True)
         found = {"gathered": processes.gather(processes.index * 2), "broadcast": processes.broadcast(f"of {processes.index}")}

@@ -13,13 +13,18 @@ import pytest
 import torch
 from conftest import ROOT
 
-from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
-from haze_pipeline.optics import Optics
-from haze_pipeline.real_specimens import RealSpecimen, read_specimen_folder, read_specimens, simulate_real_pair
-from haze_pipeline.simulation import pair_generator
-from haze_pipeline.specimen_datasets import specimens_from_rows
-from haze_pipeline.training_data import add_data_arguments, load_training_data
-from haze_pipeline.training_examples import specimen_series
+from haze_pipeline.data.patches import specimen_series
+from haze_pipeline.data.specimen_datasets import specimens_from_rows
+from haze_pipeline.data.training_data import add_data_arguments, load_training_data
+from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
+from haze_pipeline.simulation.optics import Optics
+from haze_pipeline.simulation.real_specimens import (
+    RealSpecimen,
+    read_specimen_folder,
+    read_specimens,
+    simulate_real_pair,
+)
+from haze_pipeline.simulation.simulated_pairs import pair_generator
 
 
 SHARP = Optics(1.2, 0.52, 0.488, 1.33, pixel_size=0.1)

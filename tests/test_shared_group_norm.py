@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import tiny_unet
 
-from haze_pipeline.shared_group_norm import FixGroupNorms, MeasureGroupNorms
+from haze_pipeline.sampling.shared_group_norm import FixGroupNorms, MeasureGroupNorms
 
 
 @pytest.fixture

@@ -23,12 +23,13 @@ import tifffile
 import torch
 from conftest import ROOT
 
-from haze_pipeline.baselines import richardson_lucy, rolling_ball
-from haze_pipeline.cli_model import Device, DType, load_pipeline, place_pipeline
-from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
-from haze_pipeline.optics import Optics
+from haze_pipeline.evaluation.baselines import richardson_lucy, rolling_ball
+from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
+from haze_pipeline.loading import Device, DType, load_pipeline, place_pipeline
 from haze_pipeline.presets import Preset, choose_solver
-from haze_pipeline.simulation import pair_generator, simulate_series
+from haze_pipeline.reliability.assessment import assess
+from haze_pipeline.simulation.optics import Optics
+from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_series
 
 
 pytestmark = pytest.mark.e2e
@@ -130,7 +131,7 @@ def test_a_plane_of_a_stack_is_dehazed_as_by_the_pipeline(space, pipe, tmp_path)
     assert (result.axes, result.pixel_size, result.z_step, result.channel_names) == ("YX", (0.1, 0.1), None, ["actin"])
     for key, value in {**arguments, "ensemble_size": 3, "num_inference_steps": 6, "source": "stack.ome.tif"}.items():
         assert result.provenance.get(key, value) == value
-    assert pipe.assess(image[1, 0], expected, 0.1, 5).verdict in verdict
+    assert assess(pipe, image[1, 0], expected, 0.1, 5).verdict in verdict
     assert "black to white" in contrast and len(pictures) == 2
     assert uncertainty["value"]["plot"].startswith("data:image/") and "Not calibrated" in note
     assert [sample["caption"] for sample in samples["value"]] == [f"sample {n} of 3" for n in (1, 2, 3)]

@@ -10,8 +10,14 @@ import pytest
 import tifffile
 from fuzz_tiffs import fuzz
 
-from haze_pipeline.microscopy_io import Micrograph, MicrographError, open_micrograph, read_micrograph, write_ome_tiff
-from haze_pipeline.ome_tiff_writer import OmeTiffWriter
+from haze_pipeline.io.micrograph_files import (
+    Micrograph,
+    MicrographError,
+    open_micrograph,
+    read_micrograph,
+    write_ome_tiff,
+)
+from haze_pipeline.io.ome_tiff_writer import OmeTiffWriter
 
 
 def stack(*shape):

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from haze_pipeline.tiling import spread_patches, tile_intervals, tile_slices, tile_weights
+from haze_pipeline.sampling.tiling import spread_patches, tile_intervals, tile_slices, tile_weights
 
 
 @pytest.mark.parametrize("length", [8, 24, 32, 40, 64, 104, 256])

@@ -22,13 +22,13 @@ from huggingface_hub import ModelCard
 from warm_python import ENVIRONMENT, run_script
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.dataset_card import make_dataset_card
-from haze_pipeline.microscopy_io import Micrograph, write_ome_tiff
-from haze_pipeline.pair_datasets import build_dataset, pair_row, save_dataset
-from haze_pipeline.pair_sources import pairs_from_folder
+from haze_pipeline.data.dataset_card import make_dataset_card
+from haze_pipeline.data.hub_datasets import build_dataset, pair_row, save_dataset
+from haze_pipeline.data.pairs import pairs_from_folder
+from haze_pipeline.data.patches import FieldsInMemory, TrainingExamples
+from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
-from haze_pipeline.simulation import pair_generator, simulate_pair
-from haze_pipeline.training_examples import FieldsInMemory, TrainingExamples
+from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 
 
 @pytest.fixture(scope="module")

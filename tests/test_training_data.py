@@ -6,9 +6,9 @@ import shutil
 import datasets
 import numpy as np
 
-from haze_pipeline.dataset_card import make_dataset_card
-from haze_pipeline.pair_datasets import build_dataset, pair_row, save_dataset
-from haze_pipeline.training_data import add_data_arguments, load_training_data
+from haze_pipeline.data.dataset_card import make_dataset_card
+from haze_pipeline.data.hub_datasets import build_dataset, pair_row, save_dataset
+from haze_pipeline.data.training_data import add_data_arguments, load_training_data
 
 
 def test_a_dataset_that_was_made_anew_is_read_anew(tmp_path):

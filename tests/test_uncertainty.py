@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from haze_pipeline.uncertainty import local_light, predicted_deviation
+from haze_pipeline.sampling.uncertainty import local_light, predicted_deviation
 
 
 def test_a_line_never_promises_less_than_averaging_leaves():

@@ -45,10 +45,6 @@ def serve():
     import datasets  # noqa: F401
     import tensorboard  # noqa: F401
 
-    import haze_pipeline.pipeline_haze_regression
-    import haze_pipeline.training_checkpoints
-    import haze_pipeline.training_data  # noqa: F401
-
     for line in sys.stdin:
         command, *outputs = json.loads(line)
         child = os.fork()

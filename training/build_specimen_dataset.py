@@ -16,9 +16,9 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from haze_pipeline.pair_datasets import import_datasets, push_dataset, save_dataset
-from haze_pipeline.partial_files import replace_when_complete
-from haze_pipeline.specimen_datasets import build_specimen_dataset, specimen_rows
+from haze_pipeline.data.hub_datasets import import_datasets, push_dataset, save_dataset
+from haze_pipeline.data.specimen_datasets import build_specimen_dataset, specimen_rows
+from haze_pipeline.utils.atomic_files import replace_when_complete
 
 
 HERE = Path(__file__).parent

@@ -20,11 +20,11 @@ from scipy.optimize import minimize
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.hardware import map_on_cores
-from haze_pipeline.network import check_network
-from haze_pipeline.noise import draw_noise
-from haze_pipeline.pair_sources import load_pairs
-from haze_pipeline.partial_files import replace_when_complete
+from haze_pipeline.data.pairs import load_pairs
+from haze_pipeline.models.unet_haze_matching import check_network
+from haze_pipeline.sampling.initial_noise import draw_noise
+from haze_pipeline.utils.atomic_files import replace_when_complete
+from haze_pipeline.utils.devices import map_on_cores
 
 
 logger = logging.getLogger("fit_bespoke_solver")

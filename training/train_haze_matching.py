@@ -37,14 +37,14 @@ from torch.nn.functional import avg_pool2d, pixel_shuffle, pixel_unshuffle
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.domain import fit_domain
-from haze_pipeline.hub import create_repository
-from haze_pipeline.model_card import make_model_card, shareable_command
-from haze_pipeline.network import build_unet, check_network
-from haze_pipeline.partial_files import replace_when_complete
+from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
+from haze_pipeline.data.training_data import add_data_arguments, check_arguments, load_training_data
+from haze_pipeline.models.unet_haze_matching import build_unet, check_network
 from haze_pipeline.presets import Preset, choose_members
-from haze_pipeline.processes import PATIENCE, check_joined, meet_on_cpu
-from haze_pipeline.training_checkpoints import (
+from haze_pipeline.reliability.out_of_domain import fit_domain
+from haze_pipeline.sharing.model_card import make_model_card, shareable_command
+from haze_pipeline.sharing.publishing import push_pipeline
+from haze_pipeline.training_utils import (
     averaged_unet,
     check_output,
     resume,
@@ -52,9 +52,11 @@ from haze_pipeline.training_checkpoints import (
     save_checkpoint,
     save_trained,
     start_output,
+    validate,
 )
-from haze_pipeline.training_data import add_data_arguments, check_arguments, load_training_data, validate
-from haze_pipeline.training_examples import TrainingExamples, fit_image_processor
+from haze_pipeline.utils.atomic_files import replace_when_complete
+from haze_pipeline.utils.hub import create_repository
+from haze_pipeline.utils.processes import PATIENCE, check_joined, meet_on_cpu
 
 
 logger = get_logger(__name__)
@@ -304,7 +306,7 @@ def train(args, command, accelerator, output_dir):
     )
     domain = fit_domain([pair.hazy for pair in data.pairs])
     fields = data.normalize(image_processor, args)
-    validation_input = data.validation_input
+    validation_input = validate(lambda hazy: hazy, data.validation)[0] if data.validation else None
     if data.validation:
         logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), validation_input)
     zero_state_share = args.zero_state_share
@@ -521,7 +523,7 @@ def train(args, command, accelerator, output_dir):
         card = make_model_card(pipeline, title, {"training": training}, args.license)
         save_trained(pipeline, output_dir, {"training.json": record, "README.md": str(card)})
         if args.push_to_hub and not args.dry_run:
-            url = pipeline.push_to_hub(args.hub_model_id, folder=output_dir)
+            url = push_pipeline(pipeline, args.hub_model_id, folder=output_dir)
             logger.info("pushed: %s", url)
     accelerator.end_training()
     return seconds_per_step, seconds_per_validation

@@ -25,19 +25,20 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from haze_pipeline.network import build_unet, check_network
+from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
+from haze_pipeline.data.training_data import add_data_arguments, check_arguments, load_training_data
+from haze_pipeline.models.unet_haze_matching import build_unet, check_network
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
-from haze_pipeline.processes import PATIENCE, check_joined, meet_on_cpu
-from haze_pipeline.training_checkpoints import (
+from haze_pipeline.training_utils import (
     averaged_unet,
     resume,
     save_best,
     save_checkpoint,
     save_trained,
     start_output,
+    validate,
 )
-from haze_pipeline.training_data import add_data_arguments, check_arguments, load_training_data, validate
-from haze_pipeline.training_examples import TrainingExamples, fit_image_processor
+from haze_pipeline.utils.processes import PATIENCE, check_joined, meet_on_cpu
 
 
 logger = get_logger(__name__)
@@ -95,7 +96,11 @@ def main():
         generator=torch.Generator(),  # workers' seeds must not come from the generator that a checkpoint restores
     )  # fmt: skip
     if data.validation:
-        logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), data.validation_input)
+        logger.info(
+            "validation: %d pairs, %.2f dB before dehazing",
+            len(data.validation),
+            validate(lambda hazy: hazy, data.validation)[0],
+        )
 
     unet = build_unet()
     if args.model_config_name_or_path is not None:

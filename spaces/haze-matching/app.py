@@ -17,13 +17,13 @@ import gradio as gr
 import numpy as np
 from uploads import EXPIRY, MAX_FILE, choose_plane, count_planes, delete_expired_files, open_upload, read_plane
 
-from haze_pipeline.baselines import richardson_lucy, rolling_ball
-from haze_pipeline.figures import plot_profile, plot_uncertainty
-from haze_pipeline.metrics import range_invariant_psnr
-from haze_pipeline.microscopy_io import Micrograph, read_micrograph, write_ome_tiff
-from haze_pipeline.optics import Optics
+from haze_pipeline.evaluation.baselines import richardson_lucy, rolling_ball
+from haze_pipeline.evaluation.figures import plot_profile, plot_uncertainty
+from haze_pipeline.evaluation.metrics import range_invariant_psnr
+from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
 from haze_pipeline.presets import Preset, choose_members
-from haze_pipeline.simulation import SimulatedPair, pair_generator, simulate_series
+from haze_pipeline.simulation.optics import Optics
+from haze_pipeline.simulation.simulated_pairs import SimulatedPair, pair_generator, simulate_series
 
 
 MAX_WORK = 2**25  # pixels of a plane × members

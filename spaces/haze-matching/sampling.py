@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from haze_pipeline import HazeMatchingOutput
-from haze_pipeline.cli_model import Device, DType, load_pipeline, place_pipeline
+from haze_pipeline.loading import Device, DType, load_pipeline, place_pipeline
 from haze_pipeline.presets import Preset, choose_members, choose_solver
-from haze_pipeline.provenance import sampling_facts, weights_digest
-from haze_pipeline.trust import Assessment
+from haze_pipeline.reliability.assessment import Assessment, assess
+from haze_pipeline.utils.provenance import sampling_facts, weights_digest
 
 
 MODEL = os.environ.get("HAZE_MODEL")  # a pipeline folder; the checkpoint in the package otherwise
@@ -61,7 +61,7 @@ def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size
             output_samples=steps > 1,
             callback_on_step_end=on_step,
         )
-        return output, pipe.assess(hazy, output, pixel_size, seed)
+        return output, assess(pipe, hazy, output, pixel_size, seed)
 
     future = NETWORK.submit(solve)
     future.add_done_callback(states.put)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import tifffile
 
-from haze_pipeline.microscopy_io import Micrograph, open_micrograph
+from haze_pipeline.io.micrograph_files import Micrograph, open_micrograph
 
 
 MAX_FILE = 100 * 2**20  # bytes

@@ -1,0 +1,132 @@
+"""The command `haze-pipeline calibrate`."""
+
+import json
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from haze_pipeline.loading import Device, DType, fetch_model, load_pipeline, place_pipeline
+from haze_pipeline.presets import Preset, choose_members, choose_solver
+from haze_pipeline.utils.console import make_parents, progress_bar, require
+
+from .options import DeviceOption, DTypeOption, ModelOption, SeedOption
+
+
+def calibrate(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PAIRS",
+            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset of the Hub; specimens that were not "
+            "trained on.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Pipeline folder to write.")],
+    model: ModelOption = None,
+    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "validation",
+    preset: Annotated[Preset, typer.Option(help="Steps, members and solver of the ensembles.")] = Preset.balanced,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=2, help="Solver steps, in place of the preset's.")
+    ] = None,
+    ensemble_size: Annotated[
+        int | None, typer.Option(min=2, help="Members per plane, in place of the preset's.")
+    ] = None,
+    max_pairs: Annotated[int, typer.Option(min=1, help="Only so many pairs are looked at.")] = 500,
+    seed: SeedOption = 0,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also write a PNG: error against predicted deviation, before and after.")
+    ] = None,
+    device: DeviceOption = Device.auto,
+    dtype: DTypeOption = DType.auto,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
+):
+    """
+    Fit how far a checkpoint's deviations are to be believed, and write a copy of it that knows.
+
+    Its `--uncertainty` then is the error to expect, and in Python `out.interval(0.1)` bounds the truth in 90 % of the pixels,
+    on average over images like these. The clear images must be in the unit of the predictions: that of the hazy ones, or of
+    the training targets for a checkpoint with fixed statistics.
+
+    Example: haze-pipeline calibrate runs/validation --model runs/first/best -o runs/first_calibrated --plot calibration.png
+    """
+    if preset is Preset.fast:
+        raise ValueError("--preset fast yields means, which have no spread: choose balanced or quality.")
+    if output.exists():
+        raise FileExistsError(f"{output} exists; choose another name.")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise ValueError(f"{plot} must end in .png.")
+    if plot is not None and not plot.parent.is_dir():
+        raise FileNotFoundError(f"{plot.parent} is not a folder; create it first.")
+
+    import shutil
+
+    from haze_pipeline.data.pairs import load_pairs
+    from haze_pipeline.io.micrograph_files import replace_when_complete
+    from haze_pipeline.pipeline_haze_matching import DEFAULT_CHECKPOINT
+    from haze_pipeline.reliability import calibration
+
+    if plot is not None:
+        require("eval", "matplotlib")
+        from haze_pipeline.evaluation.figures import plot_calibration
+    pairs = load_pairs(source, split)
+    pipe = place_pipeline(load_pipeline(model), device, dtype)
+    pipe.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
+    pipe.set_progress_bar_config(disable=True)
+    members = choose_members(pipe, preset, ensemble_size)
+
+    with ExitStack() as stack:
+        advance = progress_bar("Calibrating", None, stack)
+
+        def counted():
+            for pair in islice(pairs, max_pairs):
+                yield pair
+                advance(1)
+
+        specimens = calibration.measure_errors(pipe, counted(), steps, members, seed)
+    fitted = calibration.calibrate(specimens, members, steps)
+    line = {"scale": fitted["uncertainty_scale"], "offset": fitted["uncertainty_offset"]}
+    curves = {
+        name: calibration.pool(calibration.predict_errors(specimens, members, **how))
+        for name, how in {"before": {}, "line": line, "after": {"curve": fitted["uncertainty_curve"]}}.items()
+    }
+    facts = {
+        "specimens": len(specimens),
+        **fitted,
+        "before": calibration.scores(*curves["before"]),
+        "with a line, on the same pairs": calibration.scores(*curves["line"]),
+        "after, on the same pairs": calibration.scores(*curves["after"]),
+    }
+    if len(specimens) > 1:
+        left_out = calibration.pool(calibration.cross_validate(specimens, members))
+        facts["after, on specimens left out"] = calibration.scores(*left_out)
+
+    make_parents(output)
+    with replace_when_complete(output) as folder:
+        shutil.copytree(fetch_model(model) if model else DEFAULT_CHECKPOINT, folder, dirs_exist_ok=True)
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps({**index, **fitted}, indent=2, sort_keys=True) + "\n")
+        (folder / "calibration.json").write_text(json.dumps(facts, indent=2) + "\n")
+        if plot is not None:
+            figure = plot_calibration(curves)
+            figure.savefig(folder / "calibration.png")
+            with replace_when_complete(plot) as temporary:
+                figure.savefig(temporary)
+    written = [str(path) for path in (output, plot) if path is not None]
+    if json_output:
+        print(json.dumps({**facts, "written": written}))
+        return
+    print(f"{len(specimens)} specimens, {members} members of {steps} steps")
+    print("line: scale {scale:.3f}, offset {offset:.3f}".format(**line))
+    print(f"curve: weight of light {fitted['uncertainty_curve']['light_weight']:.2f}")
+    for name, values in facts.items():
+        if name.startswith(("before", "with", "after")):
+            print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
+    factors = ", ".join(
+        f"{100 * (1 - float(alpha)):g} %: {factor:.2f}" for alpha, factor in fitted["interval_factors"].items()
+    )
+    print(f"deviations that bound the truth in a share of the pixels: {factors}")
+    for path in written:
+        print(path)

@@ -1,0 +1,1 @@
+"""Pairs to learn from: folders, datasets of the Hub, patches."""

@@ -1,0 +1,281 @@
+"""
+Hub datasets of pairs: hazy and clear planes with what is known about them, as Parquet that `datasets.load_dataset` reads
+from a folder or streams from the Hub.
+
+Every function here that needs the library `datasets` imports it itself, since it belongs to the extra `train`.
+"""
+
+import math
+from collections.abc import Iterable
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from haze_pipeline.utils.hub import create_repository
+
+
+if TYPE_CHECKING:
+    import datasets
+    from huggingface_hub import DatasetCard
+
+# What Pillow calls the types of a plane. Pillow 10.1 opens 16-bit PNGs as "I"; we store nothing else that opens so.
+DTYPES = {"L": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "uint16", "F": "float32"}
+
+
+def encode_plane(plane: np.ndarray) -> dict:
+    """
+    Encode a plane for a column of type `datasets.Image()`, so that every value survives.
+
+    Left to itself, `datasets` turns 16-bit colours to 8 bit and drops all but the first page of a stack. Integers become a
+    PNG, which browsers show, reals a TIFF of 32 bits.
+
+    Args:
+        plane (`np.ndarray` of shape `[H, W]`): Finite intensities of type uint8, uint16 or float32, or of another real type
+            if uint16 (for integers) or float32 holds them exactly.
+
+    Returns:
+        `dict`: The file as `bytes`; `path` is `None`.
+
+    Raises:
+        `ValueError`: If it is not a plane, holds no pixels, NaN or infinite values, or values that would be rounded.
+    """
+    if plane.ndim != 2 or plane.size == 0:
+        raise ValueError(f"The image has shape {plane.shape}, not [H, W]: pass its planes one by one.")
+    if plane.dtype.kind not in "iuf":
+        raise ValueError(
+            f"The image holds values of type {plane.dtype}, not intensities: convert it to uint16 or float32."
+        )
+    if not np.isfinite(plane).all():
+        raise ValueError("The image holds NaN or infinite values: replace them by numbers first.")
+    exact = plane
+    if plane.dtype.name not in ("uint8", "uint16", "float32"):
+        low, high = plane.min(), plane.max()
+        integers = plane.dtype.kind != "f"
+        with np.errstate(over="ignore"):
+            exact = plane.astype(np.uint16 if integers and low >= 0 and high <= 65535 else np.float32)
+        # `==` compares integers as float64, which is exact up to 2**53.
+        if (integers and max(-int(low), int(high)) > 2**53) or not (exact == plane).all():
+            raise ValueError(
+                f"The image holds {plane.dtype} values that float32 would round: convert it to uint16 or float32 yourself, "
+                "rounding as you see fit."
+            )
+    file = BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(exact, dtype=exact.dtype.newbyteorder("=")))
+    if exact.dtype.kind == "f":
+        image.save(file, "TIFF", compression="tiff_adobe_deflate")
+    else:
+        image.save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def decode_plane(image: "Image.Image | dict") -> np.ndarray:
+    """
+    The exact array `[H, W]` (uint8, uint16 or float32) of a value of the column `hazy` or `clear`, whether decoded to a
+    PIL image, as usual, or not (`datasets.Image(decode=False)`).
+
+    Raises:
+        `ValueError`: If the image has colours, several pages, of which Pillow would show the first, or integers beyond
+            uint16.
+    """
+    if isinstance(image, dict):
+        image = Image.open(BytesIO(image["bytes"]) if image.get("bytes") else image["path"])
+    if image.mode not in DTYPES or getattr(image, "n_frames", 1) > 1:
+        raise ValueError(
+            f"The image must be a single plane without colours, got mode {image.mode} and {getattr(image, 'n_frames', 1)} "
+            "page(s)."
+        )
+    plane = np.asarray(image)
+    if image.mode == "I" and not (0 <= plane.min() and plane.max() <= 65535):
+        raise ValueError("The image holds 32-bit integers that uint16 does not: convert it to float32.")
+    return plane.astype(DTYPES[image.mode])
+
+
+def pair_row(
+    hazy: np.ndarray,
+    clear: np.ndarray,
+    specimen_id: str,
+    source: str,
+    level: float | None = None,
+    pixel_size_um: float | None = None,
+) -> dict:
+    """
+    One row of a dataset of pairs.
+
+    Args:
+        hazy (`np.ndarray` of shape `[H, W]`): The hazy plane, see [`encode_plane`].
+        clear (`np.ndarray` of shape `[H, W]`): The clear plane, pixel by pixel aligned with `hazy`.
+        specimen_id (`str`): The same for all planes of one specimen, which must not be spread over splits.
+        source (`str`): Where the pair comes from; errors name it.
+        level (`float`, *optional*): Diameter in Airy units of the pinhole that `hazy` was recorded with. `None` stands for
+            a widefield image, made without a pinhole: infinity, its limit, has no spelling in JSON.
+        pixel_size_um (`float`, *optional*): Side of a pixel in µm; `None` if unknown or if pixels are not square.
+
+    Raises:
+        `ValueError`: If the shapes differ or a plane cannot be stored exactly.
+    """
+    if hazy.shape != clear.shape:
+        raise ValueError(
+            f"{source}: `hazy` and `clear` must be of one shape, got {hazy.shape} and {clear.shape}: crop or register them."
+        )
+    if level is not None and not 0 < level < math.inf:
+        raise ValueError(
+            f"{source}: `level` must be a positive number of Airy units or None (widefield), got {level}."
+        )
+    row = {}
+    for name, plane in (("hazy", hazy), ("clear", clear)):
+        try:
+            row[name] = encode_plane(plane)
+        except ValueError as error:
+            raise ValueError(f"{source}, {name}: {error}") from error
+    return {**row, "level": level, "pixel_size_um": pixel_size_um, "specimen_id": specimen_id, "source": source}
+
+
+def build_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
+    """
+    A dataset of rows, which are read one by one, so that it may be larger than the memory.
+
+    Args:
+        rows (iterable of `dict`): What [`pair_row`] makes.
+        path (`str` or `Path`): Arrow file to write. The dataset is that file, mapped into memory.
+
+    Raises:
+        `ImportError`: If the library `datasets` is missing.
+        `ValueError`: If there are no rows.
+    """
+    datasets = import_datasets()
+    from datasets.arrow_writer import ArrowWriter
+
+    features = datasets.Features(
+        {
+            "hazy": datasets.Image(),
+            "clear": datasets.Image(),
+            # float32 would turn 0.1 into 0.10000000149.
+            "level": datasets.Value("float64"),
+            "pixel_size_um": datasets.Value("float64"),
+            "specimen_id": datasets.Value("string"),
+            "source": datasets.Value("string"),
+        }
+    )
+    with ArrowWriter(path=str(path), features=features, writer_batch_size=16) as writer:
+        for row in rows:
+            writer.write(row)
+        num_rows, _ = writer.finalize()
+    if num_rows == 0:
+        raise ValueError("A dataset needs at least one pair, got none.")
+    return datasets.Dataset.from_file(str(path))
+
+
+def split_by_specimen(
+    dataset: "datasets.Dataset", validation_share: float = 0.0, test_share: float = 0.0, seed: int = 0
+) -> "datasets.DatasetDict":
+    """
+    Split a dataset so that all planes of a specimen are in one split.
+
+    The split of a specimen follows from its name and the seed alone: more specimens, added later, move none of the others.
+    The shares are therefore met on average only.
+
+    Args:
+        dataset (`datasets.Dataset`): With a column `specimen_id`.
+        validation_share (`float`): Expected share of the specimens in `validation`; there is no such split if it is 0.
+        test_share (`float`): Likewise for `test`.
+        seed (`int`): Another seed splits differently.
+
+    Returns:
+        `datasets.DatasetDict`: `train`, and `validation` and `test` where their share is positive.
+
+    Raises:
+        `ValueError`: If the shares are no shares, or a split would be empty.
+    """
+    datasets = import_datasets()
+    if min(validation_share, test_share) < 0 or validation_share + test_share >= 1:
+        raise ValueError(
+            "The shares of validation and test must not be negative and must leave something to train on, got "
+            f"{validation_share} and {test_share}."
+        )
+
+    def split_of(specimen_id: str) -> str:
+        digest = blake2b(f"{seed}/{specimen_id}".encode(), digest_size=8).digest()
+        position = int.from_bytes(digest, "big") / 2**64  # uniform in [0,1)
+        if position < test_share:
+            return "test"
+        return "validation" if position < test_share + validation_share else "train"
+
+    specimens = dataset["specimen_id"][:]
+    rows = {"train": [], "validation": [], "test": []}
+    for index, specimen_id in enumerate(specimens):
+        rows[split_of(specimen_id)].append(index)
+    for name, share in (("train", 1), ("validation", validation_share), ("test", test_share)):
+        if share > 0 and not rows[name]:
+            raise ValueError(
+                f"None of the {len(set(specimens))} specimens falls into the split {name}: choose another seed or share, or "
+                "add specimens."
+            )
+    return datasets.DatasetDict({name: dataset.select(indices) for name, indices in rows.items() if indices})
+
+
+def save_dataset(
+    splits: "datasets.DatasetDict", card: "DatasetCard", folder: str | Path, max_shard_bytes: int = 500_000_000
+) -> None:
+    """
+    Write Parquet files and `README.md` into an empty or new folder, laid out as in a dataset repository of the Hub:
+    `load_dataset(folder)` reads it, and uploading it as it is makes a dataset.
+
+    Args:
+        splits (`datasets.DatasetDict`): The data.
+        card (`huggingface_hub.DatasetCard`): See [`make_dataset_card`].
+        folder (`str` or `Path`): The folder, in which there must be no `data/` yet.
+        max_shard_bytes (`int`): About the largest size of a file. The default is that of `datasets`.
+    """
+    folder = Path(folder)
+    (folder / "data").mkdir(parents=True)
+    for name, split in splits.items():
+        num_bytes = (
+            split.data.nbytes * len(split) / len(split.data)
+        )  # `split` may be a selection of rows of `split.data`
+        num_shards = min(len(split), math.ceil(num_bytes / max_shard_bytes))
+        for index in range(num_shards):
+            shard = split.shard(num_shards, index, contiguous=True)
+            shard.to_parquet(str(folder / "data" / f"{name}-{index:05d}-of-{num_shards:05d}.parquet"))
+    card.save(folder / "README.md")
+
+
+def push_dataset(
+    splits: "datasets.DatasetDict", card: "DatasetCard", repo_id: str, private: bool | None = None
+) -> str:
+    """
+    Upload to the Hub, as `datasets` does, with a card. Files of an earlier upload are replaced.
+
+    The card goes first: the Hub checks its licence and tags, and data never stand there without them.
+
+    Args:
+        splits (`datasets.DatasetDict`): The data.
+        card (`huggingface_hub.DatasetCard`): See [`make_dataset_card`].
+        repo_id (`str`): `"organisation/name"`.
+        private (`bool`, *optional*): Who may see a new repository; by default what the organisation has set.
+
+    Returns:
+        `str`: Address of the dataset.
+
+    Raises:
+        `ValueError`: If the repository was to be private, but exists and is public.
+        `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses.
+    """
+    url = create_repository(repo_id, "dataset", private)
+    card.push_to_hub(url.repo_id, commit_message="Upload dataset card")
+    splits.push_to_hub(url.repo_id)
+    return str(url)
+
+
+def import_datasets():
+    """The library `datasets`, or an `ImportError` that says how to install it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            'The library datasets is missing: install it with `pip install "haze-pipeline[train]"`.'
+        ) from error
+    return datasets

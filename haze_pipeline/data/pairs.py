@@ -1,0 +1,226 @@
+"""
+Where pairs come from: folders of TIFFs, the published HazeMatching data, datasets of the Hub. All are read while they are used.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from haze_pipeline.io.micrograph_files import list_tiffs, read_micrograph
+
+from .hub_datasets import decode_plane, import_datasets
+
+
+@dataclass
+class Pair:
+    """
+    A hazy and a clear plane and what is known about them: the columns of a dataset, see [`pair_row`].
+
+    Args:
+        hazy (`np.ndarray` of shape `[H, W]`): The hazy plane.
+        clear (`np.ndarray` of shape `[H, W]`): The clear plane, pixel by pixel aligned with `hazy`.
+        specimen_id (`str`): The same for all planes of one specimen.
+        source (`str`): Where the pair comes from; errors name it.
+        level (`float`, *optional*): Pinhole of the hazy image in Airy units; `None` for a widefield image.
+        pixel_size_um (`float`, *optional*): Side of a pixel in µm.
+    """
+
+    hazy: np.ndarray
+    clear: np.ndarray
+    specimen_id: str
+    source: str
+    level: float | None = None
+    pixel_size_um: float | None = None
+
+
+# Folders of the published HazeMatching data. `train_crops_fid` repeats training images for another purpose.
+HAZEMATCHING_FOLDERS = {"train": ("train_crop", "train"), "validation": ("val_crop", "val"), "test": ("test",)}
+
+
+def load_pairs(source: str | Path, split: str) -> Iterator[Pair]:
+    """
+    Pairs of whatever a user may name: a folder with `hazy/` and `clear/`, all of whose pairs belong to any split; one split of a
+    published HazeMatching folder; or one split of a dataset, a folder or a repository of the Hub.
+
+    Args:
+        source (`str` or `Path`): The folder of images, dataset or repository; a `Path` is a folder of images.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+
+    Raises:
+        `FileNotFoundError`: If there are no pairs.
+        `ValueError`: If an image cannot be read or has no partner of its size, or the dataset has no such split.
+    """
+    folder = Path(source)
+    if isinstance(source, Path) or (folder.is_dir() and not any(folder.rglob("*.parquet"))):
+        is_published = not (folder / "hazy").is_dir() and any(
+            has_hazematching_split(folder, s) for s in HAZEMATCHING_FOLDERS
+        )
+        if is_published and not has_hazematching_split(folder, split):
+            raise ValueError(f"{folder} has no split {split}, only {', '.join(hazematching_splits(folder))}.")
+        return pairs_from_hazematching(folder, split) if is_published else pairs_from_folder(folder)
+    # Streamed, and so never the cached copy of another folder, which `datasets` tells by name, card and size only.
+    rows = import_datasets().load_dataset(str(source), split=split, streaming=True)
+    return pairs_from_rows(rows)
+
+
+def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterator[Pair]:
+    """
+    Pairs of a folder with TIFFs of equal names in `hazy/` and `clear/`, one for each plane.
+
+    A specimen is a file, or a sub-folder (`hazy/fish3/left.tif` belongs to `fish3`). All planes of a stack share it. For
+    images that `haze-pipeline simulate` made, `parameters.jsonl` tells specimen and level.
+
+    Args:
+        folder (`str` or `Path`): The folder that holds `hazy/` and `clear/`.
+        level (`float`, *optional*): Pinhole of the hazy images in Airy units, see [`Pair`].
+
+    Raises:
+        `FileNotFoundError`: If an image has no partner, or there are none.
+        `ValueError`: If a file cannot be read, holds channels or colours, or does not fit its partner.
+    """
+    folder = Path(folder)
+    names = {kind: list_tiffs(folder / kind) for kind in ("hazy", "clear")}
+    if not names["hazy"]:
+        raise FileNotFoundError(f"{folder} holds no TIFFs in hazy/: put pairs of equal names in hazy/ and clear/.")
+    for kind, other in (("hazy", "clear"), ("clear", "hazy")):
+        for name in names[kind]:
+            if name not in names[other]:
+                raise FileNotFoundError(f"{folder / kind / name} has no partner: {folder / other / name} is missing.")
+    notes = {note["image"]: note for note in simulation_notes(folder)}
+    for name in names["hazy"]:
+        hazy, clear = read_micrograph(folder / "hazy" / name), read_micrograph(folder / "clear" / name)
+        for kind, micrograph in (("hazy", hazy), ("clear", clear)):
+            if dict(zip(micrograph.axes, micrograph.data.shape, strict=True)).get("C", 1) > 1:
+                raise ValueError(f"{folder / kind / name} holds several channels: save each as a file of its own.")
+        if hazy.data.shape != clear.data.shape:
+            raise ValueError(
+                f"{folder / 'hazy' / name} and its partner in clear/ must be of one shape, got {hazy.data.shape} and "
+                f"{clear.data.shape}: crop or register them."
+            )
+        planes = [micrograph.data.reshape(-1, *micrograph.data.shape[-2:]) for micrograph in (hazy, clear)]
+        note = notes.get(_stem(name), {})
+        specimen = note.get("specimen_id") or (name.parts[0] if len(name.parts) > 1 else _stem(name))
+        pixel_size = hazy.pixel_size_um or clear.pixel_size_um
+        for index, (hazy_plane, clear_plane) in enumerate(zip(*planes, strict=True)):
+            source = name.as_posix() if len(planes[0]) == 1 else f"{name.as_posix()}, plane {index}"
+            yield Pair(
+                hazy_plane, clear_plane, specimen, source, note.get("level") if level is None else level, pixel_size
+            )
+
+
+def simulation_notes(folder: str | Path) -> list[dict]:
+    """What `haze-pipeline simulate` noted about every image of a folder; nothing for images from elsewhere."""
+    path = Path(folder, "parameters.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def describe_simulation(notes: list[dict]) -> str:
+    """Sentences for a dataset card that say how [`simulation_notes`] were made."""
+
+    def span(key: str) -> str:
+        values = [note[key] for note in notes]
+        return f"{min(values):.3g}" + (f" to {max(values):.3g}" if max(values) > min(values) else "")
+
+    if "haze_ratio" in notes[0]:
+        files = {note["specimen_id"] for note in notes}
+        made = (
+            f"The clear images are parts of {len(files)} haze-free micrographs, in counts of simulated cameras. Haze, optics and camera "
+            "of the hazy ones were computed with `haze-pipeline simulate --from-images`, not measured"
+        )
+    elif "plane" in notes[0]:
+        made = (
+            "The clear images are planes of confocal stacks, in counts of simulated cameras. The hazy ones were computed from "
+            "them with `haze-pipeline simulate --from-stack`, not measured"
+        )
+    else:
+        kinds = sorted({kind for note in notes for kind in note["specimens"]})
+        made = f"The images were simulated with `haze-pipeline simulate`, not measured. Structures: {', '.join(kinds)}"
+    return (
+        f"{made}. Seed {span('seed')}; numerical aperture {span('numerical_aperture')}, emission "
+        f"{span('emission_wavelength')} µm, excitation {span('excitation_wavelength')} µm, refractive index "
+        f"{span('refractive_index')}, pinhole of the clear images {span('pinhole')} Airy units."
+    )
+
+
+def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[Pair]:
+    """
+    Pairs of one split of a published HazeMatching dataset: TIFFs of two channels, the confocal target and the widefield image.
+
+    The files don't say which of them show one specimen, so that every file counts as one.
+
+    Args:
+        folder (`str` or `Path`): The folder of a subset, such as `zebrafish`.
+        split (`str`): `"train"`, `"validation"` or `"test"`, made of the [`HAZEMATCHING_FOLDERS`] that there are.
+
+    Raises:
+        `ValueError`: If a file cannot be read or is not an image of two channels, [2, H, W].
+    """
+    for name in HAZEMATCHING_FOLDERS[split]:
+        for path in list_tiffs(Path(folder, name)):
+            source = f"{name}/{path.as_posix()}"
+            micrograph = read_micrograph(Path(folder, source))
+            if micrograph.data.ndim != 3 or len(micrograph.data) != 2:
+                raise ValueError(
+                    f"{Path(folder, source)} has shape {micrograph.data.shape}, not [2, H, W]: HazeMatching files hold the "
+                    "clear image as the first and the hazy one as the second channel."
+                )
+            clear, hazy = micrograph.data
+            yield Pair(hazy, clear, f"{name}/{_stem(path)}", source, None, micrograph.pixel_size_um)
+
+
+def hazematching_splits(folder: str | Path) -> list[str]:
+    """The splits of a published HazeMatching dataset that are in a folder, such as `zebrafish`."""
+    splits = [
+        split for split, names in HAZEMATCHING_FOLDERS.items() if any(Path(folder, name).is_dir() for name in names)
+    ]
+    if not splits:
+        expected = ", ".join(name for names in HAZEMATCHING_FOLDERS.values() for name in names)
+        raise FileNotFoundError(
+            f"{folder} holds none of the HazeMatching folders {expected}: name the one above them."
+        )
+    return splits
+
+
+def has_hazematching_split(folder: str | Path, split: str) -> bool:
+    """Whether a folder is one of a published HazeMatching dataset that has a split."""
+    if Path(folder, "hazy").is_dir():
+        return False
+    try:
+        return split in hazematching_splits(folder)
+    except FileNotFoundError:
+        return False
+
+
+def pairs_from_rows(rows: Iterable[dict], start: int = 0) -> Iterator[Pair]:
+    """
+    Pairs of a dataset as [`pair_row`] made it, or of any other that has columns `hazy` and `clear` of single planes.
+
+    Args:
+        rows (`datasets.Dataset`, `datasets.IterableDataset` or another iterable of `dict`): The rows.
+        start (`int`): Number of the first one, for errors.
+
+    Raises:
+        `ValueError`: If a row lacks one of the two, or they are not planes of one size.
+    """
+    for number, row in enumerate(rows, start):
+        source = row.get("source") or f"row {number}"
+        for name in ("hazy", "clear"):
+            if row.get(name) is None:
+                raise ValueError(
+                    f"{source} of the dataset has no image in the column `{name}`; it has {', '.join(row)}."
+                )
+        try:
+            hazy, clear = decode_plane(row["hazy"]), decode_plane(row["clear"])
+        except ValueError as error:
+            raise ValueError(f"{source} of the dataset: {error}") from error
+        if hazy.shape != clear.shape:
+            raise ValueError(f"{source}: `hazy` and `clear` must be of one shape, got {hazy.shape} and {clear.shape}.")
+        specimen = row.get("specimen_id") or source
+        yield Pair(hazy, clear, specimen, source, row.get("level"), row.get("pixel_size_um"))
+
+
+def _stem(name: Path) -> str:
+    return name.with_suffix("").as_posix().removesuffix(".ome")

@@ -1,0 +1,131 @@
+"""
+Hub datasets of haze-free specimens: one plane a row, with its source and licence. Training makes pairs of them meanwhile.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from haze_pipeline.io.micrograph_files import read_micrograph
+from haze_pipeline.simulation.real_specimens import RealSpecimen
+
+from .hub_datasets import decode_plane, encode_plane, import_datasets
+
+
+if TYPE_CHECKING:
+    import datasets
+
+# Of every plane, beside its image: which one it is, and what the table of specimens says about its file.
+FACTS = ("structure", "modality", "licence", "origin", "notes")
+
+
+def specimen_rows(path: str | Path, facts: dict) -> Iterator[dict]:
+    """
+    The planes of a micrograph as rows of a dataset, in their own counts.
+
+    Args:
+        path (`str` or `Path`): A TIFF with any of the axes T, Z and C.
+        facts (`dict`):
+            `file`, its name in the dataset; `quality`, from 2 (poor) to 5 (clean); `pixel_size_um` and `z_step_um`, `None` where
+            unknown; and [`FACTS`], texts.
+
+    Raises:
+        `MicrographError`: If the file cannot be read.
+        `ValueError`: If a plane cannot be stored exactly.
+    """
+    micrograph = read_micrograph(path)
+    data, axes = np.asarray(micrograph.data), micrograph.axes
+    if "C" not in axes:
+        data, axes = data[None], "C" + axes
+    data = data.transpose([axes.index(axis) for axis in "CTZYX" if axis in axes])
+    is_stack = "Z" in axes and "T" not in axes
+    for channel, planes in enumerate(data):
+        for plane, image in enumerate(planes.reshape(-1, *planes.shape[-2:])):
+            yield {
+                "image": encode_plane(image),
+                "specimen_id": facts["file"],
+                "channel": channel,
+                "plane": plane,
+                "pixel_size_um": facts["pixel_size_um"],
+                "z_step_um": facts["z_step_um"] if is_stack else None,
+                "quality": facts["quality"],
+                **{name: facts[name] for name in FACTS},
+            }
+
+
+def specimens_from_rows(rows: Iterable[dict]) -> list[tuple[RealSpecimen, int]]:
+    """
+    The specimens of a dataset, one for every channel of a file, each with its quality.
+
+    Args:
+        rows (iterable of `dict`): As [`specimen_rows`] made them; planes of one channel follow one another.
+
+    Raises:
+        `ValueError`: If there are none, or one has no contrast.
+    """
+    specimens = []
+    for (name, channel), group in itertools.groupby(rows, key=lambda row: (row["specimen_id"], row["channel"])):
+        planes = list(group)
+        first = planes[0]
+        spacing = None
+        if first["pixel_size_um"] and first["z_step_um"]:
+            spacing = first["z_step_um"] / first["pixel_size_um"]
+        counts = np.stack([decode_plane(row["image"]) for row in planes])
+        specimens.append((RealSpecimen.from_counts(counts, spacing, name, channel), first["quality"]))
+    if not specimens:
+        raise ValueError("The dataset has no specimens.")
+    return specimens
+
+
+def load_specimens(source: str, split: str) -> dict[str, list[RealSpecimen]]:
+    """
+    The specimens of a split of a dataset, by file.
+
+    Args:
+        source (`str`): The dataset, a folder or a repository of the Hub.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+
+    Raises:
+        `ValueError`: If the dataset has no such split, or no column `image`.
+    """
+    # Streamed, and so never the cached copy of another folder, which `datasets` tells by name, card and size only.
+    rows = import_datasets().load_dataset(source, split=split, streaming=True)
+    files: dict[str, list[RealSpecimen]] = {}
+    for specimen, _ in specimens_from_rows(rows):
+        files.setdefault(specimen.file, []).append(specimen)
+    return files
+
+
+def build_specimen_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
+    """
+    A dataset of rows as [`specimen_rows`] makes them, written one by one to an Arrow file.
+
+    Raises:
+        `ImportError`: If the library `datasets` is missing.
+        `ValueError`: If there are no rows.
+    """
+    datasets = import_datasets()
+    from datasets.arrow_writer import ArrowWriter
+
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "specimen_id": datasets.Value("string"),
+            "channel": datasets.Value("int64"),
+            "plane": datasets.Value("int64"),
+            "pixel_size_um": datasets.Value("float64"),
+            "z_step_um": datasets.Value("float64"),
+            "quality": datasets.Value("int64"),
+            **{name: datasets.Value("string") for name in FACTS},
+        }
+    )
+    with ArrowWriter(path=str(path), features=features, writer_batch_size=16) as writer:
+        for row in rows:
+            writer.write(row)
+        number, _ = writer.finalize()
+    if number == 0:
+        raise ValueError("A dataset needs at least one specimen, got none.")
+    return datasets.Dataset.from_file(str(path))

@@ -1,0 +1,163 @@
+"""Comparing methods on pairs: scores of every image, means with intervals, and the protocol they follow."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from haze_pipeline.data.pairs import Pair
+
+from .baselines import BASELINES
+from .metrics import (
+    micro_ms3im,
+    ms_ssim,
+    nrmse,
+    pearson,
+    psnr,
+    range_invariant_psnr,
+    sliced_wasserstein_distance,
+    spectrum_distance,
+    ssim,
+)
+
+
+# Of single images. Higher is better where the second entry is True.
+IMAGE_METRICS = {
+    "range-invariant PSNR (dB)": (range_invariant_psnr, True),
+    "PSNR (dB)": (psnr, True),
+    "SSIM": (ssim, True),
+    "MS-SSIM": (ms_ssim, True),
+    "Pearson": (pearson, True),
+    "NRMSE": (nrmse, False),
+    "spectrum distance (dB)": (spectrum_distance, False),
+}
+# Of all images together: MicroMS3IM scores each, but with a scale and an offset that they share.
+JOINT_METRICS = {"MicroMS3IM": (micro_ms3im, True)}
+SET_METRICS = {"patch distance": (sliced_wasserstein_distance, False)}
+MIN_SPECIMENS = 8  # for intervals: of fewer, resampling promises far more than it keeps
+
+PROTOCOL = {
+    "range-invariant PSNR (dB)": "after the scale and offset of least squared error, over the range of the clear image",
+    "PSNR (dB)": "as they are, over the range of the clear image; only for predictions in the unit of the clear images",
+    "SSIM": "after scale and offset; Gaussian window of 1.5 px; scikit-image",
+    "MS-SSIM": "after scale and offset; three scales with the weights 0.0448, 0.2856, 0.3001; torchmetrics",
+    "Pearson": "correlation of the pixels",
+    "NRMSE": "root mean squared error after scale and offset, over the range of the clear image",
+    "spectrum distance (dB)": "RMS difference of radially averaged log power spectra, at the mean and deviation of the clear image",
+    "MicroMS3IM": "each image fitted to the clear one in scale and offset and divided by its range, then one offset and scale for "
+    "all; three scales; microssim; not comparable with published values",
+    "patch distance": "sliced Wasserstein distance of 7 × 7 patches on three Laplacian levels, in deviations of the clear ones; "
+    "each image at the mean and deviation of the clear one",
+    "LPIPS": "AlexNet on patches of 64 px, each scaled from its minimum to its maximum; torchmetrics",
+    "FID-768": "768 features of Inception v3, patches as for LPIPS, against the clear images themselves; torchmetrics",
+    "DINOv2 distance": "Fréchet distance of class tokens, patches as for LPIPS, enlarged to 224 px; transformers and torchmetrics",
+}
+MIN_SIDE = 48  # of images that every metric is defined for
+
+
+def score_images(
+    pairs: list[Pair],
+    methods: dict[str, Callable[[Pair], dict[str, np.ndarray]]],
+    set_metrics: dict[str, tuple[Callable, bool]] = SET_METRICS,
+    num_kept: int = 0,
+) -> dict:
+    """
+    Run methods on pairs and score what they yield. The predictions of one method are in memory at a time.
+
+    Args:
+        pairs (`list[Pair]`): Hazy and clear images of 48 px or more a side.
+        methods (`dict`): From a pair to its predictions `[H, W]`, by name; one method may yield several at the cost of one.
+        set_metrics (`dict`, *optional*): By name, function of all clear images and all predictions, and whether higher is better.
+        num_kept (`int`, defaults to `0`): Predictions to return, those of the first pairs.
+
+    Returns:
+        `dict`: `predictions`, by name the kept ones; `scores`, by name and metric lists of values; `set_scores`, by name and metric;
+        `seconds_per_megapixel` by name of the method.
+
+    Raises:
+        `ValueError`: If there are no pairs, or a clear image is constant, too small or not finite.
+    """
+    if not pairs:
+        raise ValueError("There are no pairs to evaluate on.")
+    for pair in pairs:
+        if min(pair.clear.shape) < MIN_SIDE:
+            raise ValueError(f"{pair.source}: images must have {MIN_SIDE} px or more a side, got {pair.clear.shape}.")
+        if not np.isfinite(pair.clear).all() or pair.clear.min() == pair.clear.max():
+            raise ValueError(f"{pair.source}: the clear image must be finite and not constant.")
+    targets = [pair.clear for pair in pairs]
+    megapixels = sum(pair.hazy.size for pair in pairs) / 1e6
+    results = {"predictions": {}, "scores": {}, "set_scores": {}, "seconds_per_megapixel": {}}
+    for name, method in methods.items():
+        started = time.perf_counter()
+        predictions = {}
+        for pair in pairs:
+            try:
+                predicted = method(pair)
+            except ValueError as error:
+                raise ValueError(f"{pair.source}, {name}: {error}") from error
+            for key, image in predicted.items():
+                if not np.isfinite(image).all():
+                    raise ValueError(f"{pair.source}, {key}: the prediction holds NaN or infinite values.")
+                predictions.setdefault(key, []).append(image)
+        results["seconds_per_megapixel"][name] = (time.perf_counter() - started) / megapixels
+        for key, images in predictions.items():
+            results["predictions"][key] = images[:num_kept]
+            results["scores"][key] = {
+                metric: [function(*both) for both in zip(targets, images, strict=True)]
+                for metric, (function, _) in IMAGE_METRICS.items()
+            } | {metric: function(targets, images) for metric, (function, _) in JOINT_METRICS.items()}
+            results["set_scores"][key] = {
+                metric: function(targets, images) for metric, (function, _) in set_metrics.items()
+            }
+    return results
+
+
+def classical_methods() -> dict[str, Callable[[Pair], dict[str, np.ndarray]]]:
+    """
+    The input as it is, and every baseline with the setting of the highest range-invariant PSNR *on that very image*: what no
+    user can know, and so the strongest that it can be.
+    """
+
+    def best(name: str) -> Callable[[Pair], dict[str, np.ndarray]]:
+        def run(pair: Pair) -> dict[str, np.ndarray]:
+            images = BASELINES[name](pair.hazy)
+            return {name: max(images, key=lambda image: range_invariant_psnr(pair.clear, image))}
+
+        return run
+
+    return {"input": lambda pair: {"input": pair.hazy}, **{name: best(name) for name in BASELINES}}
+
+
+def summarize(scores: dict[str, dict[str, list[float]]], specimens: Iterable[str], num_resamples: int = 2000) -> dict:
+    """
+    Means of images with their spread, and intervals of 95 % by resampling *specimens* (Efron 1979), since images of one specimen are
+    alike.
+
+    Args:
+        scores (`dict`): By method and metric, one value for every image.
+        specimens (iterable of `str`): The specimen of every image.
+        num_resamples (`int`, defaults to `2000`): Bootstrap samples.
+
+    Returns:
+        `dict`: By method and metric `{"mean", "deviation", "low", "high"}`; intervals are `None` for fewer than 8 specimens.
+    """
+    _, specimen = np.unique(list(specimens), return_inverse=True)
+    number = specimen.max() + 1
+    drawn = np.random.default_rng(0).integers(number, size=(num_resamples, number))
+    times = np.array(
+        [np.bincount(each, minlength=number)[specimen] for each in drawn]
+    )  # how often each image is in each
+    summary = {}
+    for method, metrics in scores.items():
+        summary[method] = {}
+        for metric, values in metrics.items():
+            values = np.asarray(values)
+            means = times @ values / times.sum(axis=1)
+            low, high = np.quantile(means, (0.025, 0.975)) if number >= MIN_SPECIMENS else (None, None)
+            summary[method][metric] = {
+                "mean": float(values.mean()),
+                "deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
+                "low": None if low is None else float(low),
+                "high": None if high is None else float(high),
+            }
+    return summary

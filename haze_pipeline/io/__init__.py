@@ -1,0 +1,1 @@
+"""Micrographs in files: axes, physical sizes, metadata."""

@@ -1,0 +1,1 @@
+"""Sampling whole fields: tiles, shared normalisation statistics, initial noise, uncertainty."""

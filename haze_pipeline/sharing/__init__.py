@@ -1,0 +1,1 @@
+"""Pipelines for others: the Hub, cards, conversion, bioimage.io."""

@@ -1,0 +1,139 @@
+"""The card of a pipeline. All its numbers come from what training, evaluation and calibration wrote, or name who printed them."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard
+
+    from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
+
+# Beside this file, so that an installed package has it.
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+
+# What commands leave in a pipeline folder, each as `NAME.json`.
+FACTS = ("training", "conversion", "evaluation", "calibration")
+
+# In the supplement of arXiv 2506.22397, by the official code: none of our measurements.
+PUBLISHED_RESULTS = {
+    "zebrafish": ["PSNR 27.78 dB (mean of 50 samples, Table S1)"],
+    "organoids1": ["PSNR 36.83 dB and LPIPS 0.140 (Table S11)"],
+    "organoids2": ["PSNR 35.02 dB (mean of 50 samples, Table S1)"],
+}
+
+
+def read_facts(folder: str | Path) -> dict:
+    """What is known about the pipeline in a folder, for [`make_model_card`]."""
+    files = {name: Path(folder, f"{name}.json") for name in FACTS}
+    facts = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    facts["calibration_plot"] = "calibration.png" if Path(folder, "calibration.png").is_file() else None
+    return facts
+
+
+def make_model_card(
+    pipeline: "HazeMatchingPipeline", title: str, facts: dict, license_id: str | None = None
+) -> "ModelCard":
+    """
+    Write the card of a pipeline.
+
+    Args:
+        pipeline ([`HazeMatchingPipeline`]): The pipeline.
+        title (`str`): Name of the repository or folder, by which the card shows how to load it.
+        facts (`dict`):
+            Whatever is known, see [`read_facts`]: `training`, by `training/train_haze_matching.py`; `conversion`, by `haze-pipeline convert`;
+            `evaluation`, by `haze-pipeline evaluate`; `calibration`, by `haze-pipeline calibrate`; `calibration_plot`, a file beside
+            the card; `figures`, pairs of a file and its caption; `known_failures`, paragraphs; `measured` and `measured_calibration`, texts,
+            and `eval_results`, where something else than `haze-pipeline evaluate` measured; `loader`, a call in place of `from_pretrained`.
+        license_id (`str`, *optional*): Licence of the weights in the spelling of the Hub, such as `"apache-2.0"`.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    training, evaluation, conversion = (facts.get(name) for name in ("training", "evaluation", "conversion"))
+    dataset, base_model = (training or {}).get("dataset_name"), (training or {}).get("base_model")
+    results = eval_results(evaluation) if evaluation else facts.get("eval_results")
+    card_data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        tags=["microscopy", "fluorescence", "dehazing", "flow-matching", "uncertainty"],
+        datasets=None if dataset is None else [dataset],
+        base_model=base_model if base_model is not None and "/" in base_model else None,  # a repository, not a folder
+        license=license_id,
+        model_name=title.split("/")[-1] if results else None,
+        eval_results=results,
+    )
+    published = None
+    if conversion and conversion["published"]:
+        from .conversion import SUBSETS
+
+        published = SUBSETS[conversion["subset"]]
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        title=title,
+        config=pipeline.config,
+        parameters=f"{pipeline.unet.num_parameters():,}",
+        results=_results(evaluation) if evaluation else None,
+        published=published,
+        published_results=PUBLISHED_RESULTS.get(conversion["subset"], []) if published else [],
+        **facts,
+    )
+
+
+def eval_results(evaluation: dict) -> list["EvalResult"]:
+    """The scores of a model's own predictions, of what `haze-pipeline evaluate` wrote, for a card's `model-index`."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="image-to-image",
+            task_name="dehazing",
+            dataset_type=evaluation["dataset"],
+            dataset_name=evaluation["dataset"],
+            dataset_split=evaluation["split"],
+            metric_type=metric,
+            metric_name=f"{metric}, {method}",
+            metric_value=round(mean_score(evaluation, method, metric), 4),
+            dataset_args={"images": evaluation["num_images"], "specimens": evaluation["num_specimens"]},
+            metric_args={"protocol": evaluation["protocol"][metric]},
+        )
+        for method in evaluation["summary"]
+        if method.startswith("haze-pipeline")
+        for metric in evaluation["higher_is_better"]
+    ]
+
+
+def mean_score(evaluation: dict, method: str, metric: str) -> float:
+    """Mean of a metric over images, or its value where it is one of the whole set."""
+    if metric in evaluation["set_scores"][method]:
+        return evaluation["set_scores"][method][metric]
+    return evaluation["summary"][method][metric]["mean"]
+
+
+def _results(evaluation: dict) -> dict:
+    """A table of means, and where predictions are farther from the truth than their input."""
+    metrics = list(evaluation["higher_is_better"])
+    rows = {method: [mean_score(evaluation, method, metric) for metric in metrics] for method in evaluation["summary"]}
+    own = next(method for method in rows if method.startswith("haze-pipeline"))
+    gains = [
+        (image["scores"][own][metrics[0]] - image["scores"]["input"][metrics[0]], image["source"])
+        for image in evaluation["images"]
+    ]
+    worse = [gain for gain, _ in gains if gain < 0]
+    return {"metrics": metrics, "rows": rows, "own": own, "num_worse": len(worse), "worst": min(gains)}
+
+
+def shareable_command(arguments: list[str]) -> str:
+    """A command line that names files and folders of the user, but does not say where they lie."""
+
+    def shorten(value: str) -> str:
+        path = Path(value)
+        return path.name if path.is_absolute() or value.startswith("~") or ".." in path.parts else value
+
+    shown = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        shown.append(f"{flag}={shorten(value)}" if flag.startswith("--") and equals else shorten(argument))
+    return shlex.join(shown)

@@ -1,0 +1,169 @@
+"""One repository of the Hub for one pipeline: everything that others need to load, judge and cite it, in one commit."""
+
+import copy
+import json
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import distribution
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
+
+from haze_pipeline.io.micrograph_files import read_micrograph
+from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
+from haze_pipeline.presets import Preset, choose_members, choose_solver
+from haze_pipeline.utils.console import require
+from haze_pipeline.utils.hub import create_repository
+from haze_pipeline.utils.provenance import weights_digest
+
+from .model_card import FACTS, make_model_card, read_facts
+
+
+# Of an earlier push: whatever of these is not uploaded anew is deleted in the same commit.
+OURS = ["*.py", "unet/*", "scheduler/*", "examples/*", *(f"{name}.json" for name in FACTS), "calibration.png"]
+
+GENERATED = "<!-- Written by haze-pipeline"
+
+
+def push_pipeline(
+    pipe: HazeMatchingPipeline,
+    repo_id: str,
+    folder: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    examples: Sequence[str | Path] = (),
+    license_id: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """
+    Upload a pipeline to the Hub in one commit, with a card.
+
+    Args:
+        pipe ([`HazeMatchingPipeline`]): The pipeline, in float32.
+        repo_id (`str`): `"organisation/name"`, made if need be.
+        folder (`str` or `Path`, *optional*):
+            Where training, calibration and others left what they know about it. A README.md there is uploaded in place of the card if
+            it was written or changed by hand, and so is a LICENSE.
+        evaluation (`str` or `Path`, *optional*): Folder that `haze-pipeline evaluate` wrote.
+        examples (sequence of `str` or `Path`, *optional*): Hazy TIFFs to upload and to show dehazed on the card.
+        license_id (`str`, *optional*): Licence of the weights in the spelling of the Hub, such as `"apache-2.0"`.
+        private (`bool`, *optional*): Who may see a new repository; by default what the organisation has set.
+        token (`str` or `bool`, *optional*): By default that of `hf auth login`.
+        commit_message (`str`, *optional*): By default what is uploaded.
+        create_pr (`bool`, defaults to `False`): Propose the commit instead.
+
+    Returns:
+        `str`: Address of the commit.
+
+    Raises:
+        `ValueError`: If the pipeline is in half precision, or an example or the evaluation cannot be used.
+        `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses.
+    """
+    validate_repo_id(repo_id)
+    with TemporaryDirectory() as staged:
+        write_repository(pipe, Path(staged), repo_id, folder, evaluation, examples, license_id)
+        name = create_repository(repo_id, "model", private, token).repo_id
+        commit = HfApi(token=token).upload_folder(
+            repo_id=name, folder_path=staged, delete_patterns=OURS, create_pr=create_pr,
+            commit_message=commit_message or "Upload a HazeMatching pipeline",
+        )  # fmt: skip
+    return commit.commit_url
+
+
+def write_repository(
+    pipe: HazeMatchingPipeline,
+    staged: Path,
+    repo_id: str,
+    folder: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    examples: Sequence[str | Path] = (),
+    license_id: str | None = None,
+):
+    """Write to the folder `staged` what [`push_pipeline`], which explains the arguments, uploads."""
+    require("hub", "jinja2")
+    if pipe.unet.dtype != torch.float32:
+        raise ValueError(f"The pipeline is in {pipe.unet.dtype}: load it without `dtype`, so that no digits are lost.")
+
+    # 1. Weights in both precisions, configurations that do not say where the folders of the user are, and code.
+    pipe.save_pretrained(staged)
+    copy.deepcopy(pipe.unet).half().save_pretrained(staged / "unet", variant="fp16")
+    for file in (staged / "model_index.json", staged / "unet" / "config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    # 2. What is known about it, with the licence of the code.
+    (staged / "LICENSE").write_text(distribution("haze-pipeline").read_text("licenses/LICENSE"), encoding="utf-8")
+    sources = [] if folder is None else [Path(folder, name) for name in ("LICENSE", "calibration.png")]
+    sources += [] if folder is None else [Path(folder, f"{name}.json") for name in FACTS]
+    for source in sources:
+        if source.is_file():
+            shutil.copyfile(source, staged / source.name)
+    if evaluation is not None:
+        if not Path(evaluation, "evaluation.json").is_file():
+            raise ValueError(f"{evaluation} is not a report of `haze-pipeline evaluate`: it has no evaluation.json.")
+        shutil.copyfile(Path(evaluation, "evaluation.json"), staged / "evaluation.json")
+    facts = read_facts(staged)
+    own, evaluated = weights_digest(pipe), facts.get("evaluation", {}).get("revision")
+    if evaluated not in (None, own):
+        raise ValueError(
+            f"The evaluation is of other weights ({evaluated}) than those to push ({own}): evaluate these."
+        )
+
+    # 3. Examples, dehazed as `haze-pipeline dehaze` would.
+    (staged / "examples").mkdir()
+    facts["figures"] = [_dehaze_example(pipe, Path(example), staged) for example in examples]
+
+    # 4. The card, unless somebody wrote one.
+    card = None if folder is None else Path(folder, "README.md")
+    if card is not None and card.is_file() and GENERATED not in card.read_text(encoding="utf-8"):
+        shutil.copyfile(card, staged / "README.md")
+    else:
+        license_id = (
+            license_id or facts.get("training", {}).get("license") or ("unknown" if "conversion" in facts else None)
+        )
+        make_model_card(pipe, repo_id, facts, license_id).save(staged / "README.md")
+
+
+def _dehaze_example(pipe: HazeMatchingPipeline, path: Path, staged: Path) -> tuple[str, str]:
+    """Copy an example, draw it beside its result, and return the name of the picture with its caption."""
+    micrograph = read_micrograph(path)
+    planes = micrograph.data.reshape(-1, *micrograph.data.shape[-2:])
+    plane = planes[len(planes) // 2]
+    name = path.name.split(".")[0]
+    if (staged / "examples" / f"{name}.png").exists():
+        raise ValueError(f"{path} has the name of another example: rename one.")
+    scheduler = pipe.scheduler
+    if pipe.config.calibrated_for:
+        steps, members = (pipe.config.calibrated_for[key] for key in ("num_inference_steps", "ensemble_size"))
+        pipe.scheduler, steps = choose_solver(pipe, Preset.balanced, steps)
+    else:
+        members = choose_members(pipe, Preset.fast)
+        pipe.scheduler, steps = choose_solver(pipe, Preset.fast, None)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        out = pipe(
+            plane,
+            num_inference_steps=steps,
+            ensemble_size=members,
+            generator=generator,
+            output_uncertainty=steps > 1,
+        )
+    finally:
+        pipe.scheduler = scheduler
+    picture = pipe.image_processor.visualize_side_by_side(
+        plane,
+        out.prediction,
+        out.uncertainty,
+        pixel_size=micrograph.pixel_size and micrograph.pixel_size[1],
+        unit=micrograph.pixel_size_unit,
+    )
+    picture.save(staged / "examples" / f"{name}.png")
+    shutil.copyfile(path, staged / "examples" / path.name)
+    kind = f"mean of {members} samples of {steps} steps and its deviation" if steps > 1 else "posterior mean"
+    return f"examples/{name}.png", f"Hazy input and {kind} of examples/{path.name}"

@@ -1,0 +1,1 @@
+"""Optics, cameras and specimens, and the pairs that are simulated with them."""

@@ -1,0 +1,50 @@
+"""
+What `bioio` reads. Its plugins for CZI, ND2 and LIF need files that only those makers' programs write; that for OME-TIFF gives the
+same object, so that this shows what is made of such an object, not that a maker's file opens.
+"""
+
+import numpy as np
+import pytest
+import tifffile
+
+from haze_pipeline.io.bioio_reader import open_with_bioio
+from haze_pipeline.io.micrograph_files import MicrographError, read_micrograph
+
+
+def counts(*shape):
+    return np.random.default_rng(0).integers(0, 4000, shape, dtype=np.uint16)
+
+
+def test_a_stack_with_its_sizes(tmp_path):
+    path, data = tmp_path / "a.ome.tif", counts(2, 3, 20, 30)
+    metadata = {"axes": "ZCYX", "PhysicalSizeX": 0.1, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.2}
+    metadata |= {"PhysicalSizeYUnit": "µm", "PhysicalSizeZ": 0.5, "PhysicalSizeZUnit": "µm"}
+    tifffile.imwrite(path, data, ome=True, metadata={**metadata, "Channel": {"Name": ["a", "b", "c"]}})
+    with open_with_bioio(path) as micrograph:
+        assert micrograph.axes == "CZYX" and micrograph.data.dtype == np.uint16
+        assert (micrograph.pixel_size, micrograph.z_step, micrograph.channel_names) == (
+            (0.2, 0.1),
+            0.5,
+            ["a", "b", "c"],
+        )
+        np.testing.assert_array_equal(micrograph.data[1, 0], data[0, 1])
+        np.testing.assert_array_equal(micrograph.data, np.moveaxis(data, 1, 0))
+
+
+def test_scenes_are_chosen(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        writer.write(counts(16, 16))
+        writer.write(counts(20, 24))
+    with pytest.raises(MicrographError, match="--series"), open_with_bioio(path):
+        pass
+    with open_with_bioio(path, 1) as micrograph:
+        np.testing.assert_array_equal(micrograph.data, counts(20, 24))
+    with pytest.raises(MicrographError, match="no image 2"), open_with_bioio(path, 2):
+        pass
+
+
+def test_a_file_without_its_plugin_is_told(tmp_path):
+    (tmp_path / "a.czi").write_bytes(b"ZISRAWFILE")
+    with pytest.raises(MicrographError, match="plugin"):
+        read_micrograph(tmp_path / "a.czi")

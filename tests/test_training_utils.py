@@ -1,0 +1,88 @@
+"""What trainings keep in their folder, and take from it; whole trainings are killed in test_train_haze_matching.py."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from conftest import tiny_unet
+from diffusers.training_utils import EMAModel
+
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.training_utils import averaged_unet, resume, save_trained, start_output
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def make_checkpoint(folder, step, **facts):
+    (folder / f"checkpoint-{step}").mkdir(parents=True)
+    (folder / f"checkpoint-{step}" / "facts.json").write_text(json.dumps(facts))
+
+
+def test_what_a_kill_leaves_half_written_is_cleared_away(tmp_path):
+    make_checkpoint(tmp_path, 3)
+    for name in ("incomplete-checkpoint-6", "incomplete-deleted-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / "incomplete-training_log.jsonl").touch()
+    (tmp_path / "training_log.jsonl").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match="holds checkpoints of another training"):
+        start_output(tmp_path, resume=False)
+    assert sorted(tmp_path.rglob("*")) == before  # it may belong to a training that is still running
+    start_output(tmp_path, resume=True)
+    # The best of before is back: the kill fell between its going and the coming of the next.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoint-3", "training_log.jsonl"]
+
+
+def test_what_does_not_belong_together_is_not_resumed(accelerator, tmp_path):
+    ema = EMAModel(tiny_unet().parameters())
+    make_checkpoint(tmp_path, 10, seed=1, rate=0.1)
+    make_checkpoint(tmp_path, 20, seed=1, rate=0.1)
+    (tmp_path / "checkpoint-30").mkdir()  # without facts: not one of ours
+    for name, facts, steps, error, message in (
+        (
+            "checkpoint-10",
+            {"seed": 1},
+            40,
+            FileExistsError,
+            r"later checkpoints than .*checkpoint-10 \(checkpoint-20\)",
+        ),
+        ("checkpoint-30", {"seed": 1}, 40, FileNotFoundError, "`latest` or a folder checkpoint-…"),
+        (str(tmp_path), {"seed": 1}, 40, FileNotFoundError, "`latest` or a folder checkpoint-…"),
+        ("latest", {"seed": 1}, 15, ValueError, "beyond --max_train_steps 15: pass more steps than 20"),
+        ("latest", {"seed": 2}, 40, ValueError, "with seed 1, not 2"),
+        ("latest", {"seed": 1, "rate": 0.2}, 40, ValueError, "with rate 0.1, not 0.2"),
+        ("latest", {"seed": 1, "batch": 4}, 40, ValueError, "of an earlier version"),
+    ):
+        with pytest.raises(error, match=message):
+            resume(accelerator, ema, tmp_path, name, facts, steps)
+
+
+def test_a_compiled_network_has_its_averaged_weights_stored_under_their_usual_names(accelerator):
+    unet = tiny_unet()
+    ema = EMAModel(unet.parameters())
+    with torch.no_grad():
+        for weight in unet.parameters():
+            weight += 1
+    expected = tiny_unet().state_dict()
+    averaged = averaged_unet(accelerator, torch.compile(unet, backend="eager"), ema).state_dict()
+    assert all(torch.equal(expected[name], averaged[name]) for name in expected)
+
+
+def test_a_trained_pipeline_replaces_that_of_an_earlier_training_and_nothing_else(tmp_path):
+    make_checkpoint(tmp_path, 3)
+    for seed in (0, 1):
+        pipeline = HazeMatchingPipeline(tiny_unet(seed), FlowMatchODEScheduler())
+        (tmp_path / "incomplete-pipeline").mkdir()  # of a kill
+        save_trained(pipeline, tmp_path, {"training.json": f"{seed}"})
+    assert not list(tmp_path.glob("incomplete-*")) and (tmp_path / "checkpoint-3" / "facts.json").is_file()
+    assert (tmp_path / "training.json").read_text() == "1"
+    expected = tiny_unet(1).state_dict()
+    found = HazeMatchingPipeline.from_pretrained(tmp_path).unet.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
