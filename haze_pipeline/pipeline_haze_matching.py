@@ -1,28 +1,34 @@
 """Pipeline that turns hazy (widefield) micrographs into clear (confocal-like) ones by guided conditional flow matching."""
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
+from haze_pipeline.sampling.ensemble import Ensemble
 from haze_pipeline.sampling.initial_noise import draw_noise
-from haze_pipeline.sampling.tiled_sampler import DEFAULT_PATCH_SIZE, FLIPS, FieldSampler
 from haze_pipeline.sampling.uncertainty import local_light, predicted_deviation
 from haze_pipeline.utils.arrays import allocate
 from haze_pipeline.utils.hub import add_code, fetch_pipeline, resolve_index, stored_variant
 
-from .image_processing import BAND_ROWS, HazeImageProcessor, Normalization
-from .pipeline_output import HazeMatchingOutput
+from .image_processing import BAND_ROWS, Normalization
+from .pipeline_output import RestorationOutput
+from .pipeline_restoration import RestorationPipeline
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
 
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "default_checkpoint"
 
+# Of the call that a thread is in: its number of steps, and whether it shall stop.
+_CALL = threading.local()
 
-class HazeMatchingPipeline(DiffusionPipeline):
+
+class HazeMatchingPipeline(RestorationPipeline):
     r"""
     Dehazing by HazeMatching (arXiv 2506.22397): the network `unet` is the velocity v(x_t, hazy, t) of a flow from noise
     at t = 0 to the clear image at t = 1, *guided* by the hazy image as a second input channel (there is no
@@ -58,7 +64,6 @@ class HazeMatchingPipeline(DiffusionPipeline):
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
     """
 
-    model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ("latents",)
 
     def __init__(
@@ -85,14 +90,6 @@ class HazeMatchingPipeline(DiffusionPipeline):
         training_pixel_size: dict | None = None,
     ):
         super().__init__()
-        if pixel_packing < 1:
-            raise ValueError(f"`pixel_packing` must be 1 or more pixels, got {pixel_packing}.")
-        channels, packed = (unet.config.in_channels, unet.config.out_channels), pixel_packing**2
-        if channels != (2 * packed, packed):
-            raise ValueError(
-                f"`unet` must have {2 * packed} input channels (state, hazy) and {packed} output channel(s) (velocity) with "
-                f"`pixel_packing` {pixel_packing}, got {channels[0]} and {channels[1]}."
-            )
         if not 0 <= noise_corner_frequency < math.inf:
             raise ValueError(
                 f"`noise_corner_frequency` must be 0 or more cycles per pixel, got {noise_corner_frequency}."
@@ -118,9 +115,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
             training_patch_size=training_patch_size,
             training_pixel_size=training_pixel_size,
         )
-        self.image_processor = HazeImageProcessor(normalization, input_mean, input_std, target_mean, target_std)
-        # Every level but the last halves the field, so that its sides must be multiples of this.
-        self.unet_scale_factor = pixel_packing * 2 ** (len(unet.config.block_out_channels) - 1)
+        self.prepare_network(unet, num_states=2)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "HazeMatchingPipeline":
@@ -196,52 +191,48 @@ class HazeMatchingPipeline(DiffusionPipeline):
 
     @property
     def num_timesteps(self) -> int:
-        """Number of step callbacks of the current or last call: network evaluations of a field times batches of fields."""
-        return self._num_timesteps
+        """Step callbacks of this thread's current or last call: network evaluations of a field times batches of fields."""
+        return getattr(_CALL, "num_timesteps", 0)
 
     @property
     def interrupt(self) -> bool:
         """Set `pipe._interrupt = True` in a step callback to stop early; the call then raises a `RuntimeError`."""
         return self._interrupt
 
+    @property
+    def _interrupt(self) -> bool:
+        return getattr(_CALL, "interrupt", False)
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool):
+        _CALL.interrupt = value
+
     def check_inputs(
         self,
         planes: torch.Tensor,
-        leading_shape: torch.Size,
+        shape: tuple[int, ...],
         num_inference_steps: int,
         ensemble_size: int,
-        batch_size: int | None,
         ensembling_kwargs: dict,
-        tile_size: int | None,
-        tile_overlap: int | None,
         latents: np.ndarray | torch.Tensor | None,
         generator: torch.Generator | list[torch.Generator] | None,
-        normalization: Normalization | None,
-        output_type: str,
         output_uncertainty: bool,
         callback_on_step_end_tensor_inputs: list[str],
     ):
         """Raise a `ValueError` that names the first argument at fault."""
+        if not isinstance(self.scheduler, FlowMatchODEScheduler | FlowMatchEulerDiscreteScheduler):
+            raise ValueError(
+                "`scheduler` must be a FlowMatchODEScheduler or a FlowMatchEulerDiscreteScheduler, since the network is the velocity of "
+                f"a flow, got {type(self.scheduler).__name__}."
+            )
         if num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be positive, got {num_inference_steps}.")
         if ensemble_size < 1:
             raise ValueError(f"`ensemble_size` must be positive, got {ensemble_size}.")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"`batch_size` must be positive, got {batch_size}.")
         if ensembling_kwargs not in ({}, {"reduction": "mean"}, {"reduction": "median"}):
             raise ValueError(
                 f'`ensembling_kwargs` must be {{"reduction": "mean" or "median"}}, got {ensembling_kwargs}.'
             )
-        if tile_size is not None and (tile_size < 1 or tile_size % self.unet_scale_factor):
-            raise ValueError(
-                f"`tile_size` must be a positive multiple of {self.unet_scale_factor} for this network, got {tile_size}."
-            )
-        if tile_overlap is not None and tile_size is None:
-            raise ValueError("`tile_overlap` needs `tile_size`.")
-        if tile_overlap is not None and not 0 <= tile_overlap < tile_size:
-            raise ValueError(f"`tile_overlap` must lie between 0 and `tile_size` - 1, got {tile_overlap}.")
-        if output_type not in ("np", "pt"):
-            raise ValueError(f'`output_type` must be "np" or "pt", got {output_type!r}.')
         if output_uncertainty and ensemble_size == 1:
             raise ValueError("`output_uncertainty` needs `ensemble_size` of 2 or more: one sample has no spread.")
         if output_uncertainty and num_inference_steps == 1:
@@ -251,17 +242,11 @@ class HazeMatchingPipeline(DiffusionPipeline):
             )
         if isinstance(generator, list) and len(generator) != len(planes):
             raise ValueError(f"`generator` must have one entry per plane, {len(planes)}, got {len(generator)}.")
-        if normalization is not None and len(normalization.input_mean) not in (1, len(planes)):
-            raise ValueError(
-                f"`normalization` must be one for all planes or one for each of {len(planes)}, got "
-                f"{len(normalization.input_mean)}."
-            )
         if latents is not None:
             if not isinstance(latents, (np.ndarray, torch.Tensor)):
                 raise ValueError(f"`latents` must be an array or a tensor, got {type(latents).__name__}.")
             if generator is not None:
                 raise ValueError("`latents` and `generator` exclude each other: latents are the noise.")
-            shape = (*leading_shape, *planes.shape[-2:])
             allowed = [(ensemble_size, *shape), shape] if ensemble_size == 1 else [(ensemble_size, *shape)]
             if tuple(latents.shape) not in allowed:
                 raise ValueError(f"`latents` must have the shape {allowed[0]}, got {tuple(latents.shape)}.")
@@ -272,6 +257,42 @@ class HazeMatchingPipeline(DiffusionPipeline):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` may hold {list(self._callback_tensor_inputs)}, got {sorted(unknown)}."
             )
+
+    def prepare_scheduler(self, num_inference_steps: int) -> FlowMatchODEScheduler | FlowMatchEulerDiscreteScheduler:
+        """A copy of the scheduler with its grid set, since it counts its steps, and several calls may run at once."""
+        scheduler, device = copy(self.scheduler), self._execution_device
+        if isinstance(scheduler, FlowMatchODEScheduler):
+            scheduler.set_timesteps(num_inference_steps, device=device)
+        else:  # the stock scheduler's own grid stops short of the data
+            sigmas = np.linspace(1, 0, num_inference_steps + 1)[:-1]
+            scheduler.set_timesteps(sigmas=sigmas, device=device)
+        return scheduler
+
+    def prepare_latents(
+        self,
+        members: Iterable[tuple[int, int]],
+        latents: torch.Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        size: tuple[int, int],
+        is_mean: bool,
+    ) -> Iterator[torch.Tensor]:
+        """
+        What members (plane, member) start from, `[1, H, W]` each: `latents` `[E, N, 1, H, W]` if given; zeros for a mean of a network that knows them; else
+        the next draw of the CPU generator, one field for the whole plane before padding and tiling, so that neither can change it. For a
+        mean from noises, every second one is the negative of the one before (antithetic pairs).
+        """
+        noise = None
+        for plane, member in members:
+            if latents is not None:
+                yield latents[member, plane]
+            elif is_mean and self.config.zero_state_mean:
+                yield torch.zeros(1, *size)
+            elif is_mean and member % 2:
+                yield noise.neg_()
+            else:
+                each = generator[plane] if isinstance(generator, list) else generator
+                noise = draw_noise(size, self.config.noise_corner_frequency, each)
+                yield noise
 
     @torch.no_grad()
     def __call__(
@@ -292,7 +313,7 @@ class HazeMatchingPipeline(DiffusionPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         return_dict: bool = True,
-    ) -> HazeMatchingOutput | tuple:
+    ) -> RestorationOutput | tuple:
         r"""
         Dehaze an image.
 
@@ -339,193 +360,132 @@ class HazeMatchingPipeline(DiffusionPipeline):
             return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
 
         Returns:
-            [`HazeMatchingOutput`] or a tuple `(prediction, uncertainty, samples)`; lists of arrays if `image` is a list.
+            [`RestorationOutput`] or a tuple `(prediction, uncertainty, samples)`; lists of arrays if `image` is a list.
 
         Raises:
             `ValueError`: If an argument is out of range or the image is not finite, empty or less than 2-D.
         """
-        if num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps
-        ensembling_kwargs = ensembling_kwargs or {}
+        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        reduction = ensembling_kwargs or {}
         if isinstance(image, list):
-            if not image:
-                raise ValueError("`image` must not be an empty list.")
-            if latents is not None or isinstance(generator, list):
+            if not image or latents is not None or isinstance(generator, list):
                 raise ValueError(
-                    "`latents` and lists of generators go with a single array, not with a list of images."
+                    "A list of images must not be empty, and goes with neither `latents` nor lists of generators."
                 )
-            outputs = [
-                self(
-                    each, num_inference_steps, ensemble_size, batch_size, ensembling_kwargs, tile_size, tile_overlap,
-                    None, generator, normalization, output_type, output_uncertainty, output_samples, callback_on_step_end,
-                    callback_on_step_end_tensor_inputs, return_dict=False,
-                )
-                for each in image
-            ]  # fmt: skip
-            prediction, uncertainty, samples = (list(field) for field in zip(*outputs, strict=True))
-            output = HazeMatchingOutput(
-                prediction=prediction,
-                uncertainty=uncertainty if output_uncertainty else None,
-                samples=samples if output_samples else None,
-                interval_factors=self._interval_factors(num_inference_steps, ensemble_size, ensembling_kwargs),
-            )
-            return output if return_dict else (output.prediction, output.uncertainty, output.samples)
+            return self.join_outputs(
+                [
+                    self(
+                        each, steps, ensemble_size, batch_size, reduction, tile_size, tile_overlap, None, generator, normalization,
+                        output_type, output_uncertainty, output_samples, callback_on_step_end, callback_on_step_end_tensor_inputs,
+                    )
+                    for each in image
+                ],
+                return_dict,
+            )  # fmt: skip
 
-        # Shapes: N planes, E members, B members in a batch, (H,W) the image, (h,w) the padded field.
-        # 1. Check everything.
+        # Shapes: N planes, E members, B of them in a batch, (H,W) the image, (h,w) what the network is shown.
+        # 1. Check everything; cut the image into planes.
         planes = self.image_processor.preprocess(image)  # [N,1,H,W]
-        leading_shape, (height, width) = image.shape[:-2], image.shape[-2:]
+        shape, size = tuple(image.shape), image.shape[-2:]
+        self.check_tiles(batch_size, tile_size, tile_overlap, output_type)
         self.check_inputs(
-            planes, leading_shape, num_inference_steps, ensemble_size, batch_size, ensembling_kwargs, tile_size, tile_overlap,
-            latents, generator, normalization, output_type, output_uncertainty, callback_on_step_end_tensor_inputs,
+            planes, shape, steps, ensemble_size, reduction, latents, generator, output_uncertainty,
+            callback_on_step_end_tensor_inputs,
         )  # fmt: skip
-        if latents is not None:
-            latents = torch.as_tensor(latents, dtype=torch.float32, device="cpu").reshape(
-                ensemble_size, -1, 1, height, width
-            )
-        device = self._execution_device
-        self._interrupt = False
 
-        # 2. Pad to what the network can halve; decide on tiles.
-        padding = (-height % self.unet_scale_factor, -width % self.unet_scale_factor)
-        padded = (height + padding[0], width + padding[1])
-        sampler = FieldSampler(
-            self.unet, self.scheduler, num_inference_steps, padded, self.unet_scale_factor, self.config.pixel_packing,
-            self.config.training_patch_size or DEFAULT_PATCH_SIZE, tile_size, tile_overlap, batch_size, device,
-        )  # fmt: skip
-        fields_per_batch = 1  # the members of a tiled field follow one another
-        if not sampler.is_tiled:
-            fields_per_batch = batch_size or max(1, 2**20 // (padded[0] * padded[1]))
+        # 2. Normalise; decide on tiles and batches of planes and members.
+        hazy, normalization = self.normalize(planes, normalization)  # [N,1,H,W]
+        sampler = self.prepare_sampler(size, tile_size, tile_overlap, batch_size)
+        members = [(plane, member) for plane in range(len(hazy)) for member in range(ensemble_size)]
+        batches = [members[i : i + sampler.fields_per_batch] for i in range(0, len(members), sampler.fields_per_batch)]
+        median = reduction.get("reduction") == "median"
+        ensemble = Ensemble(hazy.shape, ensemble_size, output_uncertainty, output_samples or median)
+        starts = self.prepare_latents(members, self._stack_latents(latents, hazy), generator, size, steps == 1)
 
-        # 3. Normalise every plane.
-        if normalization is None:
-            normalization = self.image_processor.compute_normalization(planes)
-        hazy = planes.sub_(normalization.input_mean).div_(normalization.input_std)  # [N,1,H,W]
+        # 3. The flow: from the latents at t = 0 to a clear image at t = 1.
+        def predict(network, latents, hazy, on_step=None):  # [B,1,h,w], [B,1,h,w]
+            scheduler = self.prepare_scheduler(steps)
+            for timestep in scheduler.timesteps:
+                # diffusers' σ runs from noise to data downwards, and its velocity is noise − data: both are reversed.
+                t = 1 - timestep / scheduler.config.num_train_timesteps
+                velocity = network(torch.cat([latents, hazy], dim=1), t)  # [B,1,h,w]
+                latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]  # [B,1,h,w]
+                if on_step is not None:
+                    latents = on_step(timestep, latents)
+            return latents
 
-        # 4. Planes × members in batches: noise, then the ODE dx/dt = v from t = 0 to t = 1. Mean and squared deviations are
-        # accumulated as the members come (Welford 1962, Technometrics 4), so that memory does not grow with the ensemble.
-        members = [(plane, member) for plane in range(len(planes)) for member in range(ensemble_size)]
-        batches = [members[start : start + fields_per_batch] for start in range(0, len(members), fields_per_batch)]
-        median = ensembling_kwargs.get("reduction") == "median"
-        samples = allocate(ensemble_size, *planes.shape) if output_samples or median else None  # [E,N,1,H,W]
-        mean = allocate(*planes.shape)  # [N,1,H,W]
-        squares = allocate(*planes.shape) if output_uncertainty else None  # [N,1,H,W]
-        self._num_timesteps = len(batches) * sampler.num_steps
-        step = 0
-        noise = None
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
-
-            def on_step(timestep: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-                nonlocal step
-                if callback_on_step_end is not None:
-                    tensors = {}
-                    for name in callback_on_step_end_tensor_inputs:
-                        tensors[name] = {"latents": state}[name]
-                    replaced = callback_on_step_end(self, step, timestep, tensors) or {}
-                    state = replaced.get("latents", state)
-                step += 1
-                progress_bar.update()
-                if self.interrupt:
-                    self.maybe_free_model_hooks()
-                    raise RuntimeError(f"Interrupted after {step} solver steps; there is no image yet.")
-                return state
-
+        # 4. Batch by batch, the members of a plane in order.
+        _CALL.interrupt = False
+        _CALL.num_timesteps = len(batches) * len(sampler.blocks) * len(self.prepare_scheduler(steps).timesteps)
+        with self.progress_bar(total=_CALL.num_timesteps) as progress_bar:
+            on_step = self._follow(progress_bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
             for batch in batches:
-                start = allocate(len(batch), 1, height, width)  # [B,1,H,W]
-                for index, (plane, member) in enumerate(batch):
-                    if num_inference_steps == 1 and latents is None and self.config.zero_state_mean:
-                        start[index] = 0
-                        continue
-                    if num_inference_steps == 1 and latents is None and member % 2:
-                        noise.neg_()
-                    else:
-                        noise = self.prepare_latents(latents, generator, plane, member, (height, width))
-                    start[index] = noise
-                start = _pad(start, padding)  # [B,1,h,w]
-                condition = hazy[plane : plane + 1] if len(batch) == 1 else hazy[[plane for plane, _ in batch]]
-                condition = _pad(condition, padding)  # [B,1,h,w]
-                flips = [FLIPS[member % len(FLIPS)] if self.config.mirror_members else () for _, member in batch]
-                results = sampler.sample(start, condition, on_step, flips)  # [B,1,h,w]
-                for (plane, member), result in zip(batch, results[..., :height, :width], strict=True):
-                    if samples is not None:
-                        samples[member, plane] = result
-                    difference = result.sub_(mean[plane])
-                    mean[plane].add_(difference, alpha=1 / (member + 1))
-                    if squares is not None:
-                        squares[plane].addcmul_(difference, difference, value=member / (member + 1))
+                start = allocate(len(batch), 1, *size)  # [B,1,H,W]
+                for field in start:
+                    field.copy_(next(starts))
+                first = batch[0][0]
+                condition = hazy[first : first + 1] if len(batch) == 1 else hazy[[plane for plane, _ in batch]]
+                flips = self.flips(member for _, member in batch)
+                for (plane, member), result in zip(
+                    batch, sampler.sample(predict, start, condition, flips, on_step), strict=True
+                ):
+                    ensemble.add(plane, member, result)
         self.maybe_free_model_hooks()
 
-        # 5. Reduce the ensemble and return to image units.
-        prediction = mean
-        if median:
-            # torch's median of an even number is the lower of the middle two, and so biased.
-            prediction = torch.from_numpy(np.median(samples.numpy(), axis=0))  # [N,1,H,W]
-        prediction.mul_(normalization.target_std).add_(normalization.target_mean)
-        uncertainty = None
-        if output_uncertainty:
-            scale, offset = self.config.uncertainty_scale, self.config.uncertainty_offset
-            curve = self.config.uncertainty_curve
-            units = (normalization.target_std / normalization.input_std).expand(
-                len(planes), 1, 1, 1
-            )  # of the prediction
-            for spread, condition, unit in zip(squares.div_(ensemble_size - 1).sqrt_(), hazy, units, strict=True):
-                light = local_light(condition[0], unit.item())  # [H,W]
-                # Band by band, since a large plane may not fit in memory twice.
-                for part, part_light in zip(spread[0].split(BAND_ROWS), light.split(BAND_ROWS), strict=True):
-                    part.copy_(predicted_deviation(part, ensemble_size, scale, offset, curve, part_light))
-            uncertainty = squares.mul_(normalization.target_std)  # [N,1,H,W]
-        if output_samples:
-            samples.mul_(normalization.target_std).add_(normalization.target_mean)
-        else:
-            samples = None
-
-        # 6. Give every result the shape of the image.
-        def finish(result: torch.Tensor | None, *leading: int) -> np.ndarray | torch.Tensor | None:
-            if result is None:
-                return None
-            result = result.reshape(*leading, *leading_shape, height, width)
-            return result.numpy() if output_type == "np" else result
-
-        output = HazeMatchingOutput(
-            prediction=finish(prediction), uncertainty=finish(uncertainty), samples=finish(samples, ensemble_size),
-            interval_factors=self._interval_factors(num_inference_steps, ensemble_size, ensembling_kwargs),
-        )  # fmt: skip
+        # 5. Reduce the ensemble and return to the units and the shape of the image.
+        prediction = ensemble.median() if median else ensemble.mean
+        uncertainty = self._calibrated(ensemble, hazy, normalization) if output_uncertainty else None
+        samples = ensemble.samples if output_samples else None
+        output = RestorationOutput(
+            prediction=self.postprocess(prediction, normalization, shape, output_type),
+            uncertainty=self.postprocess(uncertainty, normalization, shape, output_type, offset=False),
+            samples=self.postprocess(samples, normalization, (ensemble_size, *shape), output_type),
+            interval_factors=self._interval_factors(steps, ensemble_size, reduction),
+        )
         return output if return_dict else (output.prediction, output.uncertainty, output.samples)
 
-    def _interval_factors(self, num_inference_steps, ensemble_size, ensembling_kwargs) -> dict[str, float] | None:
+    @staticmethod
+    def _stack_latents(latents: np.ndarray | torch.Tensor | None, hazy: torch.Tensor) -> torch.Tensor | None:
+        """Given latents as `[E, N, 1, H, W]`."""
+        if latents is None:
+            return None
+        return torch.as_tensor(latents, dtype=torch.float32, device="cpu").reshape(-1, *hazy.shape)
+
+    def _follow(self, progress_bar, callback: Callable | None, names: Iterable[str]) -> Callable:
+        """What is called after every step with its timestep and state: moves the bar, calls the user, and stops if told to."""
+        step = 0
+
+        def on_step(timestep: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+            nonlocal step
+            if callback is not None:
+                tensors = {}
+                for name in names:
+                    tensors[name] = {"latents": state}[name]
+                replaced = callback(self, step, timestep, tensors) or {}
+                state = replaced.get("latents", state)
+            step += 1
+            progress_bar.update()
+            if self.interrupt:
+                self.maybe_free_model_hooks()
+                raise RuntimeError(f"Interrupted after {step} solver steps; there is no image yet.")
+            return state
+
+        return on_step
+
+    def _calibrated(self, ensemble: Ensemble, hazy: torch.Tensor, normalization: Normalization) -> torch.Tensor:
+        """Standard deviation to expect between mean and truth, `[N, 1, H, W]` in network units, from the spread of the members."""
+        scale, offset, curve = (self.config[f"uncertainty_{name}"] for name in ("scale", "offset", "curve"))
+        units = (normalization.target_std / normalization.input_std).expand(len(hazy), 1, 1, 1)  # of the prediction
+        spreads = ensemble.spread()
+        for spread, condition, unit in zip(spreads, hazy, units, strict=True):
+            light = local_light(condition[0], unit.item())  # [H,W]
+            # Band by band, since a large plane may not fit in memory twice.
+            for part, part_light in zip(spread[0].split(BAND_ROWS), light.split(BAND_ROWS), strict=True):
+                part.copy_(predicted_deviation(part, ensemble.size, scale, offset, curve, part_light))
+        return spreads
+
+    def _interval_factors(self, num_inference_steps, ensemble_size, reduction) -> dict[str, float] | None:
         """The factors of `out.interval`, if they were fitted to means of such ensembles."""
         asked = {"ensemble_size": ensemble_size, "num_inference_steps": num_inference_steps}
-        is_mean = ensembling_kwargs.get("reduction", "mean") == "mean"
+        is_mean = reduction.get("reduction", "mean") == "mean"
         return self.config.interval_factors if is_mean and asked == self.config.calibrated_for else None
-
-    def prepare_latents(
-        self,
-        latents: torch.Tensor | None,
-        generator: torch.Generator | list[torch.Generator] | None,
-        plane: int,
-        member: int,
-        size: tuple[int, int],
-    ) -> torch.Tensor:
-        """
-        Noise `[1, H, W]` of one member of one plane: from `latents` `[E, N, 1, H, W]` if given, else the next draw of the
-        CPU generator. One field for the whole plane, before padding and tiling, so that neither can change it.
-        """
-        if latents is not None:
-            return latents[member, plane]
-        if isinstance(generator, list):
-            generator = generator[plane]
-        return draw_noise(size, self.config.noise_corner_frequency, generator)
-
-
-def _pad(planes: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
-    """Mirror `[B, 1, H, W]` past its lower and right edges; NumPy's mirror, unlike torch's, may be wider than the image."""
-    if padding == (0, 0):
-        return planes
-    *leading, height, width = planes.shape
-    rows = np.pad(np.arange(height), (0, padding[0]), mode="symmetric")
-    columns = np.pad(np.arange(width), (0, padding[1]), mode="symmetric")
-    padded = allocate(*leading, len(rows), len(columns))
-    padded[..., :height, :width] = planes
-    padded[..., height:, :width] = planes[..., rows[height:], :]
-    padded[..., width:] = padded[..., columns[width:]]
-    return padded

@@ -2,30 +2,30 @@
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import UNet2DModel
 
-from .pipeline_haze_matching import HazeMatchingPipeline
-from .pipeline_output import HazeMatchingOutput
-from .scheduling_flow_match_ode import FlowMatchODEScheduler
+from haze_pipeline.sampling.ensemble import Ensemble
+
+from .pipeline_output import RestorationOutput
+from .pipeline_restoration import RestorationPipeline
 
 
-class HazeRegressionPipeline(DiffusionPipeline):
+class HazeRegressionPipeline(RestorationPipeline):
     r"""
-    Dehazing by regression: the network of [`HazeMatchingPipeline`], trained by mean squared error with a state of zeros and at
-    t = 0 throughout. It has no noise, no samples and no uncertainty, and shows what the flow adds to its network.
+    Dehazing by regression: the network of [`HazeMatchingPipeline`], trained by mean squared error with a state of zeros and at t = 0
+    throughout. It has no noise, no samples and no uncertainty, and shows what the flow adds to its network.
 
     Args:
-        unet ([`UNet2DModel`]): Channels (zeros, hazy) in and one out.
+        unet ([`UNet2DModel`]): Channels (zeros, hazy) in and one out, each times `pixel_packing`².
         normalization (`str`, defaults to `"image"`): As the following ones in [`HazeMatchingPipeline`].
         input_mean (`float`, *optional*): Mean of hazy training images.
         input_std (`float`, *optional*): Standard deviation of hazy training images.
         target_mean (`float`, defaults to `0.0`): Mean of clear training images.
         target_std (`float`, defaults to `1.0`): Standard deviation of clear training images.
+        pixel_packing (`int`, defaults to `1`): The network takes so many × so many pixels for the channels of one.
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
     """
-
-    model_cpu_offload_seq = "unet"
 
     def __init__(
         self,
@@ -35,11 +35,12 @@ class HazeRegressionPipeline(DiffusionPipeline):
         input_std: float | None = None,
         target_mean: float = 0.0,
         target_std: float = 1.0,
+        pixel_packing: int = 1,
         training_patch_size: int | None = None,
         training_pixel_size: dict | None = None,
     ):
         super().__init__()
-        # It has no scheduler of its own, so that `HazeMatchingPipeline.from_pretrained` refuses its folder.
+        # It has no scheduler, so that `HazeMatchingPipeline.from_pretrained` refuses its folder.
         self.register_modules(unet=unet)
         self.register_to_config(
             normalization=normalization,
@@ -47,9 +48,11 @@ class HazeRegressionPipeline(DiffusionPipeline):
             input_std=input_std,
             target_mean=target_mean,
             target_std=target_std,
+            pixel_packing=pixel_packing,
             training_patch_size=training_patch_size,
             training_pixel_size=training_pixel_size,
         )
+        self.prepare_network(unet, num_states=2)
 
     @torch.no_grad()
     def __call__(
@@ -59,7 +62,7 @@ class HazeRegressionPipeline(DiffusionPipeline):
         tile_size: int | None = None,
         tile_overlap: int | None = None,
         output_type: str = "np",
-    ) -> HazeMatchingOutput:
+    ) -> RestorationOutput:
         """
         Dehaze an image.
 
@@ -71,16 +74,26 @@ class HazeRegressionPipeline(DiffusionPipeline):
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors.
 
         Returns:
-            [`HazeMatchingOutput`] with the `prediction` `[..., H, W]`.
+            [`RestorationOutput`] with the `prediction` `[..., H, W]`.
 
         Raises:
             `ValueError`: If an argument is out of range or the image is not finite, empty or less than 2-D.
         """
-        config = {name: value for name, value in self.config.items() if not name.startswith("_") and name != "unet"}
-        pipeline = HazeMatchingPipeline(self.unet, FlowMatchODEScheduler(), **config)
-        pipeline.set_progress_bar_config(disable=True)
-        # One Euler step from zeros adds nothing but what the network says.
-        return pipeline(
-            image, num_inference_steps=1, latents=torch.zeros(tuple(image.shape)), batch_size=batch_size,
-            tile_size=tile_size, tile_overlap=tile_overlap, output_type=output_type,
-        )  # fmt: skip
+        planes = self.image_processor.preprocess(image)  # [N,1,H,W]
+        self.check_tiles(batch_size, tile_size, tile_overlap, output_type)
+        hazy, normalization = self.normalize(planes)  # [N,1,H,W]
+        sampler = self.prepare_sampler(hazy.shape[-2:], tile_size, tile_overlap, batch_size)
+        ensemble = Ensemble(hazy.shape, 1, keep_spread=False, keep_samples=False)
+
+        def predict(network, zeros, hazy, on_step):
+            return network(torch.cat([zeros, hazy], dim=1), torch.zeros((), device=hazy.device))  # [B,1,h,w]
+
+        for first in range(0, len(hazy), sampler.fields_per_batch):
+            batch = hazy[first : first + sampler.fields_per_batch]  # [B,1,H,W]
+            clear = sampler.sample(predict, torch.zeros_like(batch), batch, [()] * len(batch))  # [B,1,H,W]
+            for plane, result in enumerate(clear, first):
+                ensemble.add(plane, 0, result)
+        self.maybe_free_model_hooks()
+        return RestorationOutput(
+            prediction=self.postprocess(ensemble.mean, normalization, tuple(image.shape), output_type)
+        )

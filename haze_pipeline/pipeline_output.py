@@ -8,7 +8,7 @@ from diffusers.utils import BaseOutput
 
 
 @dataclass
-class HazeMatchingOutput(BaseOutput):
+class RestorationOutput(BaseOutput):
     """
     Everything is in the units of the clear training target; with a checkpoint that normalises every image by itself, as
     the embedded one does, these are the counts of the input.
@@ -60,3 +60,6 @@ class HazeMatchingOutput(BaseOutput):
             return [p - factors[alpha] * u for p, u in pairs], [p + factors[alpha] * u for p, u in pairs]
         margin = factors[alpha] * self.uncertainty
         return self.prediction - margin, self.prediction + margin
+
+
+HazeMatchingOutput = RestorationOutput  # its name while there was one pipeline

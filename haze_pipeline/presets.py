@@ -1,5 +1,6 @@
 """Named combinations of steps, members and solver."""
 
+from copy import copy
 from enum import StrEnum
 
 
@@ -20,6 +21,25 @@ PRESETS = {
     Preset.balanced: {"num_inference_steps": 6, "ensemble_size": 8, "solver": "bespoke"},
     Preset.quality: {"num_inference_steps": 19, "ensemble_size": 50, "solver": "euler"},
 }
+
+
+def with_preset(pipe, preset: Preset, num_inference_steps: int | None = None, ensemble_size: int | None = None):
+    """
+    A copy of a pipeline, which shares its network, with the solver of a preset; its steps; and its members. The pipeline stays as it is, so
+    that several threads may use it with several presets.
+
+    Args:
+        pipe ([`HazeMatchingPipeline`]): The pipeline.
+        preset ([`Preset`]): The preset.
+        num_inference_steps (`int`, *optional*): In place of the preset's.
+        ensemble_size (`int`, *optional*): In place of the preset's.
+
+    Returns:
+        `tuple`: The pipeline, `num_inference_steps` and `ensemble_size`.
+    """
+    copied = copy(pipe)
+    copied.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
+    return copied, steps, choose_members(pipe, preset, ensemble_size)
 
 
 def choose_members(pipe, preset: Preset, ensemble_size: int | None = None) -> int:

@@ -194,7 +194,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     """A real process, interrupted while it has written part of its result."""
     arguments = ["simulate", str(tmp_path / "pairs"), "--num-images", "1000", "--size", "64"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "haze_pipeline.cli", *arguments],
+        [sys.executable, "-m", "haze_pipeline", *arguments],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
@@ -210,12 +210,14 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
 
 def test_every_real_micrograph_keeps_its_shape(run, model, tmp_path, shared_data):
     """With a tiny network: the files are what is tried here, in every layout that there is."""
-    for path in sorted(shared_data.glob("*/*.tif")):
+    for path in sorted(
+        path for folder in ("paired", "single", "hazy") for path in (shared_data / folder).glob("*.tif")
+    ):
         output = tmp_path / f"{path.stem}.ome.tif"
-        assert (
-            run("dehaze", path, "-o", output, "--model", model, "--num-inference-steps", 1, "--ensemble-size", 1)[0]
-            == 0
+        code, _, error = run(
+            "dehaze", path, "-o", output, "--model", model, "--num-inference-steps", 1, "--ensemble-size", 1
         )
+        assert code == 0, error
         source, result = read_micrograph(path), read_micrograph(output)
         assert (result.data.shape, result.axes, result.pixel_size) == (
             source.data.shape,

@@ -442,7 +442,7 @@ def hub_environment(endpoint, tmp_path):
 
 def command(arguments, environment):
     return subprocess.run(
-        [sys.executable, "-m", "haze_pipeline.cli", *map(str, arguments)],
+        [sys.executable, "-m", "haze_pipeline", *map(str, arguments)],
         env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_unet
-from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torchcfm_unet import reference_unet
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
@@ -625,3 +625,22 @@ def test_threads_that_share_a_pipeline_get_what_they_would_get_alone(pipe, tile_
     with ThreadPoolExecutor(4) as pool:
         for number, found in enumerate(pool.map(dehaze, range(40))):
             np.testing.assert_allclose(found, expected[number % len(images)], rtol=1e-5, atol=1e-4)
+
+
+# Schedulers and components, as diffusers' users swap and share them.
+
+
+def test_a_scheduler_that_is_no_flow_is_refused_by_name(pipe, image):
+    pipe.scheduler = EulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="got EulerDiscreteScheduler"):
+        pipe(image, num_inference_steps=2)
+
+
+def test_a_pipeline_of_another_ones_components_is_the_same(pipe, image):
+    pipe.register_to_config(noise_corner_frequency=0.2, uncertainty_scale=2.0)
+    arguments = {"num_inference_steps": 2, "ensemble_size": 2, "output_uncertainty": True}
+    twin = HazeMatchingPipeline(**pipe.components)
+    twin.set_progress_bar_config(disable=True)
+    ours, theirs = (each(image, generator=seeded(), **arguments) for each in (pipe, twin))
+    np.testing.assert_array_equal(ours.prediction, theirs.prediction)
+    np.testing.assert_array_equal(ours.uncertainty, theirs.uncertainty)

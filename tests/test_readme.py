@@ -28,7 +28,7 @@ def test_tables_are_rendered_from_the_measurements():
 def test_every_command_and_flag_in_the_documents_exists():
     text = (ROOT / "README.md").read_text() + (ROOT / "training" / "README.md").read_text()
     for command in set(re.findall(r"haze-pipeline ([a-z][\w-]*)", text)):
-        arguments = [sys.executable, "-m", "haze_pipeline.cli", command, "--help"]
+        arguments = [sys.executable, "-m", "haze_pipeline", command, "--help"]
         help_ = subprocess.run(arguments, capture_output=True, text=True, env={"COLUMNS": "200", "PATH": ""}, cwd=ROOT)
         assert help_.returncode == 0, command
         for line in re.findall(rf"haze-pipeline {command} [^#\n`]*", text):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from haze_pipeline.loading import Device, DType, fetch_model, load_pipeline, place_pipeline
-from haze_pipeline.presets import Preset, choose_members, choose_solver
+from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.utils.console import make_parents, progress_bar, require
 
 from .options import DeviceOption, DTypeOption, ModelOption, SeedOption
@@ -73,9 +73,8 @@ def calibrate(
         from haze_pipeline.evaluation.figures import plot_calibration
     pairs = load_pairs(source, split)
     pipe = place_pipeline(load_pipeline(model), device, dtype)
-    pipe.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
+    pipe, steps, members = with_preset(pipe, preset, num_inference_steps, ensemble_size)
     pipe.set_progress_bar_config(disable=True)
-    members = choose_members(pipe, preset, ensemble_size)
 
     with ExitStack() as stack:
         advance = progress_bar("Calibrating", None, stack)

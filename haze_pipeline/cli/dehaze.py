@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from haze_pipeline.loading import Device, DType, load_pipeline, place_pipeline
-from haze_pipeline.presets import PRESETS, Preset, choose_members, choose_solver
+from haze_pipeline.presets import PRESETS, Preset, with_preset
 from haze_pipeline.utils.console import make_parents
 
 from .options import DeviceOption, DTypeOption, ModelOption, SeedOption
@@ -194,8 +194,7 @@ def dehaze(
 
     # 3. Load the checkpoint.
     pipe = place_pipeline(load_pipeline(model), processes.device or device, dtype)
-    pipe.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
-    members = choose_members(pipe, preset, ensemble_size)
+    pipe, steps, members = with_preset(pipe, preset, num_inference_steps, ensemble_size)
     pipe.set_progress_bar_config(disable=True)
     default = Statistics.checkpoint if pipe.config.normalization == "fixed" else Statistics.stack
     dehazer = FileDehazer(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from haze_pipeline.loading import Device, DType, load_pipeline, place_pipeline
-from haze_pipeline.presets import Preset, choose_members, choose_solver
+from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.utils.console import make_parents, progress_bar, require
 from haze_pipeline.utils.provenance import weights_digest
 from haze_pipeline.version import __version__
@@ -101,13 +101,11 @@ def evaluate(
     number = {id(pair): index for index, pair in enumerate(pairs)}
 
     def run_preset(name: Preset):
-        scheduler, steps = choose_solver(pipe, name, None)
-        members = choose_members(pipe, name)
+        prepared, steps, members = with_preset(pipe, name)
 
         def run(pair):
-            pipe.scheduler = scheduler
             generator = torch.Generator().manual_seed(seed + number[id(pair)])  # noise of its own for every image
-            out = pipe(
+            out = prepared(
                 pair.hazy,
                 num_inference_steps=steps,
                 ensemble_size=members,

@@ -8,8 +8,8 @@ import torch
 from scipy import ndimage
 
 from haze_pipeline.pipeline_output import HazeMatchingOutput
+from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.sampling.tiling import tile_slices
-from haze_pipeline.scheduling_flow_match_ode import FlowMatchODEScheduler
 
 from .out_of_domain import domain_distance
 
@@ -217,11 +217,8 @@ def invented_structure(
         return None
     empty = hazy.min() + noise * np.random.default_rng(seed).standard_normal((FIELD, FIELD))
     generator = torch.Generator().manual_seed(seed)
-    scheduler, pipe.scheduler = pipe.scheduler, FlowMatchODEScheduler()  # one step yields the mean
-    try:
-        made = pipe(empty.astype(np.float32), num_inference_steps=1, ensemble_size=2, generator=generator).prediction
-    finally:
-        pipe.scheduler = scheduler
+    pipe, steps, members = with_preset(pipe, Preset.fast, ensemble_size=2)
+    made = pipe(empty.astype(np.float32), steps, members, generator=generator).prediction
     parts = [prediction[tile] for tile in tile_slices(*prediction.shape, FIELD, 0)]
     heights = [np.quantile(part, 0.999) - np.median(part) for part in (made, *parts)]
     return float(heights[0] / max(heights[1:])) if max(heights[1:]) > 0 else 1.0

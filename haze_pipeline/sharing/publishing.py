@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from haze_pipeline.io.micrograph_files import read_micrograph
 from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
-from haze_pipeline.presets import Preset, choose_members, choose_solver
+from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.utils.console import require
 from haze_pipeline.utils.hub import create_repository
 from haze_pipeline.utils.provenance import weights_digest
@@ -138,24 +138,10 @@ def _dehaze_example(pipe: HazeMatchingPipeline, path: Path, staged: Path) -> tup
     name = path.name.split(".")[0]
     if (staged / "examples" / f"{name}.png").exists():
         raise ValueError(f"{path} has the name of another example: rename one.")
-    scheduler = pipe.scheduler
-    if pipe.config.calibrated_for:
-        steps, members = (pipe.config.calibrated_for[key] for key in ("num_inference_steps", "ensemble_size"))
-        pipe.scheduler, steps = choose_solver(pipe, Preset.balanced, steps)
-    else:
-        members = choose_members(pipe, Preset.fast)
-        pipe.scheduler, steps = choose_solver(pipe, Preset.fast, None)
-    try:
-        generator = torch.Generator().manual_seed(0)
-        out = pipe(
-            plane,
-            num_inference_steps=steps,
-            ensemble_size=members,
-            generator=generator,
-            output_uncertainty=steps > 1,
-        )
-    finally:
-        pipe.scheduler = scheduler
+    preset = Preset.balanced if pipe.config.calibrated_for else Preset.fast
+    prepared, steps, members = with_preset(pipe, preset, **(pipe.config.calibrated_for or {}))
+    generator = torch.Generator().manual_seed(0)
+    out = prepared(plane, steps, members, generator=generator, output_uncertainty=steps > 1)
     picture = pipe.image_processor.visualize_side_by_side(
         plane,
         out.prediction,

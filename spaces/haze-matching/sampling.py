@@ -5,7 +5,6 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 
 
 try:
@@ -21,7 +20,7 @@ import torch
 
 from haze_pipeline import HazeMatchingOutput
 from haze_pipeline.loading import Device, DType, load_pipeline, place_pipeline
-from haze_pipeline.presets import Preset, choose_members, choose_solver
+from haze_pipeline.presets import Preset, choose_members, with_preset
 from haze_pipeline.reliability.assessment import Assessment, assess
 from haze_pipeline.utils.provenance import sampling_facts, weights_digest
 
@@ -41,8 +40,7 @@ def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size
     long; and `(None, (output, assessment, provenance))` at the end.
     """
     # What is set here, the solver and the wish to stop, must not reach other requests.
-    pipe = copy(PIPE)
-    pipe.scheduler, steps = choose_solver(pipe, preset, None)
+    pipe, steps, _ = with_preset(PIPE, preset)
     states, stopped = queue.SimpleQueue(), threading.Event()
 
     def on_step(pipe, step: int, timestep: torch.Tensor, tensors: dict):
