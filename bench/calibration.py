@@ -1,10 +1,11 @@
 """
-Measure the default checkpoint's uncertainty on pairs that neither trained nor calibrated it: of held-out real specimens, and simulated.
+Measure the default checkpoint's uncertainty on pairs that neither trained nor calibrated it: of held-out real
+specimens, and simulated.
 
     python bench/calibration.py
 
-Ensembles of the preset `balanced`: as they are, with the published line, and as the checkpoint is calibrated; and larger ensembles,
-of the first quarter of the images. Writes `bench/calibration.json` and `bench/calibration.png`.
+Ensembles of the preset `balanced`: as they are, with the published line, and as the checkpoint is calibrated; and
+larger ensembles, of the first quarter of the images. Writes `bench/calibration.json` and `bench/calibration.png`.
 """
 
 import argparse
@@ -53,7 +54,8 @@ def main():
     number = PRESETS[Preset.balanced]["ensemble_size"]
     if pipe.config.calibrated_for != {"ensemble_size": number, "num_inference_steps": steps}:
         raise SystemExit(
-            f"The checkpoint is calibrated for {pipe.config.calibrated_for}, not for {number} samples of {steps} steps."
+            f"The checkpoint is calibrated for {pipe.config.calibrated_for}, not for {number} samples of {steps} "
+            f"steps."
         )
 
     files = read_split(args.images_dir, "test")

@@ -1,5 +1,6 @@
 """
-Measure runs over files: kills and restarts, numbers of processes, an OME-Zarr larger than memory, and the flicker of movies.
+Measure runs over files: kills and restarts, numbers of processes, an OME-Zarr larger than memory, and the flicker of
+movies.
 
     python bench/file_runs.py [kills processes zarr flicker]
 
@@ -116,8 +117,8 @@ def measure_kills(work: Path, number: int = 30) -> dict:
 
 def measure_processes(work: Path) -> dict:
     """
-    The same folder by one, two and three processes of one thread each; and its halves by two commands that know nothing of each
-    other, which is what the cores of the machine have to give.
+    The same folder by one, two and three processes of one thread each; and its halves by two commands that know
+    nothing of each other, which is what the cores of the machine have to give.
     """
     inputs = work / "inputs"
     write_inputs(inputs, 18, 384)
@@ -145,7 +146,9 @@ def measure_processes(work: Path) -> dict:
 
 
 def measure_zarr(work: Path, run_for: float = 60) -> dict:
-    """An OME-Zarr of 20 GiB, whose planes are links to the same few chunks: time to the first result, and peak memory."""
+    """
+    An OME-Zarr of 20 GiB, whose planes are links to the same few chunks: time to the first result, and peak memory.
+    """
     planes, side = 10240, 1024
     path, output = work / "large.ome.zarr", work / "out.ome.zarr"
     shape = (planes, side, side)
@@ -183,8 +186,8 @@ def measure_zarr(work: Path, run_for: float = 60) -> dict:
 
 def measure_flicker(work: Path) -> dict:
     """
-    Samples of a movie in which only the noise of the camera changes: deviation over time, relative to that of the mean image
-    over space, with a noise for every frame and with one for all; and of the input.
+    Samples of a movie in which only the noise of the camera changes: deviation over time, relative to that of the mean
+    image over space, with a noise for every frame and with one for all; and of the input.
     """
     scene = np.asarray(next(simulated_series(6, 256, 0)).hazy, np.float64)
     rng = np.random.default_rng(0)

@@ -3,9 +3,9 @@ Measure how long training on simulated pairs waits for them.
 
     python bench/loader.py
 
-Trains the paper's network on batches of 16 patches of 64 px, first on fields that are simulated meanwhile in a process of
-their own, then on as many fields that lie ready, and counts the time between asking for a batch and having it. The start, in
-which the first fields are made, is timed by itself. Writes `bench/loader.json`.
+Trains the paper's network on batches of 16 patches of 64 px, first on fields that are simulated meanwhile in a process
+of their own, then on as many fields that lie ready, and counts the time between asking for a batch and having it. The
+start, in which the first fields are made, is timed by itself. Writes `bench/loader.json`.
 """
 
 import argparse

@@ -3,7 +3,8 @@ Render the tables of README.md from what the scripts in this folder measured.
 
     python bench/readme.py
 
-Every table stands between `<!-- NAME -->` and `<!-- /NAME -->`; `python bench/readme.py --check` fails if one is stale.
+Every table stands between `<!-- NAME -->` and `<!-- /NAME -->`; `python bench/readme.py --check` fails if one is
+stale.
 """
 
 import argparse
@@ -72,7 +73,8 @@ def real_specimens():
     return [
         *table(["pairs", "n", "method", "mean gain, dB", "median", "below input", "worst"], rows),
         "",
-        f"{results['num_images']} pairs of {len(results['specimens'])} files, {results['input']:.1f} dB before dehazing. Of the images without "
+        f"{results['num_images']} pairs of {len(results['specimens'])} files, {results['input']:.1f} dB before "
+        f"dehazing. Of the images without "
         f"haze, {100 * harmless:.0f} % end within 0.5 dB of their input or better.",
         *note_if_earlier(results),
     ]
@@ -94,12 +96,14 @@ def structures():
             [
                 ["discs, core over rim", discs, "1"],
                 [f"{nuclei['number']} real nuclei, core over rim against the clear image: median (10 to 90 % of them)",
-                 f"{nuclei['quantiles']['0.5']:.2f} ({nuclei['quantiles']['0.1']:.2f} to {nuclei['quantiles']['0.9']:.2f})", "1"],
+                 "{:.2f} ({:.2f} to {:.2f})".format(*(nuclei["quantiles"][q] for q in ("0.5", "0.1", "0.9"))), "1"],
                 ["contrast of a dim disc beside bright ones over its contrast alone", contrasts, "1"],
                 ["height of spots (full width)", heights, "1"],
-                ["amplitude of the highest octave of undersampled images", f"{detail['amplitude of the highest octave, undersampled images']:.2f}", "1"],
+                ["amplitude of the highest octave of undersampled images",
+                f"{detail['amplitude of the highest octave, undersampled images']:.2f}", "1"],
                 ["power of a 2 × 2 checkerboard over its surroundings", f"{detail['checkerboard']:.2f}", "≤ 1"],
-                ["difference of four identical frames, of two seeds", f"{mean['identical frames']:.1g}, {mean['seeds']:.1g}", "0"],
+                ["difference of four identical frames, of two seeds",
+                f"{mean['identical frames']:.1g}, {mean['seeds']:.1g}", "0"],
             ],
         ),
         *note_if_earlier(results),
@@ -122,7 +126,8 @@ def simulated_pairs():
         *table(["simulated, held out", "n", *methods], rows),
         "",
         f"{results['images_below_input']} of the {results['num_images']} images end below their input, the worst by "
-        f"{-results['smallest_gain']:.1f} dB: {', '.join(str(third['below_input']) for third in thirds)} of the worst, middle and best "
+        f"{-results['smallest_gain']:.1f} dB: {', '.join(str(third['below_input']) for third in thirds)} of the "
+        f"worst, middle and best "
         "third of the inputs.",
         *note_if_earlier(results),
     ]
@@ -146,15 +151,18 @@ def sampling():
     return [
         *table(["", "network calls", "seconds per megapixel", "times cheaper"], cost),
         "",
-        f"One 1024 × 1024 field, {results['cost']['threads']} threads, ours in {results['cost']['dtype']}, the reference in float32; "
-        "`quality` from the time of one of its members. Network calls are sweeps over all tiles, of which the reference's are "
+        f"One 1024 × 1024 field, {results['cost']['threads']} threads, ours in {results['cost']['dtype']}, the "
+        f"reference in float32; "
+        "`quality` from the time of one of its members. Network calls are sweeps over all tiles, of which the "
+        "reference's are "
         "four deep.",
         "",
         *table(
             ["", "reference", "haze-pipeline"],
             [
                 [
-                    f"posterior mean, range-invariant PSNR in dB ({means['num_fields']} fields, input {means['input']:.1f})",
+                    f"posterior mean, range-invariant PSNR in dB ({means['num_fields']} fields, input "
+                    f"{means['input']:.1f})",
                     f"{means['reference']:.2f}",
                     f"{means['fast']:.2f} (`fast`)",
                 ],
@@ -171,16 +179,20 @@ def sampling():
             ],
         ),
         "",
-        f"Distances of samples on {distance['num_fields']} other fields, root mean square over all of them. Field by field, the "
+        f"Distances of samples on {distance['num_fields']} other fields, root mean square over all of them. Field by "
+        f"field, the "
         "reference's lie between {:.3f} and {:.3f} and ours between {:.3f} and {:.3f}; ".format(
             *ranges["reference"], *ranges["ours"]
         )
         + f"ours is the smaller one on {closer} of them.",
         "",
-        f"Means are scored on {means['parts_per_field']} parts of every 1024 × 1024 field, together; by field, `fast` differs "
+        f"Means are scored on {means['parts_per_field']} parts of every 1024 × 1024 field, together; by field, `fast` "
+        f"differs "
         f"from the reference by {min(differences):+.2f} to {max(differences):+.2f} dB. Without tiles, a sample jumps "
-        f"{seams['untiled']['mean']:.2f} times as much at the lines of our tile borders as elsewhere. On {tiling['num_fields']} whole fields `fast` "
-        f"scores {tiling['psnr']['tiled']:.2f} dB in tiles and {tiling['psnr']['untiled']:.2f} dB without; tiles cost no field "
+        f"{seams['untiled']['mean']:.2f} times as much at the lines of our tile borders as elsewhere. On "
+        f"{tiling['num_fields']} whole fields `fast` "
+        f"scores {tiling['psnr']['tiled']:.2f} dB in tiles and {tiling['psnr']['untiled']:.2f} dB without; tiles cost "
+        f"no field "
         f"more than {max(0, tiling['largest_loss']):.2f} dB.",
         "",
         "Peak memory of the process: "
@@ -199,7 +211,8 @@ def solvers():
     return [
         *table(["solver", "network calls", "shift of the grid", "RMS error"], rows),
         "",
-        f"{results['num_images']} held-out simulated images of {results['size']} × {results['size']} pixels; the samples "
+        f"{results['num_images']} held-out simulated images of {results['size']} × {results['size']} pixels; the "
+        f"samples "
         f"themselves have a deviation of {results['spread']:.2f}.",
         *note_if_earlier(results),
     ]
@@ -223,9 +236,12 @@ def calibration():
         large = results["large_ensemble"]
         notes += [
             "",
-            f"{kind[0].upper()}{kind[1:]}: {results['num_images']} held-out pairs, {measured['num_samples']} samples of "
-            f"{measured['num_inference_steps']} steps. Resampling gives a calibrated ENCE of {low:.2f} to {high:.2f}. `out.interval` covered "
-            f"(with standard error) {intervals}. With {large['num_samples']} samples, on the first {large['num_images']} pairs, RMS error / "
+            f"{kind[0].upper()}{kind[1:]}: {results['num_images']} held-out pairs, {measured['num_samples']} samples "
+            f"of "
+            f"{measured['num_inference_steps']} steps. Resampling gives a calibrated ENCE of {low:.2f} to {high:.2f}. "
+            f"`out.interval` covered "
+            f"(with standard error) {intervals}. With {large['num_samples']} samples, on the first "
+            f"{large['num_images']} pairs, RMS error / "
             f"RMS deviation is {large['raw']:.2f} raw and {large['calibrated']:.2f} calibrated.",
         ]
     header = ["", *keys, "within 50 %", "90 %", "95 % of a normal law"]
@@ -250,14 +266,21 @@ def file_runs():
     kills, processes, large, flicker = (results[name] for name in ("kills", "processes", "zarr", "flicker"))
     same = {True: "the same files as one that was not killed, and nothing else", False: "NOT the same files"}
     return [
-        f"Measured (`bench/file_runs.py`): after {kills['kills']} kills at random moments of runs of two processes over {kills['files']} "
-        f"results, the runs that followed ended with {same[kills['identical_and_nothing_left']]}. One, two and three processes "
-        f"{'gave' if processes['identical'] else 'did NOT give'} identical pixels; two processes of one thread each do "
-        f"{processes['throughput_of_two']:.2f} times the work of one on {processes['cores']} virtual cores, where two commands that "
+        f"Measured (`bench/file_runs.py`): after {kills['kills']} kills at random moments of runs of two processes "
+        f"over {kills['files']} "
+        f"results, the runs that followed ended with {same[kills['identical_and_nothing_left']]}. One, two and three "
+        f"processes "
+        f"{'gave' if processes['identical'] else 'did NOT give'} identical pixels; two processes of one thread each "
+        f"do "
+        f"{processes['throughput_of_two']:.2f} times the work of one on {processes['cores']} virtual cores, where two "
+        f"commands that "
         f"know nothing of each other do {processes['throughput_of_two_unrelated']:.2f} times as much. An OME-Zarr of "
-        f"{large['size_GiB']:.0f} GiB (planes of 1024 × 1024) has its first plane after {large['seconds_to_first_result']:.0f} s, and "
-        f"takes {large['peak_GiB']:.1f} GiB of memory. Samples of a movie in which only the camera's noise changes flicker by "
-        f"{100 * flicker['own noise']:.0f} % of their contrast, and by {100 * flicker['shared noise']:.0f} % with `--share-noise T` "
+        f"{large['size_GiB']:.0f} GiB (planes of 1024 × 1024) has its first plane after "
+        f"{large['seconds_to_first_result']:.0f} s, and "
+        f"takes {large['peak_GiB']:.1f} GiB of memory. Samples of a movie in which only the camera's noise changes "
+        f"flicker by "
+        f"{100 * flicker['own noise']:.0f} % of their contrast, and by {100 * flicker['shared noise']:.0f} % with "
+        f"`--share-noise T` "
         f"(the movie itself: {100 * flicker['input']:.0f} %).",
     ]
 
@@ -266,9 +289,12 @@ def loader():
     results = json.loads((HERE / "loader.json").read_text())
     meanwhile = results["simulated meanwhile"]
     return [
-        f"Measured on {results['threads']} CPU cores with batches of {results['batch']} patches of {results['resolution']} px and "
-        f"{results['patches_per_field']} patches a field: {100 * meanwhile['share_waiting']:.1f} % of a step are spent waiting for "
-        f"data, and steps take {100 * results['slower']:.0f} % longer than on fields that lie ready. Before the first step, "
+        f"Measured on {results['threads']} CPU cores with batches of {results['batch']} patches of "
+        f"{results['resolution']} px and "
+        f"{results['patches_per_field']} patches a field: {100 * meanwhile['share_waiting']:.1f} % of a step are "
+        f"spent waiting for "
+        f"data, and steps take {100 * results['slower']:.0f} % longer than on fields that lie ready. Before the first "
+        f"step, "
         f"{meanwhile['seconds_waiting_at_start']:.0f} s go into the first fields."
     ]
 
@@ -277,7 +303,8 @@ def training():
     results = json.loads((HERE / "training.json").read_text())
     rates = results["images_per_second"]
     return [
-        f"Measured with batches of {results['batch']} patches of {results['resolution']} px on {results['threads']} CPU threads "
+        f"Measured with batches of {results['batch']} patches of {results['resolution']} px on {results['threads']} "
+        f"CPU threads "
         f"(mixed precision: {results['mixed_precision']}): {rates['script']:.0f} patches a second, "
         f"{100 * results['ratio']:.0f} % of a bare loop of forward, backward and optimiser (`bench/training.py`)."
     ]
@@ -301,7 +328,8 @@ def costs():
         cost = f"{minutes:.0f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
         rows.append([title, f"{steps:,}", f"{batch} of {side} px", cost])
     return [
-        "At that rate, counted by pixels, one process on such a CPU takes for the first command of each recipe (validation left out):",
+        "At that rate, counted by pixels, one process on such a CPU takes for the first command of each recipe "
+        "(validation left out):",
         "",
         *table(["recipe", "steps", "patches a step", "time"], rows),
     ]
@@ -312,9 +340,12 @@ def regression():
     psnr, advantage = results["psnr"], results["regression_advantage"]
     ahead = "regression" if advantage > 0 else "the flow"
     return [
-        f"Measured after {results['max_train_steps']} steps from nothing, {results['batch']} patches of {results['resolution']} px a step, "
-        f"mixed precision {results['mixed_precision']}: regression scores {psnr['regression']:.2f} dB on {results['num_images']} held-out "
-        f"simulated images ({psnr['input']:.2f} dB hazy) and the flow {psnr['flow']:.2f} dB; {ahead} is ahead by {abs(advantage):.2f} dB "
+        f"Measured after {results['max_train_steps']} steps from nothing, {results['batch']} patches of "
+        f"{results['resolution']} px a step, "
+        f"mixed precision {results['mixed_precision']}: regression scores {psnr['regression']:.2f} dB on "
+        f"{results['num_images']} held-out "
+        f"simulated images ({psnr['input']:.2f} dB hazy) and the flow {psnr['flow']:.2f} dB; {ahead} is ahead by "
+        f"{abs(advantage):.2f} dB "
         f"(standard error over the images {results['standard_error']:.2f} dB; one training each). They took "
         f"{results['seconds']['regression']:.0f} and {results['seconds']['flow']:.0f} s (`bench/regression.py`).",
     ]
@@ -324,9 +355,11 @@ def stack_pairs():
     results = json.loads((HERE / "stack_pairs.json").read_text())
     psnr = results["psnr"]
     return [
-        f"Measured on a confocal stack of pollen ({results['max_train_steps']} steps on pairs of its planes 0 to 19, tested on "
+        f"Measured on a confocal stack of pollen ({results['max_train_steps']} steps on pairs of its planes 0 to 19, "
+        f"tested on "
         f"{results['num_images']} pairs of planes 22 to 31): range-invariant PSNR {psnr['input']:.1f} dB hazy, "
-        f"{psnr['own']:.1f} dB dehazed with the network of the stack, {psnr['default']:.1f} dB with the checkpoint that the package then had; "
+        f"{psnr['own']:.1f} dB dehazed with the network of the stack, {psnr['default']:.1f} dB with the checkpoint "
+        f"that the package then had; "
         f"the smallest gain of the first is {results['smallest_gain']:.1f} dB (`bench/stack_pairs.py`).",
     ]
 
@@ -335,7 +368,8 @@ def fresh_clone():
     results = json.loads((HERE / "fresh_clone.json").read_text())
     first, again, test = results["seconds"].values()
     return [
-        f"In a fresh clone, `make demo` takes {first:.0f} s, once more {again:.0f} s, and then `make test` {test:.0f} s "
+        f"In a fresh clone, `make demo` takes {first:.0f} s, once more {again:.0f} s, and then `make test` {test:.0f} "
+        f"s "
         f"({results['machine']}; {results['load']} processes ran on average, other work included)."
     ]
 

@@ -3,11 +3,12 @@ Measure the default checkpoint on four real pairs: the table and the figure of t
 
     python bench/real_pairs.py [--data ../shared/data]
 
-Range-invariant PSNR of three widefield images against their structured-illumination target, and against that target blurred to widefield
-resolution, which no widefield image can be asked to exceed; and of an image of C. elegans with a pinhole of 1 Airy unit, which has little
-haze, against the same field with its out-of-focus light subtracted (blurred by 1.5 px against its noise) and with pixel reassignment,
-both of the same Airyscan detector. Beside the checkpoint stand classical methods, with
-the settings that score best **on that very image**. Writes `bench/real_pairs.json` and `bench/real_pairs.png`.
+Range-invariant PSNR of three widefield images against their structured-illumination target, and against that target
+blurred to widefield resolution, which no widefield image can be asked to exceed; and of an image of C. elegans with a
+pinhole of 1 Airy unit, which has little haze, against the same field with its out-of-focus light subtracted (blurred
+by 1.5 px against its noise) and with pixel reassignment, both of the same Airyscan detector. Beside the checkpoint
+stand classical methods, with the settings that score best **on that very image**. Writes `bench/real_pairs.json` and
+`bench/real_pairs.png`.
 """
 
 import argparse

@@ -3,9 +3,10 @@ Measure the default checkpoint on pairs of real specimens that no training saw: 
 
     python bench/real_specimens.py [--images_dir ../shared/data] [--model runs/...]
 
-The specimens are those of the split `test` in `training/specimens.csv`; haze and camera are computed. Range-invariant PSNR of input,
-result (the preset `fast`) and classical methods: each with the setting that scores best **on that very image**, and two of them
-with the true optics and no tuning. Writes `bench/real_specimens.json` and `bench/real_specimens.png`.
+The specimens are those of the split `test` in `training/specimens.csv`; haze and camera are computed. Range-invariant
+PSNR of input, result (the preset `fast`) and classical methods: each with the setting that scores best **on that very
+image**, and two of them with the true optics and no tuning. Writes `bench/real_specimens.json` and
+`bench/real_specimens.png`.
 """
 
 import argparse

@@ -3,9 +3,9 @@ Train the flow and the regression baseline with equal steps, and compare their p
 
     python bench/regression.py --mixed_precision bf16
 
-Same network, pairs, patches, steps and optimiser; only what is learned differs: the flow also spends patches on other times than
-0, from which samples come. Both dehaze with four network calls: the flow from four noises, in four mirrored orientations, regression
-in the same four. Every command is one that a user would type. Writes `bench/regression.json`.
+Same network, pairs, patches, steps and optimiser; only what is learned differs: the flow also spends patches on other
+times than 0, from which samples come. Both dehaze with four network calls: the flow from four noises, in four mirrored
+orientations, regression in the same four. Every command is one that a user would type. Writes `bench/regression.json`.
 """
 
 import argparse
@@ -29,7 +29,8 @@ from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 HERE = Path(__file__).parent
 TRAINING_SEED, SEED = 1, 3  # of pairs; 2 validated the checkpoint in the package
 BATCH, RESOLUTION = 8, 96
-FLOW = ["--posterior_mean_share", "0.8", "--t_sampling", "uniform", "--noise_corner_frequency", "0.2", "--report_to", "none"]  # fmt: skip
+FLOW = ["--posterior_mean_share", "0.8", "--t_sampling", "uniform", "--noise_corner_frequency", "0.2", "--report_to",
+    "none"]  # fmt: skip
 
 
 def run(*arguments):
@@ -54,9 +55,11 @@ def main():
         seconds = {}
         for name, script, flags in (("flow", "train_haze_matching", FLOW), ("regression", "train_regression", [])):
             seconds[name] = run(
-                sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, "--num_machines", 1, "--dynamo_backend", "no",
+                sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, "--num_machines",
+                1, "--dynamo_backend", "no",
                 "--mixed_precision", args.mixed_precision, HERE.parent / "training" / f"{script}.py",
-                "--train_data_dir", pairs, "--output_dir", Path(folder, name), "--resolution", RESOLUTION, "--train_batch_size", BATCH,
+                "--train_data_dir", pairs, "--output_dir", Path(folder, name), "--resolution", RESOLUTION,
+                "--train_batch_size", BATCH,
                 "--max_train_steps", args.max_train_steps, "--checkpointing_steps", args.max_train_steps, *flags,
             )  # fmt: skip
         flow = HazeMatchingPipeline.from_pretrained(Path(folder, "flow"), low_cpu_mem_usage=False)

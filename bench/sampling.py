@@ -3,10 +3,11 @@ Measure sampling against the procedure of the HazeMatching reference, with the s
 
     python bench/sampling.py
 
-The reference procedure is written out below: every 128 × 128 tile has its own noise (with the checkpoint's spectrum; the
-reference's is white), takes 19 Euler steps in float32, and keeps its inner 64 × 64 pixels; the mean of 50 such samples is its
-estimate. It is run on a few tiles, and its time for a field follows from their number. Ours runs as `haze-pipeline dehaze` would: in
-the arithmetic that is fastest here. Fields are simulated with a seed that no training used. Writes `bench/sampling.json`.
+The reference procedure is written out below: every 128 × 128 tile has its own noise (with the checkpoint's spectrum;
+the reference's is white), takes 19 Euler steps in float32, and keeps its inner 64 × 64 pixels; the mean of 50 such
+samples is its estimate. It is run on a few tiles, and its time for a field follows from their number. Ours runs as
+`haze-pipeline dehaze` would: in the arithmetic that is fastest here. Fields are simulated with a seed that no training
+used. Writes `bench/sampling.json`.
 """
 
 import argparse
@@ -103,8 +104,8 @@ def compare_cost(unet, pipe, pairs):
             generator=torch.Generator().manual_seed(0),
         )
 
-    # What is timed, and how much of the whole that is: the reference's tiles stand for all of the field, and one sample
-    # of the preset `quality` for all of its members.
+    # What is timed, and how much of the whole that is: the reference's tiles stand for all of the field, and one
+    # sample of the preset `quality` for all of its members.
     measurements = {
         "reference, one sample": (
             lambda: reference_tiles(unet, values, corners, noise, times),
@@ -236,7 +237,8 @@ def compare_distance(unet, pipe, num_fields=8, side=320):
 def compare_means(unet, pipe, pairs, parts_per_side=2):
     """
     Range-invariant PSNR of the reference's mean of 50 samples and of `fast` on the same parts of every field: what the
-    inner pixels of 2 × 2 reference tiles, spread evenly over the field, show. The parts of a field are scored together.
+    inner pixels of 2 × 2 reference tiles, spread evenly over the field, show. The parts of a field are scored
+    together.
     """
     solver(pipe, "euler")
     margin = (TILE - INNER) // 2

@@ -3,8 +3,8 @@ Measure the default checkpoint on simulated pairs of a seed that no training use
 
     python bench/simulated_pairs.py
 
-Range-invariant PSNR of input, posterior mean (the preset `fast`) and classical methods, each with the setting that scores
-best **on that very image**. Writes `bench/simulated_pairs.json`.
+Range-invariant PSNR of input, posterior mean (the preset `fast`) and classical methods, each with the setting that
+scores best **on that very image**. Writes `bench/simulated_pairs.json`.
 """
 
 import argparse

@@ -3,10 +3,10 @@ Train on pairs made from a confocal z-stack, and dehaze planes of it that were h
 
     python bench/stack_pairs.py
 
-The stack is `pollen_stack_confocal.tif` of the folder named by `HAZE_TEST_DATA`; its optics are not known and are assumed.
-Training sees pairs of the first planes only, the test those of the last ones, with two planes between them left out; as in a
-real specimen, all planes add haze. Every command is one that a user would type. Writes `bench/stack_pairs.json` and
-`bench/stack_pairs.png`.
+The stack is `pollen_stack_confocal.tif` of the folder named by `HAZE_TEST_DATA`; its optics are not known and are
+assumed. Training sees pairs of the first planes only, the test those of the last ones, with two planes between them
+left out; as in a real specimen, all planes add haze. Every command is one that a user would type. Writes
+`bench/stack_pairs.json` and `bench/stack_pairs.png`.
 """
 
 import argparse
@@ -58,7 +58,8 @@ def main():
             sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", 1, "--dynamo_backend", "no",
             "--mixed_precision", args.mixed_precision, HERE.parent / "training" / "train_haze_matching.py",
             "--train_data_dir", folder / "train", "--output_dir", folder / "run", "--resolution", 64,
-            "--train_batch_size", 8, "--init_from", DEFAULT_CHECKPOINT, "--learning_rate", 3e-4, "--max_train_steps", args.max_train_steps,
+            "--train_batch_size", 8, "--init_from", DEFAULT_CHECKPOINT, "--learning_rate", 3e-4, "--max_train_steps",
+            args.max_train_steps,
             "--checkpointing_steps", 250, "--resume_from_checkpoint", "latest", "--report_to", "none",
         )  # fmt: skip
         pipe = HazeMatchingPipeline.from_pretrained(folder / "run")

@@ -1,13 +1,14 @@
 """
-Measure what the default checkpoint does to single structures: solid bodies, dim beside bright ones, and the finest detail.
+Measure what the default checkpoint does to single structures: solid bodies, dim beside bright ones, and the finest
+detail.
 
     python bench/structures.py [--images_dir ../shared/data] [--model runs/...]
 
-- *Hollow nuclei*: intensity of the core over that of the rim, in the result over that in the clear image; of fabricated discs, and of
-  nuclei of specimens that no training saw.
+- *Hollow nuclei*: intensity of the core over that of the rim, in the result over that in the clear image; of
+  fabricated discs, and of nuclei of specimens that no training saw.
 - *Dim structures*: contrast of a dim disc beside bright ones over its contrast alone, and over the true one.
-- *Fine detail*: power in the highest octave of undersampled images over that of the clear ones, brightness of spots 1 to 2 pixels wide,
-  and power at the frequencies of a 2 × 2 checkerboard over that of their surroundings.
+- *Fine detail*: power in the highest octave of undersampled images over that of the clear ones, brightness of spots 1
+  to 2 pixels wide, and power at the frequencies of a 2 × 2 checkerboard over that of their surroundings.
 - *Means without noise*: the largest difference between four identical frames, and between two seeds; network calls.
 
 Writes `bench/structures.json`.

@@ -3,8 +3,8 @@ Measure the training script against a bare loop of forward, backward and optimis
 
     python bench/training.py
 
-The script's time per step is the difference of a long and a short run over the difference of their steps, so that start and
-last checkpoint cancel. Bare loops run before and after. Writes `bench/training.json`.
+The script's time per step is the difference of a long and a short run over the difference of their steps, so that
+start and last checkpoint cancel. Bare loops run before and after. Writes `bench/training.json`.
 """
 
 import argparse

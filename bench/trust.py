@@ -4,9 +4,9 @@ Measure whether the default checkpoint's checks tell images that it does not kno
     python bench/trust.py
 
 Known: simulated pairs of a seed that no training used. Unknown: noise of cameras without a specimen, photographs, the
-known images inverted, and the known images as a microscope with pixels ten times as fine would show them (enlarged, with photon
-noise anew). Writes `bench/trust.json`: how
-many of each kind are warned of, and the area under the curve of the two scores that look at the input, in units of their limits.
+known images inverted, and the known images as a microscope with pixels ten times as fine would show them (enlarged,
+with photon noise anew). Writes `bench/trust.json`: how many of each kind are warned of, and the area under the curve
+of the two scores that look at the input, in units of their limits.
 """
 
 import argparse

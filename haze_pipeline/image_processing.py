@@ -35,10 +35,10 @@ class HazeImageProcessor:
 
     Args:
         normalization (`str`, defaults to `"image"`):
-            `"image"`: the plane less its mean, and its target less `target_mean`, both in units of `target_std` times the
-            plane's band-passed standard deviation, the size of its fine structure, which haze does not raise. Light counts alike in
-            both, and the prediction is in the counts of the input. `"fixed"`: the four statistics of the training set, as in
-            the HazeMatching reference.
+            `"image"`: the plane less its mean, and its target less `target_mean`, both in units of `target_std` times
+            the plane's band-passed standard deviation, the size of its fine structure, which haze does not raise.
+            Light counts alike in both, and the prediction is in the counts of the input. `"fixed"`: the four
+            statistics of the training set, as in the HazeMatching reference.
         input_mean (`float`, *optional*): Mean of hazy training images; only for `"fixed"`.
         input_std (`float`, *optional*): Standard deviation of hazy training images; only for `"fixed"`.
         target_mean (`float`, defaults to `0.0`): Mean of clear training images, in counts or band-pass units.
@@ -119,8 +119,8 @@ class HazeImageProcessor:
         Args:
             planes (`torch.Tensor` of shape `[N, 1, H, W]`): As from `preprocess`.
             clipped (`bool`, defaults to `False`):
-                Take what lies below the 0.1th or above the 99.9th percentile of its plane for that percentile, so that hot pixels
-                and debris do not decide.
+                Take what lies below the 0.1th or above the 99.9th percentile of its plane for that percentile, so that
+                hot pixels and debris do not decide.
 
         Returns:
             `torch.Tensor` of shape `[N, 2]`, float64, in counts.
@@ -141,7 +141,8 @@ class HazeImageProcessor:
 
     def normalization_from(self, statistics: torch.Tensor) -> Normalization:
         """
-        The maps between image and network units for planes with such statistics `[N, 2]`, see `measure`. One row may serve many
+        The maps between image and network units for planes with such statistics `[N, 2]`, see `measure`. One row may
+        serve many
         planes: a stack whose brightness shall be comparable between planes.
 
         A plane without any contrast has no in-focus light that could be told from haze: its scale is 0 and so is its
@@ -193,8 +194,8 @@ class HazeImageProcessor:
         Args:
             images (`dict`): Planes `[H, W]` by name.
             same_contrast (`bool`, defaults to `True`):
-                Show as many counts between black and white as of the first plane, up to its 99.8th percentile. Every plane has a
-                contrast of its own otherwise, and where predictions are not in the units of the input.
+                Show as many counts between black and white as of the first plane, up to its 99.8th percentile. Every
+                plane has a contrast of its own otherwise, and where predictions are not in the units of the input.
 
         Returns:
             The pictures, and a sentence that says which values they show as black and as white.
@@ -223,8 +224,8 @@ class HazeImageProcessor:
         unit: str = "µm",
     ) -> Image.Image:
         """
-        Input and result (and uncertainty) of one plane in a row. Every panel states the values that it shows as black and
-        as white; a scale bar is drawn where the pixel size is known.
+        Input and result (and uncertainty) of one plane in a row. Every panel states the values that it shows as black
+        and as white; a scale bar is drawn where the pixel size is known.
 
         Args:
             hazy (`np.ndarray` of shape `[H, W]`): The input.
@@ -237,7 +238,8 @@ class HazeImageProcessor:
         if uncertainty is not None:
             panels.append(("standard deviation", uncertainty, "fire"))
 
-        # Panels between 384 and 1024 px high or wide: whole magnifications of small images, so that pixels stay pixels.
+        # Panels between 384 and 1024 px high or wide: whole magnifications of small images, so that pixels stay
+        # pixels.
         longest = max(hazy.shape)
         zoom = max(1, -(-384 // longest)) if longest < 384 else min(1.0, 1024 / longest)
         height, width = (max(1, round(side * zoom)) for side in hazy.shape)

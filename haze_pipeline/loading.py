@@ -64,14 +64,16 @@ def fetch_model(model: str) -> Path:
         folder = Path(fetch_pipeline(name, revision=revision or None))
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise ValueError(
-            f"{model} is neither a folder here nor a repository of the Hub that you may read: check the name, or log in with "
+            f"{model} is neither a folder here nor a repository of the Hub that you may read: check the name, or log "
+            f"in with "
             "`hf auth login`."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{name} has no revision {revision}: name a branch, tag or commit that it has.") from error
     except errors.LocalEntryNotFoundError as error:
         raise OSError(
-            f"{model} is not a folder here, and the Hub, of which nothing complete of that name was kept, cannot be reached: "
+            f"{model} is not a folder here, and the Hub, of which nothing complete of that name was kept, cannot be "
+            f"reached: "
             "check the name or the connection."
         ) from error
     if not (folder / "model_index.json").is_file():

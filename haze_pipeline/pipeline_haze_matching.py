@@ -1,4 +1,6 @@
-"""Pipeline that turns hazy (widefield) micrographs into clear (confocal-like) ones by guided conditional flow matching."""
+"""
+Pipeline that turns hazy (widefield) micrographs into clear (confocal-like) ones by guided conditional flow matching.
+"""
 
 import math
 import threading
@@ -30,14 +32,15 @@ _CALL = threading.local()
 
 class HazeMatchingPipeline(RestorationPipeline):
     r"""
-    Dehazing by HazeMatching (arXiv 2506.22397): the network `unet` is the velocity v(x_t, hazy, t) of a flow from noise
-    at t = 0 to the clear image at t = 1, *guided* by the hazy image as a second input channel (there is no
-    `guidance_scale`). Every noise leads to one posterior sample; their mean estimates E[clear | hazy], and their standard
-    deviation, calibrated as the checkpoint says, how far it is from the truth.
+    Dehazing by HazeMatching (arXiv 2506.22397): the network `unet` is the velocity v(x_t, hazy, t) of a flow from
+    noise at t = 0 to the clear image at t = 1, *guided* by the hazy image as a second input channel (there is no
+    `guidance_scale`). Every noise leads to one posterior sample; their mean estimates E[clear | hazy], and their
+    standard deviation, calibrated as the checkpoint says, how far it is from the truth.
 
     Args:
         unet ([`UNet2DModel`]):
-            Velocity field, channels (state, hazy) in and one out, each times `pixel_packing`²; t in [0, 1] is fed unscaled.
+            Velocity field, channels (state, hazy) in and one out, each times `pixel_packing`²; t in [0, 1] is fed
+            unscaled.
         scheduler ([`FlowMatchODEScheduler`] or [`FlowMatchEulerDiscreteScheduler`]): Solver of the ODE.
         normalization (`str`, defaults to `"image"`): See [`HazeImageProcessor`], as for the next four.
         input_mean (`float`, *optional*): Mean of hazy training images.
@@ -46,19 +49,24 @@ class HazeMatchingPipeline(RestorationPipeline):
         target_std (`float`, defaults to `1.0`): Standard deviation of clear training images.
         default_num_inference_steps (`int`, defaults to `19`): Steps when a call names none; 19 is the paper's number.
         uncertainty_scale (`float`, defaults to `1.0`): Calibration, see [`predicted_deviation`].
-        uncertainty_offset (`float`, defaults to `0.0`): The same, in network units (multiples of the target's deviation).
+        uncertainty_offset (`float`, defaults to `0.0`): The same, in network units (multiples of the target's
+            deviation).
         uncertainty_curve (`dict`, *optional*): Takes the place of these two, see [`fit_curve`]; in network units.
         interval_factors (`dict`, *optional*): `{"alpha": factor}` of [`conformal_factors`], for `out.interval`.
-        calibrated_for (`dict`, *optional*): `{"ensemble_size": …, "num_inference_steps": …}` that the ones above hold for.
+        calibrated_for (`dict`, *optional*): `{"ensemble_size": …, "num_inference_steps": …}` that the ones above hold
+            for.
         mirror_members (`bool`, defaults to `True`):
-            Show the network the members of an ensemble mirrored in turn. Right for networks that were trained on mirrored patches.
+            Show the network the members of an ensemble mirrored in turn. Right for networks that were trained on
+            mirrored patches.
         noise_corner_frequency (`float`, defaults to `0.0`):
-            Of the noise that the network was trained to start from, cycles per pixel, see [`draw_noise`]; 0 for white noise.
+            Of the noise that the network was trained to start from, cycles per pixel, see [`draw_noise`]; 0 for white
+            noise.
         pixel_packing (`int`, defaults to `1`):
-            The network is shown so many × so many pixels as the channels of one (space to depth), and so sees that much farther.
+            The network is shown so many × so many pixels as the channels of one (space to depth), and so sees that
+            much farther.
         zero_state_mean (`bool`, defaults to `False`):
-            Whether the network was trained with states of zeros at t = 0, where its velocity is the posterior mean itself: then one
-            step needs no noise, and its result no seed.
+            Whether the network was trained with states of zeros at t = 0, where its velocity is the posterior mean
+            itself: then one step needs no noise, and its result no seed.
         domain (`dict`, *optional*): What training images look like, see [`fit_domain`], for [`assess`].
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
@@ -128,8 +136,8 @@ class HazeMatchingPipeline(RestorationPipeline):
 
         Raises:
             `ValueError`:
-                If it is another pipeline, asks for code that is neither ours nor of diffusers, holds pickles, or is not what
-                its repository says.
+                If it is another pipeline, asks for code that is neither ours nor of diffusers, holds pickles, or is
+                not what its repository says.
         """
         # diffusers itself would fetch code. Code that lies in a folder is not run either: see `load_config`.
         names = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -163,7 +171,8 @@ class HazeMatchingPipeline(RestorationPipeline):
 
         Args:
             save_directory (`str` or `Path`): The folder, made if need be.
-            variant (`str`, *optional*): Such as `"fp16"`: part of the names of the weights, which are stored as they are.
+            variant (`str`, *optional*): Such as `"fp16"`: part of the names of the weights, which are stored as they
+                are.
             with_code (`bool`, defaults to `True`): Store the code that `DiffusionPipeline` needs.
             kwargs: `max_shard_size`.
 
@@ -185,13 +194,16 @@ class HazeMatchingPipeline(RestorationPipeline):
         `haze_pipeline.sharing.publishing.push_pipeline` and the command `haze-pipeline push`.
         """
         raise NotImplementedError(
-            "Push with `haze_pipeline.sharing.publishing.push_pipeline(pipe, repo_id)` or `haze-pipeline push`, which also write a card: "
+            "Push with `haze_pipeline.sharing.publishing.push_pipeline(pipe, repo_id)` or `haze-pipeline push`, which "
+            "also write a card: "
             "pip install 'haze-pipeline[hub]'."
         )
 
     @property
     def num_timesteps(self) -> int:
-        """Step callbacks of this thread's current or last call: network evaluations of a field times batches of fields."""
+        """
+        Step callbacks of this thread's current or last call: network evaluations of a field times batches of fields.
+        """
         return getattr(_CALL, "num_timesteps", 0)
 
     @property
@@ -222,7 +234,8 @@ class HazeMatchingPipeline(RestorationPipeline):
         """Raise a `ValueError` that names the first argument at fault."""
         if not isinstance(self.scheduler, FlowMatchODEScheduler | FlowMatchEulerDiscreteScheduler):
             raise ValueError(
-                "`scheduler` must be a FlowMatchODEScheduler or a FlowMatchEulerDiscreteScheduler, since the network is the velocity of "
+                "`scheduler` must be a FlowMatchODEScheduler or a FlowMatchEulerDiscreteScheduler, since the network "
+                "is the velocity of "
                 f"a flow, got {type(self.scheduler).__name__}."
             )
         if num_inference_steps < 1:
@@ -255,7 +268,8 @@ class HazeMatchingPipeline(RestorationPipeline):
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may hold {list(self._callback_tensor_inputs)}, got {sorted(unknown)}."
+                f"`callback_on_step_end_tensor_inputs` may hold {list(self._callback_tensor_inputs)}, got "
+                f"{sorted(unknown)}."
             )
 
     def prepare_scheduler(self, num_inference_steps: int) -> FlowMatchODEScheduler | FlowMatchEulerDiscreteScheduler:
@@ -277,9 +291,10 @@ class HazeMatchingPipeline(RestorationPipeline):
         is_mean: bool,
     ) -> Iterator[torch.Tensor]:
         """
-        What members (plane, member) start from, `[1, H, W]` each: `latents` `[E, N, 1, H, W]` if given; zeros for a mean of a network that knows them; else
-        the next draw of the CPU generator, one field for the whole plane before padding and tiling, so that neither can change it. For a
-        mean from noises, every second one is the negative of the one before (antithetic pairs).
+        What members (plane, member) start from, `[1, H, W]` each: `latents` `[E, N, 1, H, W]` if given; zeros for a
+        mean of a network that knows them; else the next draw of the CPU generator, one field for the whole plane
+        before padding and tiling, so that neither can change it. For a mean from noises, every second one is the
+        negative of the one before (antithetic pairs).
         """
         noise = None
         for plane, member in members:
@@ -319,48 +334,51 @@ class HazeMatchingPipeline(RestorationPipeline):
 
         Args:
             image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`, or a list of them):
-                Hazy micrograph(s) of any size and real dtype. All leading axes (T, Z, C, …) are looped over, plane by plane.
+                Hazy micrograph(s) of any size and real dtype. All leading axes (T, Z, C, …) are looped over, plane by
+                plane.
             num_inference_steps (`int`, *optional*):
-                Solver steps of every sample; the checkpoint's default when omitted. **One step yields the posterior mean**:
-                noise + v(0, noise, hazy) = E[clear | hazy] (Liu et al. 2022; Albergo & Vanden-Eijnden 2022).
+                Solver steps of every sample; the checkpoint's default when omitted. **One step yields the posterior
+                mean**: noise + v(0, noise, hazy) = E[clear | hazy] (Liu et al. 2022; Albergo & Vanden-Eijnden 2022).
             ensemble_size (`int`, defaults to `1`):
-                Number of noises, and so of posterior samples, for every plane. With one step, every second noise is the
-                negative of the one before, which cancels the greater part of what a noise leaves in the posterior mean. The
-                network is shown the members as they are, mirrored from left to right, from top to bottom, and both, in
-                turn, unless the checkpoint has `mirror_members=False`: what it has not learned to do alike averages out
-                of their mean, and shows in their spread.
+                Number of noises, and so of posterior samples, for every plane. With one step, every second noise is
+                the negative of the one before, which cancels the greater part of what a noise leaves in the posterior
+                mean. The network is shown the members as they are, mirrored from left to right, from top to bottom,
+                and both, in turn, unless the checkpoint has `mirror_members=False`: what it has not learned to do
+                alike averages out of their mean, and shows in their spread.
             batch_size (`int`, *optional*):
                 Fields or tiles per network call; when omitted, what memory and cores allow. If memory runs out all the
                 same, less is computed at once, and a warning says so.
             ensembling_kwargs (`dict`, *optional*): `{"reduction": "mean" | "median"}`, `"mean"` by default.
             tile_size (`int`, *optional*):
                 Largest side of the tiles, a multiple of the network's scale factor; 272 when omitted. A field of up to
-                this size is shown to the network as a whole. The tiles of a larger one share their GroupNorm statistics
-                and the solver's state, so that their size hardly changes the result.
+                this size is shown to the network as a whole. The tiles of a larger one share their GroupNorm
+                statistics and the solver's state, so that their size hardly changes the result.
             tile_overlap (`int`, *optional*):
                 Pixels shared by neighbouring tiles; 16, or a quarter of the tile if that is less, when omitted.
-            latents (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, or `image.shape` if E is 1, *optional*):
-                The noise to start from, of the kind that the network knows, see [`draw_noise`].
+            latents (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, or `image.shape` if E is 1,
+                *optional*): The noise to start from, of the kind that the network knows, see [`draw_noise`].
             generator (`torch.Generator` or a list with one per plane, *optional*):
-                CPU generator of the noise, which is drawn per plane and member for the whole field: neither tile size nor
-                batch size nor device changes it.
+                CPU generator of the noise, which is drawn per plane and member for the whole field: neither tile size
+                nor batch size nor device changes it.
             normalization ([`Normalization`], *optional*):
-                Maps between image and network units, one for all planes or one for each, in place of those that the checkpoint
-                asks for. `pipe.image_processor` makes them, of a whole stack for instance, so that brightness does not
+                Maps between image and network units, one for all planes or one for each, in place of those that the
+                checkpoint asks for. `pipe.image_processor` makes them, of a whole stack for instance, so that
+                brightness does not
                 flicker: `normalization_from(pool(measure(preprocess(stack))))`.
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
             output_uncertainty (`bool`, defaults to `False`):
                 Return the deviation to expect between prediction and truth, calibrated if the checkpoint is.
             output_samples (`bool`, defaults to `False`): Return all members.
             callback_on_step_end (`Callable`, *optional*):
-                Called as `callback(pipe, step, timestep, {"latents": …})` after every element of `scheduler.timesteps` of
-                every batch of members, and of every block of a field of more than 2048 pixels a side; `step` counts on.
-                `latents` returned in a dictionary replace the state.
+                Called as `callback(pipe, step, timestep, {"latents": …})` after every element of `scheduler.timesteps`
+                of every batch of members, and of every block of a field of more than 2048 pixels a side; `step` counts
+                on. `latents` returned in a dictionary replace the state.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): What the callback is given.
             return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
 
         Returns:
-            [`RestorationOutput`] or a tuple `(prediction, uncertainty, samples)`; lists of arrays if `image` is a list.
+            [`RestorationOutput`] or a tuple `(prediction, uncertainty, samples)`; lists of arrays if `image` is a
+            list.
 
         Raises:
             `ValueError`: If an argument is out of range or the image is not finite, empty or less than 2-D.
@@ -375,8 +393,10 @@ class HazeMatchingPipeline(RestorationPipeline):
             return self.join_outputs(
                 [
                     self(
-                        each, steps, ensemble_size, batch_size, reduction, tile_size, tile_overlap, None, generator, normalization,
-                        output_type, output_uncertainty, output_samples, callback_on_step_end, callback_on_step_end_tensor_inputs,
+                        each, steps, ensemble_size, batch_size, reduction, tile_size, tile_overlap, None, generator,
+                        normalization,
+                        output_type, output_uncertainty, output_samples, callback_on_step_end,
+                        callback_on_step_end_tensor_inputs,
                     )
                     for each in image
                 ],
@@ -452,7 +472,10 @@ class HazeMatchingPipeline(RestorationPipeline):
         return torch.as_tensor(latents, dtype=torch.float32, device="cpu").reshape(-1, *hazy.shape)
 
     def _follow(self, progress_bar, callback: Callable | None, names: Iterable[str]) -> Callable:
-        """What is called after every step with its timestep and state: moves the bar, calls the user, and stops if told to."""
+        """
+        What is called after every step with its timestep and state: moves the bar, calls the user, and stops if told
+        to.
+        """
         step = 0
 
         def on_step(timestep: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
@@ -473,7 +496,10 @@ class HazeMatchingPipeline(RestorationPipeline):
         return on_step
 
     def _calibrated(self, ensemble: Ensemble, hazy: torch.Tensor, normalization: Normalization) -> torch.Tensor:
-        """Standard deviation to expect between mean and truth, `[N, 1, H, W]` in network units, from the spread of the members."""
+        """
+        Standard deviation to expect between mean and truth, `[N, 1, H, W]` in network units, from the spread of the
+        members.
+        """
         scale, offset, curve = (self.config[f"uncertainty_{name}"] for name in ("scale", "offset", "curve"))
         units = (normalization.target_std / normalization.input_std).expand(len(hazy), 1, 1, 1)  # of the prediction
         spreads = ensemble.spread()

@@ -12,8 +12,9 @@ from .pipeline_restoration import RestorationPipeline
 
 class HazeRegressionPipeline(RestorationPipeline):
     r"""
-    Dehazing by regression: the network of [`HazeMatchingPipeline`], trained by mean squared error with a state of zeros and at t = 0
-    throughout. It has no noise, no samples and no uncertainty, and shows what the flow adds to its network.
+    Dehazing by regression: the network of [`HazeMatchingPipeline`], trained by mean squared error with a state of
+    zeros and at t = 0 throughout. It has no noise, no samples and no uncertainty, and shows what the flow adds to its
+    network.
 
     Args:
         unet ([`UNet2DModel`]): Channels (zeros, hazy) in and one out, each times `pixel_packing`².
@@ -67,7 +68,8 @@ class HazeRegressionPipeline(RestorationPipeline):
         Dehaze an image.
 
         Args:
-            image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`): Hazy micrograph, see [`HazeMatchingPipeline`].
+            image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`): Hazy micrograph, see
+                [`HazeMatchingPipeline`].
             batch_size (`int`, *optional*): Fields or tiles per network call.
             tile_size (`int`, *optional*): Largest side of the tiles.
             tile_overlap (`int`, *optional*): Pixels shared by neighbouring tiles.

@@ -10,19 +10,21 @@ from diffusers.utils import BaseOutput
 @dataclass
 class RestorationOutput(BaseOutput):
     """
-    Everything is in the units of the clear training target; with a checkpoint that normalises every image by itself, as
-    the embedded one does, these are the counts of the input.
+    Everything is in the units of the clear training target; with a checkpoint that normalises every image by itself,
+    as the embedded one does, these are the counts of the input.
 
     Args:
         prediction (`np.ndarray` or `torch.Tensor` of the shape of the image, float32):
             Mean (or median) of the ensemble, the estimate of E[clear | hazy].
         uncertainty (`np.ndarray` or `torch.Tensor` of the shape of the image, float32, *optional*):
-            Deviation of a pixel to expect between prediction and truth: from the spread of the ensemble, and the light around
-            the pixel, by [`predicted_deviation`] with the calibration of the checkpoint; without one, from the spread alone.
+            Deviation of a pixel to expect between prediction and truth: from the spread of the ensemble, and the light
+            around the pixel, by [`predicted_deviation`] with the calibration of the checkpoint; without one, from the
+            spread alone.
         samples (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, float32, *optional*):
             The members of the ensemble.
         interval_factors (`dict`, *optional*):
-            What `interval` multiplies deviations with, by alpha; `None` if the checkpoint is not calibrated for such ensembles.
+            What `interval` multiplies deviations with, by alpha; `None` if the checkpoint is not calibrated for such
+            ensembles.
     """
 
     prediction: np.ndarray | torch.Tensor | list
@@ -34,9 +36,9 @@ class RestorationOutput(BaseOutput):
         """
         Lower and upper bound of every pixel, prediction ∓ factor · uncertainty.
 
-        On average over specimens like those that the checkpoint was calibrated on, the truth lies outside in a share of the
-        pixels of at most `alpha` ([`conformal_factors`]). That promises nothing for a single image or structure, nor for
-        specimens of another kind.
+        On average over specimens like those that the checkpoint was calibrated on, the truth lies outside in a share
+        of the pixels of at most `alpha` ([`conformal_factors`]). That promises nothing for a single image or
+        structure, nor for specimens of another kind.
 
         Args:
             alpha (`float`, defaults to `0.1`): One of the shares that the checkpoint was calibrated for.

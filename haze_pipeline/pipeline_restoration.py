@@ -18,8 +18,9 @@ class RestorationPipeline(DiffusionPipeline):
 
     1. `image_processor.preprocess` cuts the image into planes `[N, 1, H, W]`.
     2. [`normalize`] brings them to network units.
-    3. [`prepare_sampler`] divides fields into tiles. For every batch of planes and members, its `sample` calls the function `predict` of
-       the subclass, which sees fields `[B, 1, h, w]` and calls the network as if it saw them as a whole.
+    3. [`prepare_sampler`] divides fields into tiles. For every batch of planes and members, its `sample` calls the
+       function `predict` of the subclass, which sees fields `[B, 1, h, w]` and calls the network as if it saw them as
+       a whole.
     4. An [`Ensemble`] reduces the members of a plane.
     5. [`postprocess`] returns counts in the shape of the image.
 
@@ -30,8 +31,8 @@ class RestorationPipeline(DiffusionPipeline):
 
     def prepare_network(self, unet: UNet2DModel, num_states: int) -> None:
         """
-        Check the channels of the network, which is shown `num_states` states or conditions and predicts one image, and keep what the
-        registered configuration says about units.
+        Check the channels of the network, which is shown `num_states` states or conditions and predicts one image, and
+        keep what the registered configuration says about units.
 
         Raises:
             `ValueError`: If the channels do not fit the `pixel_packing`.
@@ -42,7 +43,8 @@ class RestorationPipeline(DiffusionPipeline):
         channels, expected = (unet.config.in_channels, unet.config.out_channels), (num_states * packing**2, packing**2)
         if channels != expected:
             raise ValueError(
-                f"`unet` must have {expected[0]} input channels (state, hazy) and {expected[1]} output channel(s) with "
+                f"`unet` must have {expected[0]} input channels (state, hazy) and {expected[1]} output channel(s) "
+                f"with "
                 f"`pixel_packing` {packing}, got {channels[0]} and {channels[1]}."
             )
         config = self.config
@@ -64,7 +66,8 @@ class RestorationPipeline(DiffusionPipeline):
             raise ValueError(f"`batch_size` must be positive, got {batch_size}.")
         if tile_size is not None and (tile_size < 1 or tile_size % self.unet_scale_factor):
             raise ValueError(
-                f"`tile_size` must be a positive multiple of {self.unet_scale_factor} for this network, got {tile_size}."
+                f"`tile_size` must be a positive multiple of {self.unet_scale_factor} for this network, got "
+                f"{tile_size}."
             )
         if tile_overlap is not None and tile_size is None:
             raise ValueError("`tile_overlap` needs `tile_size`.")
@@ -77,7 +80,8 @@ class RestorationPipeline(DiffusionPipeline):
         self, planes: torch.Tensor, normalization: Normalization | None = None
     ) -> tuple[torch.Tensor, Normalization]:
         """
-        Bring planes `[N, 1, H, W]` to network units, in place, with the maps that are given or those that the checkpoint asks for.
+        Bring planes `[N, 1, H, W]` to network units, in place, with the maps that are given or those that the
+        checkpoint asks for.
 
         Raises:
             `ValueError`: If there is neither one map for all planes nor one for each.
@@ -96,7 +100,8 @@ class RestorationPipeline(DiffusionPipeline):
     ) -> TiledSampler:
         """The tiles of fields of `size` pixels on the device of the network."""
         return TiledSampler(
-            self.unet, self.config.pixel_packing, self.unet_scale_factor, size, self.config.training_patch_size, tile_size,
+            self.unet, self.config.pixel_packing, self.unet_scale_factor, size, self.config.training_patch_size,
+            tile_size,
             tile_overlap, batch_size, self._execution_device,
         )  # fmt: skip
 

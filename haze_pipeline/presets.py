@@ -12,10 +12,10 @@ class Preset(StrEnum):
     quality = "quality"
 
 
-# Steps, members and solver. `fast`: the posterior mean by one step (Liu et al. 2022), from two antithetic pairs of noises, or in one
-# network call where the checkpoint has learned to do without noise, see [`choose_members`].
-# `balanced`: the solver of 6 network calls fitted to the checkpoint (bench/solvers.py, bench/sampling.py). `quality`: the
-# paper's 19 Euler steps and 50 posterior samples.
+# Steps, members and solver. `fast`: the posterior mean by one step (Liu et al. 2022), from two antithetic pairs of
+# noises, or in one network call where the checkpoint has learned to do without noise, see [`choose_members`].
+# `balanced`: the solver of 6 network calls fitted to the checkpoint (bench/solvers.py, bench/sampling.py). `quality`:
+# the paper's 19 Euler steps and 50 posterior samples.
 PRESETS = {
     Preset.fast: {"num_inference_steps": 1, "ensemble_size": 4, "solver": "euler"},
     Preset.balanced: {"num_inference_steps": 6, "ensemble_size": 8, "solver": "bespoke"},
@@ -25,8 +25,8 @@ PRESETS = {
 
 def with_preset(pipe, preset: Preset, num_inference_steps: int | None = None, ensemble_size: int | None = None):
     """
-    A copy of a pipeline, which shares its network, with the solver of a preset; its steps; and its members. The pipeline stays as it is, so
-    that several threads may use it with several presets.
+    A copy of a pipeline, which shares its network, with the solver of a preset; its steps; and its members. The
+    pipeline stays as it is, so that several threads may use it with several presets.
 
     Args:
         pipe ([`HazeMatchingPipeline`]): The pipeline.

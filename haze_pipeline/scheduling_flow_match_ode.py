@@ -10,10 +10,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 
-# Of every solver: where its stages are evaluated, as parts of the step, and with what weights their slopes are added up.
-# All but "ab2" are explicit Runge–Kutta methods in which a stage starts from the slope before it (Hairer, Nørsett & Wanner,
-# Solving Ordinary Differential Equations I, ch. II.1). Adams–Bashforth (ch. III.1) has one stage and adds the slope of the
-# step before, with weights that depend on the grid; a bespoke solver uses all slopes so far: see `step`.
+# Of every solver: where its stages are evaluated, as parts of the step, and with what weights their slopes are added
+# up. All but "ab2" are explicit Runge–Kutta methods in which a stage starts from the slope before it (Hairer, Nørsett
+# & Wanner, Solving Ordinary Differential Equations I, ch. II.1). Adams–Bashforth (ch. III.1) has one stage and adds
+# the slope of the step before, with weights that depend on the grid; a bespoke solver uses all slopes so far: see
+# `step`.
 SOLVERS = {
     "euler": ((0.0,), (1.0,)),
     "midpoint": ((0.0, 0.5), (0.0, 1.0)),
@@ -43,10 +44,11 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
     x_σ = σ·noise + (1 − σ)·data, `timesteps` are 1000·σ in descending order, and `model_output` is u = noise − data.
     HazeMatching's time runs the other way, t = 1 − σ, and its velocity is −u; the pipeline translates.
 
-    `set_timesteps(19)` gives the 19 equal steps of the HazeMatching reference, whose `linspace(0, 1, 20)` counts points.
+    `set_timesteps(19)` gives the 19 equal steps of the HazeMatching reference, whose `linspace(0, 1, 20)` counts
+    points.
 
-    `timesteps` has one element per network call: a step of a method with several stages takes several calls of [`step`],
-    of which all but the last return where the network is to be evaluated next.
+    `timesteps` has one element per network call: a step of a method with several stages takes several calls of
+    [`step`], of which all but the last return where the network is to be evaluated next.
 
     Args:
         num_train_timesteps (`int`, defaults to `1000`): Factor between σ and the `timesteps` shown to the pipeline.
@@ -54,13 +56,14 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
             `"euler"` (first order, one network call a step), `"midpoint"` and `"heun"` (second, two), `"ab2"`
             (Adams–Bashforth: second, one), `"rk4"` (fourth, four) or `"bespoke"` (fitted to a network, one).
         shift (`float`, defaults to `1.0`):
-            Warps every grid, also a given one, by σ → shift·σ / (1 + (shift − 1)·σ) as diffusers' schedulers do (Esser et
-            al. 2024, arXiv 2403.03206): above 1 for shorter steps near the noise, below 1 for shorter ones near the data.
+            Warps every grid, also a given one, by σ → shift·σ / (1 + (shift − 1)·σ) as diffusers' schedulers do (Esser
+            et al. 2024, arXiv 2403.03206): above 1 for shorter steps near the noise, below 1 for shorter ones near the
+            data.
         bespoke (`dict`, *optional*):
             Non-stationary solvers fitted to the network of a checkpoint (Shaul et al. 2024, arXiv 2403.01329) by
             `training/fit_bespoke_solver.py`, for `solver="bespoke"`: by number of steps, as a string,
-            `{"sigmas": [1, σ_1, …], "weights": [[w_00], [w_10, w_11], …]}`. Step i adds Σ_j w_ij u_j over the slopes so
-            far; its weights sum to σ_(i+1) − σ_i, so that a constant velocity is integrated exactly.
+            `{"sigmas": [1, σ_1, …], "weights": [[w_00], [w_10, w_11], …]}`. Step i adds Σ_j w_ij u_j over the slopes
+            so far; its weights sum to σ_(i+1) − σ_i, so that a constant velocity is integrated exactly.
     """
 
     _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler"]
@@ -134,7 +137,8 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         if self.config.solver == "bespoke" and num_inference_steps != 1:
             if str(num_inference_steps) not in self.config.bespoke:
                 raise ValueError(
-                    f"`num_inference_steps` must be one of {', '.join(self.config.bespoke)} or 1 with this checkpoint's "
+                    f"`num_inference_steps` must be one of {', '.join(self.config.bespoke)} or 1 with this "
+                    f"checkpoint's "
                     f"bespoke solver, got {num_inference_steps}."
                 )
             sigmas = self.config.bespoke[str(num_inference_steps)]["sigmas"]
@@ -184,8 +188,8 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
             return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
 
         Returns:
-            [`FlowMatchODESchedulerOutput`] or a one-element tuple, in the dtype of `sample`: the state at the end of the
-            step or, before the last stage, the state to evaluate the network at next.
+            [`FlowMatchODESchedulerOutput`] or a one-element tuple, in the dtype of `sample`: the state at the end of
+            the step or, before the last stage, the state to evaluate the network at next.
         """
         if self.sigmas is None:
             raise ValueError("Call `set_timesteps` before `step`.")

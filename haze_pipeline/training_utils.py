@@ -1,4 +1,7 @@
-"""What training scripts share: validation, and what they keep: checkpoints to resume from, averaged weights, the best pipeline. All whole or not there."""
+"""
+What training scripts share: validation, and what they keep: checkpoints to resume from, averaged weights, the best
+pipeline. All whole or not there.
+"""
 
 import json
 import logging
@@ -38,18 +41,23 @@ def validate(predict: Callable[[np.ndarray], np.ndarray], pairs: list[Pair]) -> 
 
 
 def check_output(output_dir: str | Path, resume: bool) -> None:
-    """Raise a `FileExistsError` if the folder holds another training's checkpoints or best pipeline and this one does not resume."""
+    """
+    Raise a `FileExistsError` if the folder holds another training's checkpoints or best pipeline and this one does not
+    resume.
+    """
     results = [Path(output_dir, name) for name in ("best", "incomplete-deleted-best")]
     if not resume and (any(result.exists() for result in results) or _checkpoints(output_dir)):
         raise FileExistsError(
-            f"{output_dir} holds checkpoints of another training: pass --resume_from_checkpoint latest to go on with it, or "
+            f"{output_dir} holds checkpoints of another training: pass --resume_from_checkpoint latest to go on with "
+            f"it, or "
             "another --output_dir."
         )
 
 
 def start_output(output_dir: str | Path, resume: bool) -> None:
     """
-    Make the folder that a training writes to, and clear away what a kill has left half written. To be called by one process.
+    Make the folder that a training writes to, and clear away what a kill has left half written. To be called by one
+    process.
 
     Raises:
         `FileExistsError`: As [`check_output`] does, before anything is cleared away.
@@ -116,14 +124,17 @@ def resume(
 
     Raises:
         `FileNotFoundError`: If there is no such checkpoint.
-        `FileExistsError`: If `output_dir` holds later ones than that asked for, which would soon pass for this training's.
-        `ValueError`: If one of the facts differs, the training was to end before, or processes share the parameters (FSDP).
+        `FileExistsError`: If `output_dir` holds later ones than that asked for, which would soon pass for this
+            training's.
+        `ValueError`: If one of the facts differs, the training was to end before, or processes share the parameters
+            (FSDP).
     """
     if name is None:
         return 0
     if accelerator.distributed_type == "FSDP":
         raise ValueError(
-            "--resume_from_checkpoint does not work with FSDP: of the averaged weights, accelerate stores one shard only."
+            "--resume_from_checkpoint does not work with FSDP: of the averaged weights, accelerate stores one shard "
+            "only."
         )
     if name == "latest":
         candidates = [max(_checkpoints(output_dir), key=_step, default=None)]
@@ -142,7 +153,8 @@ def resume(
         raise ValueError(f"{checkpoint} is beyond --max_train_steps {max_train_steps}: pass more steps than {step}.")
     if later := [path.name for path in sorted(_checkpoints(output_dir), key=_step) if _step(path) > step]:
         raise FileExistsError(
-            f"{output_dir} holds later checkpoints than {checkpoint} ({', '.join(later)}): move them and the pipeline in best/ "
+            f"{output_dir} holds later checkpoints than {checkpoint} ({', '.join(later)}): move them and the pipeline "
+            f"in best/ "
             "away, or pass another --output_dir."
         )
     stored = json.loads((checkpoint / "facts.json").read_text())
@@ -156,7 +168,8 @@ def resume(
             same = math.isclose(stored[fact], value, rel_tol=1e-6)  # sums differ a little between machines
         if not same:
             raise ValueError(
-                f"{checkpoint} was trained with {fact} {stored[fact]}, not {value}: resume with the same arguments and "
+                f"{checkpoint} was trained with {fact} {stored[fact]}, not {value}: resume with the same arguments "
+                f"and "
                 "data."
             )
     accelerator.load_state(checkpoint)
@@ -167,8 +180,8 @@ def resume(
 
 def averaged_unet(accelerator: "accelerate.Accelerator", unet: torch.nn.Module, ema: EMAModel) -> UNet2DModel:
     """
-    A copy of a prepared network with its averaged weights, in float32 and evaluation mode. To be called by all processes,
-    since weights in shards are gathered; only the main process then has them.
+    A copy of a prepared network with its averaged weights, in float32 and evaluation mode. To be called by all
+    processes, since weights in shards are gathered; only the main process then has them.
     """
     ema.store(unet.parameters())
     ema.copy_to(unet.parameters())
@@ -197,8 +210,8 @@ def save_trained(pipeline: DiffusionPipeline, output_dir: str | Path, files: dic
     """
     Write a pipeline, and texts by the names of their files, to the folder of its training.
 
-    Each part replaces one of an earlier training whole, `model_index.json` last: while it is not there, nobody takes the folder
-    for a pipeline.
+    Each part replaces one of an earlier training whole, `model_index.json` last: while it is not there, nobody takes
+    the folder for a pipeline.
     """
     output_dir = Path(output_dir)
     incomplete = output_dir / "incomplete-pipeline"
@@ -238,5 +251,8 @@ def _replace(folder: Path, complete: Path) -> None:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a folder; renamed first, since deleting takes a while, and what a kill leaves of it must not be taken for whole."""
+    """
+    Delete a folder; renamed first, since deleting takes a while, and what a kill leaves of it must not be taken for
+    whole.
+    """
     shutil.rmtree(folder.rename(folder.with_name(f"incomplete-deleted-{folder.name}")))

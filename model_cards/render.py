@@ -1,11 +1,12 @@
 """
-Render the cards of this folder: of the checkpoint in the package, and of the paper's published checkpoints once converted.
+Render the cards of this folder: of the checkpoint in the package, and of the paper's published checkpoints once
+converted.
 
     python model_cards/render.py
 
-Every number comes from `bench/`, `training/default_checkpoint.json` or the official code and paper, which the cards name.
-`python model_cards/render.py --check` fails if a card is stale. The templates are in the package, which renders the cards of other
-pipelines when they are trained or pushed.
+Every number comes from `bench/`, `training/default_checkpoint.json` or the official code and paper, which the cards
+name. `python model_cards/render.py --check` fails if a card is stale. The templates are in the package, which renders
+the cards of other pipelines when they are trained or pushed.
 """
 
 import argparse
@@ -30,7 +31,9 @@ import readme  # noqa: E402
 
 
 def default_checkpoint() -> ModelCard:
-    """Of the checkpoint in the package: command and log from `training/`, scores from `bench/`, failures from README.md."""
+    """
+    Of the checkpoint in the package: command and log from `training/`, scores from `bench/`, failures from README.md.
+    """
     recipe = (ROOT / "training" / "README.md").read_text().split("## The checkpoint in the package")[1]
     command = re.search(r"```sh\n(.*?)\n```", recipe, re.DOTALL)[1]
     recorded = json.loads((ROOT / "training" / "default_checkpoint.json").read_text())
@@ -58,7 +61,8 @@ def default_checkpoint() -> ModelCard:
         "known_failures": [failure[0].upper() + failure[1:] for failure in failures],
         "measured": "\n".join(
             [
-                "Range-invariant PSNR in dB. The classical methods have the settings that score best on the very image, unless it says "
+                "Range-invariant PSNR in dB. The classical methods have the settings that score best on the very "
+                "image, unless it says "
                 "true optics.",
                 "",
                 "Real specimens that no training saw, behind computed haze:",
@@ -75,7 +79,8 @@ def default_checkpoint() -> ModelCard:
                 "",
                 tuned,
                 "",
-                "Real pairs, against the structured-illumination target / against that target blurred to widefield resolution:",
+                "Real pairs, against the structured-illumination target / against that target blurred to widefield "
+                "resolution:",
                 "",
                 *readme.real_pairs(),
                 "",

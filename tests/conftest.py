@@ -15,7 +15,8 @@ from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
 
 ROOT = Path(__file__).parent.parent
 
-# Of test processes side by side, and what they start, each may take one core: if all take all of them, they only wait for one another.
+# Of test processes side by side, and what they start, each may take one core: if all take all of them, they only wait
+# for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

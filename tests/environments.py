@@ -16,9 +16,9 @@ LIBRARIES = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
 
 def make_environment(folder: Path, with_package: bool) -> Path:
     """
-    A new virtual environment whose site-packages hold a link to everything that is installed here but haze_pipeline, of which no
-    file is within reach, or which is added from this very checkout; and but transformers, which diffusers takes seconds to import
-    where it is, and does not need. Returns its Python.
+    A new virtual environment whose site-packages hold a link to everything that is installed here but haze_pipeline,
+    of which no file is within reach, or which is added from this very checkout; and but transformers, which diffusers
+    takes seconds to import where it is, and does not need. Returns its Python.
     """
     venv.create(folder, with_pip=False)
     site_packages = next(folder.glob("lib/python*/site-packages"))
@@ -52,7 +52,8 @@ sys.addaudithook(_only_this_machine)
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHONPATH"))}
     result = subprocess.run(
         [python, "-c", guard + code, *map(str, arguments)], capture_output=True, text=True,
-        env={**inherited, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}, cwd=Path(python).parent,
+        env={**inherited, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
+        cwd=Path(python).parent,
     )  # fmt: skip
     if check:
         assert result.returncode == 0, result.stderr

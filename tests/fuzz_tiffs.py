@@ -1,11 +1,12 @@
 """
-Read damaged and hostile TIFFs, made from small good ones by seeded mutations: each must be read or end in one sentence.
+Read damaged and hostile TIFFs, made from small good ones by seeded mutations: each must be read or end in one
+sentence.
 
     python tests/fuzz_tiffs.py --number 5000
 
-A file fails if reading it raises anything but `MicrographError`, takes more than 10 s or ends the process. Prints how many were read
-and refused, the longest time and the peak memory of the readers, and exits with 1 if a file failed or memory passed 2 GiB. A file that
-failed is made again by its number: `--first NUMBER --number 1`.
+A file fails if reading it raises anything but `MicrographError`, takes more than 10 s or ends the process. Prints how
+many were read and refused, the longest time and the peak memory of the readers, and exits with 1 if a file failed or
+memory passed 2 GiB. A file that failed is made again by its number: `--first NUMBER --number 1`.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """
-An in-memory stand-in for the Hugging Face Hub: an HTTP server with the REST endpoints that `huggingface_hub` and `datasets`
-call to create a repository of a dataset or model, upload to it, list it, and download or stream from it.
+An in-memory stand-in for the Hugging Face Hub: an HTTP server with the REST endpoints that `huggingface_hub` and
+`datasets` call to create a repository of a dataset or model, upload to it, list it, and download or stream from it.
 
-What works against it proves that our calls, files and cards fit those two libraries. It does not prove what only the real Hub
-does: a dataset and a model can't have one name, it accepts any token, for private repositories too, has no xet storage (tests set `HF_HUB_DISABLE_XET=1`,
-so that files go by git LFS), no quotas or rate limits, no pull requests or branches beside `main`, no dataset viewer, and it
-accepts any card, whereas the Hub checks licence and tags.
+What works against it proves that our calls, files and cards fit those two libraries. It does not prove what only the
+real Hub does: a dataset and a model can't have one name, it accepts any token, for private repositories too, has no
+xet storage (tests set `HF_HUB_DISABLE_XET=1`, so that files go by git LFS), no quotas or rate limits, no pull requests
+or branches beside `main`, no dataset viewer, and it accepts any card, whereas the Hub checks licence and tags.
 """
 
 import base64
@@ -21,10 +21,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 class HubDouble:
     """
     Attributes:
-        repos (`dict[str, list[tuple[str, dict[str, bytes]]]]`): For each repository the commits, oldest first: the hash
-            and the files by path.
+        repos (`dict[str, list[tuple[str, dict[str, bytes]]]]`): For each repository the commits, oldest first: the
+            hash and the files by path.
         private (`set[str]`): Repositories created as private, which can't be read without a token.
-        altered (`dict[tuple[str, str], bytes]`): By repository and path, what is sent in place of a file, under the checksum of the true one.
+        altered (`dict[tuple[str, str], bytes]`): By repository and path, what is sent in place of a file, under the
+            checksum of the true one.
         requests (`list[str]`): Method and path of everything that was asked.
         endpoint (`str`): What `HF_ENDPOINT` must be.
     """

@@ -61,8 +61,8 @@ def test_a_random_field_has_the_width_and_strength_that_were_drawn(monkeypatch):
     monkeypatch.setattr(augmentation, "HAZE_STRENGTHS", (2.0, 2.0))
     for size, number in ((1024, 3), (128, 200)):
         fields = np.stack(list(added(np.zeros((size, size), np.float32), number)))
-        # Differences, since the mean of each is gone: 2 variance (1 - autocovariance), of which that of white noise behind a
-        # Gaussian of deviation σ is exp(-d² / 4 σ²).
+        # Differences, since the mean of each is gone: 2 variance (1 - autocovariance), of which that of white noise
+        # behind a Gaussian of deviation σ is exp(-d² / 4 σ²).
         for distance in (8, 20, 40):
             squared = np.square(fields[:, :, distance:] - fields[:, :, :-distance]).mean()
             assert squared == pytest.approx(2 * 2**2 * (1 - np.exp(-(distance**2) / 1600)), rel=0.12)

@@ -68,7 +68,10 @@ def test_the_package_passes_the_tests_of_bioimage_io(tmp_path, run, model):
     assert code == 0, error
     assert out.splitlines()[-1] == str(package)
     # Once more by the command of bioimage.io, in a process that does not have this package.
-    block = "import sys; sys.modules['haze_pipeline'] = sys.modules['diffusers'] = None; from bioimageio.core.__main__ import main; main()"
+    block = (
+        "import sys; sys.modules['haze_pipeline'] = sys.modules['diffusers'] = None; "
+        "from bioimageio.core.__main__ import main; main()"
+    )
     arguments = ["test", package, "--weight-format", "torchscript", "--summary", tmp_path / "summary.json"]
     result = subprocess.run([sys.executable, "-c", block, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

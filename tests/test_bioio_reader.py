@@ -1,6 +1,6 @@
 """
-What `bioio` reads. Its plugins for CZI, ND2 and LIF need files that only those makers' programs write; that for OME-TIFF gives the
-same object, so that this shows what is made of such an object, not that a maker's file opens.
+What `bioio` reads. Its plugins for CZI, ND2 and LIF need files that only those makers' programs write; that for
+OME-TIFF gives the same object, so that this shows what is made of such an object, not that a maker's file opens.
 """
 
 import numpy as np

@@ -19,7 +19,10 @@ from haze_pipeline.sampling.uncertainty import predicted_deviation
 
 
 def draw_ensembles(members, scale, offset, size=60_000, seed=0):
-    """Members whose spread is `true`, and a truth that lies scale · true + offset away from their centre: spread and errors."""
+    """
+    Members whose spread is `true`, and a truth that lies scale · true + offset away from their centre: spread and
+    errors.
+    """
     rng = np.random.default_rng(seed)
     true = rng.uniform(0.2, 2, size)
     samples = rng.standard_normal((members, size)) * true
@@ -29,8 +32,8 @@ def draw_ensembles(members, scale, offset, size=60_000, seed=0):
 
 def make_ensemble(members, scale, offset, size=400_000, seed=0):
     """
-    Spread and errors of ensembles whose spread s is known exactly and whose truth lies scale · s + offset away from the mean of
-    infinitely many members.
+    Spread and errors of ensembles whose spread s is known exactly and whose truth lies scale · s + offset away from
+    the mean of infinitely many members.
     """
     rng = np.random.default_rng(seed)
     spread = rng.uniform(0.2, 2, size)
@@ -163,9 +166,9 @@ def test_curves_equal_a_calculation_by_hand():
 
 def test_the_published_fit_gives_the_same_line():
     """
-    The reference: 50 bins of equal width between the extreme deviations, RMSE against root mean variance, a line through the bins
-    between the quantiles 1e-5 and 0.99999, the last one left out. We differ in that bins hold equally many pixels, none is left
-    out, relative deviations count, and the share of a finite ensemble is taken off.
+    The reference: 50 bins of equal width between the extreme deviations, RMSE against root mean variance, a line
+    through the bins between the quantiles 1e-5 and 0.99999, the last one left out. We differ in that bins hold equally
+    many pixels, none is left out, relative deviations count, and the share of a finite ensemble is taken off.
     """
     spread, errors = make_ensemble(10**6, 1.7, 0.3)
     edges = np.linspace(spread.min(), spread.max(), 51)
@@ -200,8 +203,8 @@ def test_intervals_cover_a_thousand_new_images_as_promised():
 
 def test_few_images_allow_few_intervals():
     images = [(np.ones(4), np.array([0.0, 1, -2, 3])) for _ in range(9)]
-    # The shares that 9 images miss may sum up to 10 alpha - 1, as if the tenth missed all. Of every image a factor of 1
-    # misses 2 of 4 pixels, 4.5 in all; a factor of 2 misses 1, 2.25 in all; a factor of 3 none.
+    # The shares that 9 images miss may sum up to 10 alpha - 1, as if the tenth missed all. Of every image a factor of
+    # 1 misses 2 of 4 pixels, 4.5 in all; a factor of 2 misses 1, 2.25 in all; a factor of 3 none.
     assert conformal_factors(images) == {0.5: 2.0, 0.32: 3.0, 0.2: 3.0, 0.1: 3.0}
     with pytest.raises(ValueError, match="too few"):
         conformal_factors(images[:1], alphas=(0.1, 0.05))

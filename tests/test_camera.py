@@ -16,7 +16,9 @@ from haze_pipeline.simulation.camera import Camera
     ],
 )
 def test_photon_transfer(camera):
-    """Variance against mean of flat fields: slope = gain, intercept = (gain · read noise)² (Janesick 2007), within 3 %."""
+    """
+    Variance against mean of flat fields: slope = gain, intercept = (gain · read noise)² (Janesick 2007), within 3 %.
+    """
     generator = torch.Generator().manual_seed(0)
     photons = torch.tensor([0, 1, 2, 5, 10, 20, 40]) * camera.read_noise**2
     means, variances = [], []

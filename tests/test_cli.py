@@ -1,4 +1,6 @@
-"""The command line as users meet it: real processes for exit codes and interrupts, the same entry point in-process else."""
+"""
+The command line as users meet it: real processes for exit codes and interrupts, the same entry point in-process else.
+"""
 
 import json
 import shutil

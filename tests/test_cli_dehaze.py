@@ -128,7 +128,8 @@ def test_the_default_checkpoint_has_a_solver_of_its_own(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("missing.tif", None), ("empty.tif", b""), ("text.tif", b"these are no pixels"), ("picture.png", b"\x89PNG\r\n\x1a\n"),
+    [("missing.tif", None), ("empty.tif", b""), ("text.tif", b"these are no pixels"), ("picture.png",
+        b"\x89PNG\r\n\x1a\n"),
      ("broken.tif", b"II*\x00\xff\xff\xff\xff")],
 )  # fmt: skip
 def test_unusable_files_end_in_one_sentence(run, tmp_path, model, name, content):

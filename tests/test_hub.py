@@ -1,4 +1,6 @@
-"""Pipelines on the Hub, through a double of it, by both loaders: ours, and that of diffusers where ours is not installed."""
+"""
+Pipelines on the Hub, through a double of it, by both loaders: ours, and that of diffusers where ours is not installed.
+"""
 
 import json
 
@@ -160,7 +162,8 @@ def test_both_loaders_make_the_same_image(pipe, expected, environments, tmp_path
         assert len(hub.requests) == asked
 
     for found in (ours["hub"], ours["folder"], ours["local_files_only"], ours_offline["hub"], ours_offline["folder"],
-                  theirs["hub"], theirs["folder"], theirs["snapshot"], theirs["saved again"], theirs_offline["snapshot"],
+                  theirs["hub"], theirs["folder"], theirs["snapshot"], theirs["saved again"],
+                  theirs_offline["snapshot"],
                   theirs_offline["folder"]):  # fmt: skip
         np.testing.assert_allclose(np.array(found), expected, rtol=1e-6, atol=1e-6 * expected.max())
     assert 0 < np.abs(np.array(ours["fp16"]) - expected).max() < 0.05 * expected.max()
@@ -187,7 +190,8 @@ def test_what_is_pushed_lets_others_judge_it(pipe, environments, tmp_path):
     with hub_double() as hub:
         home = settings(hub, tmp_path / "home") | {"HF_TOKEN": "hf_test"}
         code = (
-            "from haze_pipeline import HazeMatchingPipeline as P\nfrom haze_pipeline.sharing.publishing import push_pipeline as push\n"
+            "from haze_pipeline import HazeMatchingPipeline as P\nfrom haze_pipeline.sharing.publishing import "
+            "push_pipeline as push\n"
             "pipe = P.from_pretrained(sys.argv[1])\n"
             "print(push(pipe, 'lab/microscope', examples=[sys.argv[2]], license_id='mit', commit_message='Hello'))\n"
             "push(pipe, 'lab/microscope')"
@@ -339,7 +343,8 @@ def test_commands_take_repositories_and_name_what_is_wrong(pipe, environments, t
         lines = [
             "info lab/microscope --json",
             f"info lab/microscope@{revision} --json",
-            f"dehaze {EXAMPLE} -o {tmp_path}/clear.ome.tif --model lab/microscope --num-inference-steps 1 --ensemble-size 1 --json",
+            f"dehaze {EXAMPLE} -o {tmp_path}/clear.ome.tif --model lab/microscope --num-inference-steps 1 "
+            f"--ensemble-size 1 --json",
             f"evaluate --dataset {pairs} -o {tmp_path}/report --model lab/microscope --preset fast --no-baselines",
             f"calibrate {pairs} -o {tmp_path}/calibrated --model lab/microscope {ensemble}",
             f"info {tmp_path}/calibrated --json",
@@ -371,7 +376,8 @@ def test_commands_take_repositories_and_name_what_is_wrong(pipe, environments, t
     assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["model"] == "lab/microscope"
     assert json.loads(again[1])["calibrated_for"] == {"ensemble_size": 2, "num_inference_steps": 2}
     assert kept == latest
-    sentences = ("neither a folder here nor a repository", "no revision v9", "model_index.json", "is not there", "is not there",
+    sentences = ("neither a folder here nor a repository", "no revision v9", "model_index.json", "is not there",
+        "is not there",
                  "no model_index.json", "not/a/name", "no evaluation.json", "no.tif", "cannot be reached")  # fmt: skip
     for (code, out, error), sentence in zip([*refused, unknown], sentences, strict=True):
         assert code == 1 and out == "" and error.count("\n") == 1 and sentence in error, error

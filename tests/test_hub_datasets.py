@@ -1,4 +1,6 @@
-"""Datasets of pairs: exact values from TIFF to the Hub and back, splits by specimen, refusals, the card, the command."""
+"""
+Datasets of pairs: exact values from TIFF to the Hub and back, splits by specimen, refusals, the card, the command.
+"""
 
 import json
 import os
@@ -324,7 +326,10 @@ def test_the_command_makes_a_dataset_whose_card_counts_it(run, pairs, tmp_path):
         unknown = split["pixel_size_um"][:].count(None)
         sizes = "0.065" if not unknown else f"0.065; unknown for {unknown} pairs"
         specimens = len(set(split["specimen_id"][:]))
-        row = f"| {name} | {len(split)} | {specimens} | 20 × 24 | uint16 | float32 | {sizes} | pinholes of 3 Airy units |"
+        row = (
+            f"| {name} | {len(split)} | {specimens} | 20 × 24 | uint16 | float32 | {sizes} | "
+            "pinholes of 3 Airy units |"
+        )
         assert row in card
         for pair in split:
             file_name = pair["source"].split(",")[0]

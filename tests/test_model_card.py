@@ -118,8 +118,10 @@ def test_a_pushed_card_says_all_that_is_known(run, model, pairs, tmp_path):
     folder = tmp_path / "calibrated"
     (folder / "README.md").unlink()
     training = {
-        "data": "the pairs of a folder.", "command": "accelerate launch train.py", "seed": 3, "dataset_name": "lab/pairs",
-        "base_model": "lab/older", "license": "cc-by-4.0", "validation_pairs": 5, "validation_input": 20.5, "processes": 2,
+        "data": "the pairs of a folder.", "command": "accelerate launch train.py", "seed": 3,
+        "dataset_name": "lab/pairs",
+        "base_model": "lab/older", "license": "cc-by-4.0", "validation_pairs": 5, "validation_input": 20.5,
+        "processes": 2,
         "examples_per_step": 32, "device": "a processor with 2 threads", "versions": {"haze-pipeline": "0.1.0"},
         "log": [{"step": 70, "seconds": 7200.0, "loss": 0.5, "validation_psnr": 24.25}],
     }  # fmt: skip
@@ -143,8 +145,10 @@ def test_a_pushed_card_says_all_that_is_known(run, model, pairs, tmp_path):
     assert (
         f"{calibration['before']['RMS error / RMS deviation']:.2f} times the predicted deviation before" in card.text
     )
-    for fact in ("seed 3", "2 processes on a processor with 2 threads, 32 patches", "70 steps in 2 hours", "| 70 | 0.5000 | 24.25 |",
-                 "examples/filaments.png", "(calibration.png)", "mean of 2 samples of 2 steps and its deviation"):  # fmt: skip
+    for fact in ("seed 3", "2 processes on a processor with 2 threads, 32 patches", "70 steps in 2 hours",
+        "| 70 | 0.5000 | 24.25 |",
+                 "examples/filaments.png", "(calibration.png)",
+                 "mean of 2 samples of 2 steps and its deviation"):  # fmt: skip
         assert fact in card.text
     assert str(tmp_path) not in card.text
     # A card that somebody wrote is kept, and numbers of other weights are not passed off as those of these.

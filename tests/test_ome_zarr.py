@@ -1,4 +1,7 @@
-"""OME-Zarr: what is read of others' and refused, and what several writers make together. Round trips: tests/test_dehaze_run.py."""
+"""
+OME-Zarr: what is read of others' and refused, and what several writers make together. Round trips:
+tests/test_dehaze_run.py.
+"""
 
 import json
 

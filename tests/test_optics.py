@@ -76,7 +76,10 @@ def test_widefield_keeps_the_light_of_every_plane_and_confocal_loses_it(optics):
 
 @pytest.mark.parametrize("optics", [LOW, WATER, OIL])
 def test_the_light_is_kept_by_diffraction_and_not_only_by_bookkeeping(optics):
-    """Without what lies beyond the reach: the disc of a large reach alone holds all but the far tail, 2 / (πv), of the light."""
+    """
+    Without what lies beyond the reach: the disc of a large reach alone holds all but the far tail, 2 / (πv), of the
+    light.
+    """
     reach = 300 * optics.emission_wavelength / optics.numerical_aperture
     radius, area = _radial_grid(optics, reach, torch.device("cpu"))
     light = (_radial_psf(optics, optics.emission_wavelength, radius, planes(optics, 0, 3, 10)) * area).sum(dim=1)
@@ -97,7 +100,9 @@ def test_an_opening_pinhole_sections_less_until_it_does_not_section_at_all(optic
 
 
 def test_focus_is_where_spherical_aberration_puts_it():
-    """A point is brightest in focus, and no plane gives a confocal microscope much more light than the one in focus."""
+    """
+    A point is brightest in focus, and no plane gives a confocal microscope much more light than the one in focus.
+    """
     assert best_focus(OIL) == best_focus(dataclasses.replace(OIL, sample_index=1.36)) == 0
     optics = dataclasses.replace(OIL, numerical_aperture=1.3, sample_index=1.36, depth=8.0)
     assert best_focus(optics) < -0.5 * optics.depth_of_field  # towards the coverslip, in a specimen of lower index
@@ -121,8 +126,8 @@ def test_the_confocal_image_is_sharper():
 )
 def test_psfs_agree_with_psfmodels(optics):
     """
-    Difference L1 of normalised PSFs within 3 depths of field. Both are scalar, so that they agree at any NA; a real objective
-    of a high one is vectorial, which neither is.
+    Difference L1 of normalised PSFs within 3 depths of field. Both are scalar, so that they agree at any NA; a real
+    objective of a high one is vectorial, which neither is.
     """
     size, pixel = 127, optics.emission_wavelength / (12 * optics.numerical_aperture)
     optics = dataclasses.replace(optics, pixel_size=pixel)
@@ -150,7 +155,9 @@ def test_psfs_agree_with_psfmodels(optics):
 
 @pytest.mark.parametrize(("depth", "defocus"), [(5.0, 0.0), (10.0, 0.0), (5.0, -0.5)])
 def test_spherical_aberration_agrees_with_psfmodels(depth, defocus):
-    """An oil objective in a watery specimen. psfmodels counts focus from elsewhere, so that its best position is taken."""
+    """
+    An oil objective in a watery specimen. psfmodels counts focus from elsewhere, so that its best position is taken.
+    """
     index, pixel, size = 1.36, 0.03, 127
     optics = dataclasses.replace(OIL, numerical_aperture=1.3, sample_index=index, depth=depth, pixel_size=pixel)
     psf, ideal = (
@@ -160,7 +167,8 @@ def test_spherical_aberration_agrees_with_psfmodels(depth, defocus):
     assert (psf - ideal).abs().sum() > 0.2  # it matters
     psf = psf.roll((size // 2, size // 2), (0, 1))[:size, :size].numpy()
     expected = psfmodels.make_psf(
-        np.arange(depth - 1.5, depth + 0.5, 0.02), size, dxy=pixel, pz=depth + best_focus(optics) + defocus, NA=1.3, wvl=0.52, ns=index,
+        np.arange(depth - 1.5, depth + 0.5, 0.02), size, dxy=pixel, pz=depth + best_focus(optics) + defocus, NA=1.3,
+        wvl=0.52, ns=index,
         ni=1.515, ni0=1.515, ng=1.515, ng0=1.515, tg=0, tg0=0, normalize=False, model="scalar",
     )  # fmt: skip
     expected /= expected.sum(axis=(1, 2), keepdims=True)

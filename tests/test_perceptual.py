@@ -1,4 +1,6 @@
-"""Patch protocol and Fréchet distances, with a small random DINOv2. LPIPS and FID need downloads, and only refuse here."""
+"""
+Patch protocol and Fréchet distances, with a small random DINOv2. LPIPS and FID need downloads, and only refuse here.
+"""
 
 import importlib.util
 

@@ -167,7 +167,9 @@ def test_one_generator_per_plane_makes_planes_independent_of_their_stack(pipe, i
 
 
 class LocalNetwork(UNet2DModel):
-    """A network without normalisation or attention, whose tiles equal the whole field exactly where they are not cut."""
+    """
+    A network without normalisation or attention, whose tiles equal the whole field exactly where they are not cut.
+    """
 
     def forward(self, sample, timestep, return_dict=True):
         hazy, state = sample[:, 1:], sample[:, :1]
@@ -291,10 +293,12 @@ def test_less_is_computed_at_once_when_memory_runs_out():
     script = """
 hazy = np.random.default_rng(0).poisson(100, (1024, 1024)).astype(np.uint16)
 def run(tile_size):
-    return pipe(hazy, num_inference_steps=1, generator=torch.Generator().manual_seed(0), tile_size=tile_size).prediction
+    return pipe(hazy, num_inference_steps=1, generator=torch.Generator().manual_seed(0),
+    tile_size=tile_size).prediction
 expected = run(256)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-# The whole field at once needs more than this, smaller tiles with what oneDNN and the allocator keep in between need less.
+# The whole field at once needs more than this, smaller tiles with what oneDNN and the allocator keep in between need
+# less.
 resource.setrlimit(resource.RLIMIT_AS, (size + 128 * 2**20, resource.RLIM_INFINITY))
 result = run(1024)
 print((result - expected).std() / expected.std())

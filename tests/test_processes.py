@@ -27,7 +27,8 @@ def test_launched_processes_share_values_and_failures(tmp_path):
         from haze_pipeline.utils.processes import join_processes
 
         processes = join_processes(use_cpu=True)
-        found = {"gathered": processes.gather(processes.index * 2), "broadcast": processes.broadcast(f"of {processes.index}")}
+        found = {"gathered": processes.gather(processes.index * 2),
+            "broadcast": processes.broadcast(f"of {processes.index}")}
         try:
             with processes.together():
                 if processes.index == 1:

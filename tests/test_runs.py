@@ -240,7 +240,8 @@ def test_metadata_survive_in_every_layout(run, model, tmp_path, layout):
 def test_formats_can_be_changed_and_parts_be_taken(run, model, tmp_path):
     make_input("imagej", tmp_path / "in.tif")
     code, _, err = run(
-        "dehaze", tmp_path / "in.tif", "-o", tmp_path / "out.tif", "--model", model, "--channel", 1, "--t-range", ":1", "--z-range", "1:",
+        "dehaze", tmp_path / "in.tif", "-o", tmp_path / "out.tif", "--model", model, "--channel", 1, "--t-range",
+        ":1", "--z-range", "1:",
     )  # fmt: skip
     assert code == 0, err
     result = read_micrograph(tmp_path / "out.tif")
@@ -297,7 +298,8 @@ def test_the_offset_of_the_camera_is_taken_off(run, model, tmp_path):
 def test_what_is_broader_than_the_specimen_is_taken_off(run, model, tmp_path):
     data = counts(2, 24, 40)
     write_ome_tiff(tmp_path / "in.tif", Micrograph(data, "TYX"))
-    arguments = ("--model", model, "--output-dtype", "float32", "--num-inference-steps", 2, "--ensemble-size", 2, "--samples", "--assess")  # fmt: skip
+    arguments = ("--model", model, "--output-dtype", "float32", "--num-inference-steps", 2, "--ensemble-size", 2,
+        "--samples", "--assess")  # fmt: skip
     for name, width in (("plain", ()), ("narrow", ("--background-width", 9))):
         (tmp_path / name).mkdir()
         assert run("dehaze", tmp_path / "in.tif", "-o", tmp_path / name / "out.tif", *arguments, *width)[0] == 0

@@ -184,7 +184,10 @@ def test_planes_out_of_the_focus_range_only_add_haze():
 @pytest.mark.parametrize("shape", [(5, 64, 64), (5, 128, 32), (3, 20, 150)])
 @pytest.mark.parametrize("spacing", [0.3, 1.0, 3.0])
 def test_an_even_stack_gives_as_much_light_as_it_has_planes(shape, spacing):
-    """The missing cone: every plane adds z_step / section, the one in focus at most once, whatever the shape of the field."""
+    """
+    The missing cone: every plane adds z_step / section, the one in focus at most once, whatever the shape of the
+    field.
+    """
     stack = np.ones(shape, np.float32)
     camera = Camera(gain=1, offset=0, read_noise=0)
     section = next(pairs_from_stack(stack, 1.0, OPTICS, torch.Generator(), 0)).parameters["optical_section"]

@@ -49,7 +49,8 @@ def script_with_arguments(pairs, output, *arguments, script="train_haze_matching
     return [
         ROOT / "training" / script,
         *(() if {"--simulate", "--dataset_name"} & set(arguments) else ("--train_data_dir", pairs)),
-        *(() if {"--init_from", "--model_config_name_or_path"} & set(arguments) else ("--model_config_name_or_path", pairs / "network")),
+        *(() if {"--init_from", "--model_config_name_or_path"} & set(arguments) else ("--model_config_name_or_path",
+        pairs / "network")),
         "--output_dir", output, "--resolution", 32, "--lr_warmup_steps", 2, *arguments,
     ]  # fmt: skip
 
@@ -117,7 +118,8 @@ def dataset(pairs, tmp_path_factory):
 
 def test_training_makes_a_pipeline_that_explains_itself_and_has_learned(pairs, tmp_path):
     launch(
-        pairs, tmp_path, "--train_batch_size", 8, "--max_train_steps", 120, "--learning_rate", "3e-3", "--ema_decay", 0.9,
+        pairs, tmp_path, "--train_batch_size", 8, "--max_train_steps", 120, "--learning_rate", "3e-3", "--ema_decay",
+        0.9,
         "--validation_data_dir", pairs, "--validation_steps", 60, "--checkpointing_steps", 60,
         "--report_to", "tensorboard", "--posterior_mean_share", 0.2,
     )  # fmt: skip
@@ -149,7 +151,8 @@ def test_training_makes_a_pipeline_that_explains_itself_and_has_learned(pairs, t
 
 def kill(parts, moment):
     """
-    Start a training and kill it and all of its processes as soon as `moment()` is true, or return `False` if it ended before.
+    Start a training and kill it and all of its processes as soon as `moment()` is true, or return `False` if it ended
+    before.
     """
     process = subprocess.Popen(
         [str(part) for part in parts], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -168,7 +171,8 @@ def kill(parts, moment):
 
 def test_a_training_killed_while_it_writes_a_checkpoint_resumes_to_the_same_weights(pairs, tmp_path):
     arguments = [
-        "--train_batch_size", 4, "--max_train_steps", 8, "--checkpointing_steps", 3, "--gradient_accumulation_steps", 2,
+        "--train_batch_size", 4, "--max_train_steps", 8, "--checkpointing_steps", 3, "--gradient_accumulation_steps",
+        2,
         "--validation_data_dir", pairs, "--validation_steps", 4, "--report_to", "none",
     ]  # fmt: skip
     train(pairs, tmp_path / "whole", *arguments)
@@ -236,7 +240,8 @@ def test_a_packed_network_for_means_without_noise_is_trained_in_pieces(pairs, tm
     config = {**tiny_unet().config, "in_channels": 8, "out_channels": 4}
     UNet2DModel.from_config(config).save_config(tmp_path / "network")
     arguments = [
-        "--model_config_name_or_path", tmp_path / "network", "--pixel_packing", 2, "--zero_state_share", 0.7, "--balanced_loss",
+        "--model_config_name_or_path", tmp_path / "network", "--pixel_packing", 2, "--zero_state_share", 0.7,
+        "--balanced_loss",
         "--mean_error_weight", 0.5, "--train_batch_size", 2, "--max_train_steps", 6, "--noise_corner_frequency", 0.2,
     ]  # fmt: skip
     train(pairs, tmp_path / "whole", *arguments)
@@ -327,7 +332,8 @@ def test_a_dataset_trains_as_the_folder_it_was_made_of(pairs, dataset, tmp_path)
 
 def test_a_dry_run_says_what_a_training_takes_and_leaves_nothing(pairs, tmp_path):
     result = train(
-        pairs, tmp_path / "run", "--dry_run", "--train_batch_size", 2, "--max_train_steps", 5000, "--validation_data_dir", pairs
+        pairs, tmp_path / "run", "--dry_run", "--train_batch_size", 2, "--max_train_steps", 5000,
+        "--validation_data_dir", pairs
     )  # fmt: skip
     step, validation, hours = map(
         float, re.search(r"works; (.*) s a step and (.*) s a val.* make (.*) hours", result.stderr).groups()
@@ -356,7 +362,8 @@ def test_a_trained_pipeline_goes_to_the_hub_in_one_commit(pairs, tmp_path):
 
 
 def test_the_regression_baseline_learns_resumes_and_is_no_flow(pairs, tmp_path):
-    arguments = ["--train_batch_size", 4, "--max_train_steps", 40, "--checkpointing_steps", 20, "--learning_rate", "3e-3",
+    arguments = ["--train_batch_size", 4, "--max_train_steps", 40, "--checkpointing_steps", 20, "--learning_rate",
+        "3e-3",
                  "--ema_decay", 0.9, "--validation_data_dir", pairs, "--validation_steps", 20]  # fmt: skip
     result = train(pairs, tmp_path / "whole", *arguments, script="train_regression.py")
     losses = [json.loads(line[line.index("{") :])["loss"] for line in result.stderr.splitlines() if '"loss"' in line]
@@ -383,7 +390,8 @@ def test_the_loss_is_that_of_the_flags(pairs, tmp_path):
         output = tmp_path / f"{weight}"
         train(
             pairs, output, "--init_from", tmp_path / "tiny", *flags, "--train_batch_size", 4, "--max_train_steps", 1,
-            "--weakened_haze", share, "--added_haze", share, "--mean_error_weight", weight, "--report_to", "tensorboard",
+            "--weakened_haze", share, "--added_haze", share, "--mean_error_weight", weight, "--report_to",
+            "tensorboard",
         )  # fmt: skip
         examples = TrainingExamples(
             fields, 32, posterior_mean_share=0.3, t_sampling="uniform", seed=5, length=4,

@@ -30,7 +30,8 @@ def _import_unet_model():
 
 
 def reference_unet(patch_size: int = 128, seed: int = 0, **overrides) -> torch.nn.Module:
-    """HazeMatching's torchcfm network; called as `model(t, x)` with `x` `[B, 2, h, w]`, skips where torchcfm is missing.
+    """
+    HazeMatching's torchcfm network; called as `model(t, x)` with `x` `[B, 2, h, w]`, skips where torchcfm is missing.
 
     Args:
         patch_size (`int`): 128, or 64 for the network of the neuron data.
@@ -54,7 +55,8 @@ def reference_unet(patch_size: int = 128, seed: int = 0, **overrides) -> torch.n
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                # Keeps the signal's size; the embedding of t is magnified, or t in [0, 1] would hardly change the output.
+                # Keeps the signal's size; the embedding of t is magnified, or t in [0, 1] would hardly change the
+                # output.
                 gain = 4 if name.startswith("time_embed") else 1
                 parameter.copy_(gain * noise / parameter[0].numel() ** 0.5)
             else:  # 1-D weights are the scales of normalisations

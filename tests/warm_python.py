@@ -1,8 +1,9 @@
 """
-Scripts run one after the other, each in a process of its own that has imported torch, diffusers and accelerate already.
+Scripts run one after the other, each in a process of its own that has imported torch, diffusers and accelerate
+already.
 
-These imports take several times as long as a training of some steps. A server that has made them, and nothing else, forks for every
-script. What it does not show is the launcher: see `accelerate launch` in test_train_haze_matching.py.
+These imports take several times as long as a training of some steps. A server that has made them, and nothing else,
+forks for every script. What it does not show is the launcher: see `accelerate launch` in test_train_haze_matching.py.
 """
 
 import json
@@ -15,7 +16,8 @@ from functools import cache
 from pathlib import Path
 
 
-# One thread per process, or sums come in another order. No GPUs; it is the configuration that must keep accelerate on the CPU, not the environment.
+# One thread per process, or sums come in another order. No GPUs; it is the configuration that must keep accelerate on
+# the CPU, not the environment.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 

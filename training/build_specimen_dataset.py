@@ -3,8 +3,9 @@ Make the dataset of haze-free specimens that the checkpoint in the package learn
 
     python training/build_specimen_dataset.py --images_dir ../shared/data --output_dir runs/specimens
 
-`training/specimens.csv` lists the files with split, structure, quality, licence and source; files of the split `none` are left out.
-The result is a folder of Parquet files with a card that attributes every source. `--push_to` uploads it to the Hub.
+`training/specimens.csv` lists the files with split, structure, quality, licence and source; files of the split `none`
+are left out. The result is a folder of Parquet files with a card that attributes every source. `--push_to` uploads it
+to the Hub.
 """
 
 import argparse

@@ -4,8 +4,8 @@ Fit a solver of few steps to the network of a checkpoint (Shaul et al. 2024, arX
     python training/fit_bespoke_solver.py --model runs/first --train_data_dir runs/pairs
 
 Every step of the solver adds a weighted sum of all slopes so far. For given times, the weights of a step are the least
-squares fit of the converged trajectories at its end; the times minimise the distance of the last state to the converged
-sample. The result is written to the scheduler of the checkpoint, next to solvers of other numbers of steps.
+squares fit of the converged trajectories at its end; the times minimise the distance of the last state to the
+converged sample. The result is written to the scheduler of the checkpoint, next to solvers of other numbers of steps.
 """
 
 import argparse
@@ -91,11 +91,14 @@ def main():
         return torch.lerp(trajectory[index], trajectory[index + 1], position - index)
 
     def fit(sigmas):
-        """Weights on the grid `sigmas`, which ends with 0, and the RMS distance of the samples to the converged ones."""
+        """
+        Weights on the grid `sigmas`, which ends with 0, and the RMS distance of the samples to the converged ones.
+        """
         state, slopes, weights = noise, [], []
         for sigma, following in itertools.pairwise(sigmas):
             slopes.append(slope(state, sigma))
-            # Weights that sum to the length of the step: what is fitted is how slopes other than the last one correct it.
+            # Weights that sum to the length of the step: what is fitted is how slopes other than the last one correct
+            # it.
             length = following - sigma
             residual = (converged(following) - state - length * slopes[-1]).flatten().double()
             corrections = [(each - slopes[-1]).flatten().double() for each in slopes[:-1]]

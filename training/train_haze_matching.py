@@ -3,7 +3,8 @@ Train a HazeMatching pipeline on a folder of pairs, a dataset of the Hub, or pai
 
     haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
     haze-pipeline simulate runs/validation --num-images 24 --size 192 --seed 2
-    accelerate launch training/train_haze_matching.py --train_data_dir runs/train --validation_data_dir runs/validation \
+    accelerate launch training/train_haze_matching.py --train_data_dir runs/train --validation_data_dir runs/validation
+    \
         --output_dir runs/first
 
 The result is a pipeline folder for `HazeMatchingPipeline.from_pretrained`. `training/README.md` has a recipe for every
@@ -70,8 +71,8 @@ def parse_args():
     parser.add_argument("--output_dir", required=True, help="Where checkpoints and the trained pipeline go.")
     parser.add_argument(
         "--normalization", choices=["image", "fixed"],
-        help='"image": every image by its own statistics, the default; "fixed": by those of the training set, as in the paper. '
-        "With --init_from, both are as there.",
+        help='"image": every image by its own statistics, the default; "fixed": by those of the training set, as in '
+        "the paper. With --init_from, both are as there.",
     )  # fmt: skip
     parser.add_argument(
         "--intensity_augmentation", type=float, default=0.0,
@@ -79,7 +80,8 @@ def parse_args():
     )  # fmt: skip
     parser.add_argument(
         "--weakened_haze", type=float, default=0.0,
-        help="Share of patches whose hazy image is mixed with the clear one, down to no haze, blur and noise of its own. This and --added_haze "
+        help="Share of patches whose hazy image is mixed with the clear one, down to no haze, blur and noise of its "
+        "own. This and --added_haze "
         "are for pairs that count light in the same unit, as simulated ones do.",
     )  # fmt: skip
     parser.add_argument(
@@ -96,7 +98,8 @@ def parse_args():
     )
     parser.add_argument(
         "--pixel_packing", type=int,
-        help="So many × so many pixels become the channels of one: the network sees so much farther, and is faster. 1, or what "
+        help="So many × so many pixels become the channels of one: the network sees so much farther, and is faster. "
+        "1, or what "
         "--init_from has.",
     )  # fmt: skip
     # Optimisation.
@@ -111,7 +114,8 @@ def parse_args():
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="Peak learning rate of AdamW.")
     parser.add_argument(
         "--lr_scheduler", default="cosine", help="Schedule of diffusers.optimization.",
-        choices=[each.value for each in SchedulerType if each != SchedulerType.PIECEWISE_CONSTANT],  # which needs rules
+        choices=[each.value for each in SchedulerType if each != SchedulerType.PIECEWISE_CONSTANT],
+         # which needs rules
     )  # fmt: skip
     parser.add_argument("--lr_warmup_steps", type=int, default=200, help="Steps of linear warm-up.")
     parser.add_argument("--weight_decay", type=float, default=1e-4, help="Weight decay of AdamW.")
@@ -123,7 +127,8 @@ def parse_args():
     )  # fmt: skip
     parser.add_argument(
         "--zero_state_share", type=float,
-        help="Fraction of patches at time 0 whose state is zero instead of noise: if any, one step needs no noise. 0, or 0.5 if "
+        help="Fraction of patches at time 0 whose state is zero instead of noise: if any, one step needs no noise. 0, "
+        "or 0.5 if "
         "--init_from names a pipeline that has learned that.",
     )  # fmt: skip
     parser.add_argument(
@@ -132,17 +137,21 @@ def parse_args():
     )  # fmt: skip
     parser.add_argument(
         "--noise_corner_frequency", type=float,
-        help="Give the noise the spectrum 1 + (this / f)², f in cycles per pixel, so that samples disagree where broad light may be "
+        help="Give the noise the spectrum 1 + (this / f)², f in cycles per pixel, so that samples disagree where "
+        "broad light may be "
         "haze or not; 0.2 was tried. The default is 0, the paper's white noise, or what --init_from has.",
     )  # fmt: skip
     parser.add_argument(
         "--mean_error_weight", type=float, default=1.0,
-        help="Weight in the loss of the mean error of a patch. Below 1, offsets matter less, as to metrics that fit one.",
+        help="Weight in the loss of the mean error of a patch. Below 1, offsets matter less, as to metrics that fit "
+        "one.",
     )  # fmt: skip
     parser.add_argument(
         "--balanced_loss", action="store_true",
-        help="Weigh the squared error of a pixel by 1 / (0.3 + its light) / (0.3 + the standard deviation of its patch), both of the "
-        "hazy image, so that bright structures and patches do not decide alone. As functions of the input, the weights leave the "
+        help="Weigh the squared error of a pixel by 1 / (0.3 + its light) / (0.3 + the standard deviation of its "
+        "patch), both of the "
+        "hazy image, so that bright structures and patches do not decide alone. As functions of the input, the "
+        "weights leave the "
         "posterior mean where it is.",
     )  # fmt: skip
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Compute more to hold less in memory.")
@@ -158,7 +167,8 @@ def parse_args():
     parser.add_argument("--report_to", default="tensorboard", help="tensorboard, wandb, trackio, …, or none.")
     parser.add_argument(
         "--dry_run", action="store_true",
-        help="Train three steps, validate and write everything once, say what the training will take, and delete it again.",
+        help="Train three steps, validate and write everything once, say what the training will take, and delete it "
+        "again.",
     )  # fmt: skip
     parser.add_argument("--push_to_hub", action="store_true", help="Upload the trained pipeline to the Hub.")
     parser.add_argument("--hub_model_id", help="Repository for --push_to_hub, such as lab/microscope.")
@@ -198,8 +208,9 @@ def parse_args():
 
 def balance(hazy):
     """
-    Weights `[B, 1, h, w]` of errors, of the light of a pixel above the darkest part of its patch, and of the patch's contrast. Errors
-    grow with both, and least squares with weights that fall as variances rise learn from all of the image.
+    Weights `[B, 1, h, w]` of errors, of the light of a pixel above the darkest part of its patch, and of the patch's
+    contrast. Errors grow with both, and least squares with weights that fall as variances rise learn from all of the
+    image.
     """
     light = avg_pool2d(hazy, 9, stride=1, padding=4, count_include_pad=False)
     light = light - light.amin(dim=(2, 3), keepdim=True)
@@ -249,7 +260,8 @@ def main():
         raise ValueError(f"--report_to {args.report_to} needs a package that is not installed.")
     if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:  # DeepSpeed's file goes first
         raise ValueError(
-            f"accelerate's configuration has gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, but "
+            f"accelerate's configuration has gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, "
+            f"but "
             f"--gradient_accumulation_steps is {args.gradient_accumulation_steps}: pass the same."
         )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
@@ -282,7 +294,8 @@ def main():
             shutil.rmtree(folder[0])
     steps, validations = args.max_train_steps, args.max_train_steps // args.validation_steps
     logger.info(
-        "dry run: everything works; %.2f s a step and %.0f s a validation make %.2f hours for %d steps", seconds_per_step,
+        "dry run: everything works; %.2f s a step and %.0f s a validation make %.2f hours for %d "
+        "steps", seconds_per_step,
         seconds_per_validation, (steps * seconds_per_step + validations * seconds_per_validation) / 3600, steps,
     )  # fmt: skip
 
@@ -314,7 +327,8 @@ def train(args, command, accelerator, output_dir):
         zero_state_share = 0.5 if initial is not None and initial.config.zero_state_mean else 0.0
     if args.posterior_mean_share + zero_state_share > 1:
         raise ValueError(
-            f"--posterior_mean_share {args.posterior_mean_share} leaves no room for the states of zeros of {args.init_from}: pass 0.5 or less, "
+            f"--posterior_mean_share {args.posterior_mean_share} leaves no room for the states of zeros of "
+            f"{args.init_from}: pass 0.5 or less, "
             "or --zero_state_share."
         )
     noise_corner_frequency = args.noise_corner_frequency
@@ -322,7 +336,8 @@ def train(args, command, accelerator, output_dir):
         noise_corner_frequency = 0.0 if initial is None else initial.config.noise_corner_frequency
     examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     dataset = TrainingExamples(
-        fields, args.resolution, posterior_mean_share=args.posterior_mean_share, t_sampling=args.t_sampling, seed=args.seed,
+        fields, args.resolution, posterior_mean_share=args.posterior_mean_share, t_sampling=args.t_sampling,
+        seed=args.seed,
         length=max_train_steps * examples_per_step, intensity_augmentation=args.intensity_augmentation,
         weakened_haze=args.weakened_haze, added_haze=args.added_haze, noise_corner_frequency=noise_corner_frequency,
         zero_state_share=zero_state_share,

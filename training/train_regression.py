@@ -4,8 +4,8 @@ Train the baseline of HazeMatching: its U-Net, predicting the clear image at onc
     accelerate launch training/train_regression.py --train_data_dir runs/train --validation_data_dir runs/validation \
         --output_dir runs/regression
 
-Data, patches and network are those of `train_haze_matching.py`; noise and time are left out. The result is a folder for
-`HazeRegressionPipeline.from_pretrained`.
+Data, patches and network are those of `train_haze_matching.py`; noise and time are left out. The result is a folder
+for `HazeRegressionPipeline.from_pretrained`.
 """
 
 import argparse

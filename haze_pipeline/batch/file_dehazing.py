@@ -1,4 +1,6 @@
-"""From file to file: a micrograph is read, dehazed and written plane by plane, and its results are complete or not there."""
+"""
+From file to file: a micrograph is read, dehazed and written plane by plane, and its results are complete or not there.
+"""
 
 import time
 from collections import Counter
@@ -29,8 +31,8 @@ class FileDehazer:
     """
     Dehazes files, all with the same settings.
 
-    Every plane has a noise of its own, that of `seed` plus its number, so that a plane can be made again alone and no result
-    depends on how many processes share the work.
+    Every plane has a noise of its own, that of `seed` plus its number, so that a plane can be made again alone and no
+    result depends on how many processes share the work.
 
     Args:
         pipe ([`HazeMatchingPipeline`]): On its device, with its scheduler.
@@ -39,13 +41,13 @@ class FileDehazer:
         seed (`int`): Of the noise of the first plane.
         tile_size (`int`, *optional*): See the pipeline.
         normalization (`str`):
-            What network units are made from: `"stack"`, the mean and deviations of all planes of a channel, so that brightness
-            does not flicker; `"plane"`, those of each plane; `"percentile"`, as stack, without the most extreme 0.1 % of pixels on
-            either side; `"checkpoint"`, the fixed ones that the checkpoint stores.
+            What network units are made from: `"stack"`, the mean and deviations of all planes of a channel, so that
+            brightness does not flicker; `"plane"`, those of each plane; `"percentile"`, as stack, without the most
+            extreme 0.1 % of pixels on either side; `"checkpoint"`, the fixed ones that the checkpoint stores.
         camera_offset (`float`): Counts that the camera adds in the dark; they are taken off the input.
         background_width (`int`, *optional*):
-            Pixels. What of a result is at least so broad in both directions is taken off it, and off its samples, as the specimen
-            is known not to be; see [`subtract_background`]. The result is assessed before.
+            Pixels. What of a result is at least so broad in both directions is taken off it, and off its samples, as
+            the specimen is known not to be; see [`subtract_background`]. The result is assessed before.
         shared_noise (`str`): Axes along which planes share one noise, such as `"TZ"`, so that samples are coherent.
         output_dtype (`str`): `"same"`, rounded and saturated to the number type of the input, or `"float32"`.
         axes (`str`, *optional*): What the axes of the files mean, where they don't say so.
@@ -117,14 +119,18 @@ class FileDehazer:
         Args:
             source (`Path`): What to dehaze.
             outputs ([`Outputs`]): The files to write. TIFFs that exist are replaced.
-            processes ([`Processes`], *optional*): Those that share the planes of this file; only where outputs are OME-Zarr.
-            on_progress (`Callable`, *optional*): Called with the planes done since the last time, a fraction, and their number.
+            processes ([`Processes`], *optional*): Those that share the planes of this file; only where outputs are
+                OME-Zarr.
+            on_progress (`Callable`, *optional*): Called with the planes done since the last time, a fraction, and
+                their number.
 
         Returns:
-            `dict`: The settings, and `source`, `planes`, `seconds`, `clipped_pixels` and `assessment`, a list with an entry per plane.
+            `dict`: The settings, and `source`, `planes`, `seconds`, `clipped_pixels` and `assessment`, a list with an
+                entry per plane.
 
         Raises:
-            `OSError`, `ValueError` or `RuntimeError`: If the file cannot be read, dehazed or written. No output is left then.
+            `OSError`, `ValueError` or `RuntimeError`: If the file cannot be read, dehazed or written. No output is
+            left then.
         """
         processes = processes or Processes()
         started = time.perf_counter()
@@ -220,7 +226,10 @@ class FileDehazer:
         return plane - np.float32(self.camera_offset) if self.camera_offset else plane
 
     def _measure_channels(self, micrograph: Micrograph, source: Path) -> dict[int, Normalization]:
-        """Maps to network units for the stack of every channel; none where each plane has its own, or the checkpoint fixed ones."""
+        """
+        Maps to network units for the stack of every channel; none where each plane has its own, or the checkpoint
+        fixed ones.
+        """
         if self.normalization not in ("stack", "percentile"):
             return {}
         leading, axes = micrograph.data.shape[:-2], micrograph.axes
@@ -294,8 +303,8 @@ class FileDehazer:
 
 def convert(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
     """
-    Values in another number type, and how many of them it cannot hold. For integers they are rounded to the nearest, and those
-    beyond its range become its least or greatest value.
+    Values in another number type, and how many of them it cannot hold. For integers they are rounded to the nearest,
+    and those beyond its range become its least or greatest value.
     """
     if dtype.kind == "f":
         return values.astype(dtype), 0

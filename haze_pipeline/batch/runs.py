@@ -32,16 +32,16 @@ def dehaze_files(
 
     Args:
         dehazer ([`FileDehazer`]): What does them.
-        tasks (`list[Task]`): The same on all processes. OME-Zarrs are done by all of them together, plane by plane; other files by
-            one process each.
+        tasks (`list[Task]`): The same on all processes. OME-Zarrs are done by all of them together, plane by plane;
+            other files by one process each.
         processes ([`Processes`]): Those that share the work.
         log (`Path`, *optional*): CSV or JSON file that says what became of every file. If the run is interrupted, it
             holds what the main process has done.
         stop_at_failure (`bool`): Raise what goes wrong with a file, instead of noting it.
 
     Returns:
-        `list[dict]`: For every task its `source`, `status` (done, skipped or failed), `written`, `planes`, `seconds`, `seed`,
-        `clipped_pixels`, `verdict` and `error`, and whatever the dehazer says, on all processes.
+        `list[dict]`: For every task its `source`, `status` (done, skipped or failed), `written`, `planes`, `seconds`,
+        `seed`, `clipped_pixels`, `verdict` and `error`, and whatever the dehazer says, on all processes.
     """
     records = {number: _record(task, "skipped") for number, task in enumerate(tasks) if task.is_skipped}
     waiting = [(number, task) for number, task in enumerate(tasks) if not task.is_skipped]
@@ -95,7 +95,10 @@ def write_log(path: Path, records: list[dict]):
 
 
 def print_plan(dehazer: FileDehazer, tasks: list[Task]):
-    """What would be done, and about how long one process would take, from the time of a small field and the number of pixels."""
+    """
+    What would be done, and about how long one process would take, from the time of a small field and the number of
+    pixels.
+    """
     pixels = 0
     for task in tasks:
         if task.is_skipped:

@@ -53,8 +53,8 @@ def _root(
 
 def main():
     """
-    Run the command. Exit codes: 0 done, 1 a file or a computation failed, 2 wrong usage, 130 interrupted. A failure is one
-    sentence on standard error.
+    Run the command. Exit codes: 0 done, 1 a file or a computation failed, 2 wrong usage, 130 interrupted. A failure is
+    one sentence on standard error.
     """
     try:
         app()

@@ -20,7 +20,8 @@ def calibrate(
         str,
         typer.Argument(
             metavar="PAIRS",
-            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset of the Hub; specimens that were not "
+            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset of the Hub; specimens that "
+            "were not "
             "trained on.",
         ),
     ],
@@ -46,11 +47,12 @@ def calibrate(
     """
     Fit how far a checkpoint's deviations are to be believed, and write a copy of it that knows.
 
-    Its `--uncertainty` then is the error to expect, and in Python `out.interval(0.1)` bounds the truth in 90 % of the pixels,
-    on average over images like these. The clear images must be in the unit of the predictions: that of the hazy ones, or of
-    the training targets for a checkpoint with fixed statistics.
+    Its `--uncertainty` then is the error to expect, and in Python `out.interval(0.1)` bounds the truth in 90 % of the
+    pixels, on average over images like these. The clear images must be in the unit of the predictions: that of the
+    hazy ones, or of the training targets for a checkpoint with fixed statistics.
 
-    Example: haze-pipeline calibrate runs/validation --model runs/first/best -o runs/first_calibrated --plot calibration.png
+    Example: haze-pipeline calibrate runs/validation --model runs/first/best -o runs/first_calibrated --plot
+        calibration.png
     """
     if preset is Preset.fast:
         raise ValueError("--preset fast yields means, which have no spread: choose balanced or quality.")

@@ -49,9 +49,11 @@ def dataset(
     """
     Make a dataset of pairs that `datasets.load_dataset` reads, from the folder or streamed from the Hub.
 
-    All planes of a specimen, which is a file or a sub-folder of files, go into the same split. Every value is kept exactly.
+    All planes of a specimen, which is a file or a sub-folder of files, go into the same split. Every value is kept
+    exactly.
 
-    Example: haze-pipeline dataset pairs -o pairs_dataset --validation-share 0.1 --license cc-by-4.0 --push-to lab/pairs
+    Example: haze-pipeline dataset pairs -o pairs_dataset --validation-share 0.1 --license cc-by-4.0 --push-to
+        lab/pairs
     """
     import shlex
     import tempfile
@@ -132,7 +134,8 @@ def dataset(
             if notes := simulation_notes(source):
                 origin += f" {describe_simulation(notes)}"
             split_rule = (
-                "By specimen: all planes of a specimen are in one split, which follows from a hash of `specimen_id` and "
+                "By specimen: all planes of a specimen are in one split, which follows from a hash of `specimen_id` "
+                "and "
                 f"the seed {seed}. Expected shares: validation {validation_share:g}, test {test_share:g}."
             )
             if not validation_share and not test_share:
@@ -150,7 +153,8 @@ def dataset(
             except Exception as error:  # a network fails in many ways, of which not all are an OSError
                 mend = f"hf upload {push_to} {output} --repo-type dataset{' --private' * private}"
                 raise OSError(
-                    f"{output} is complete, but could not be uploaded to {push_to}; log in with `hf auth login`, then run "
+                    f"{output} is complete, but could not be uploaded to {push_to}; log in with `hf auth login`, then "
+                    f"run "
                     f"`{mend}`: {error}"
                 ) from error
     print(output)

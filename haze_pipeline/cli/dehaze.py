@@ -37,7 +37,8 @@ def dehaze(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="TIFF, ImageJ TIFF, OME-TIFF or OME-Zarr (CZI, ND2 and LIF with bioio); several of them, a pattern or a folder.",
+            help="TIFF, ImageJ TIFF, OME-TIFF or OME-Zarr (CZI, ND2 and LIF with bioio); several of them, a pattern "
+            "or a folder.",
         ),
     ],
     output: Annotated[
@@ -92,7 +93,8 @@ def dehaze(
     normalization: Annotated[
         Statistics | None,
         typer.Option(
-            help="What brightness and contrast are taken from: all planes of a channel, so that nothing flickers; each plane; "
+            help="What brightness and contrast are taken from: all planes of a channel, so that nothing flickers; "
+            "each plane; "
             "the stack, clipped to its percentiles 0.1 and 99.9; the fixed values of the checkpoint.",
             show_default="checkpoint if it has fixed values, else stack",
         ),
@@ -102,7 +104,8 @@ def dehaze(
         int | None,
         typer.Option(
             min=2,
-            help="Take off the result what is at least so many pixels broad in both directions (white top-hat), if you know that the "
+            help="Take off the result what is at least so many pixels broad in both directions (white top-hat), if "
+            "you know that the "
             "specimen is not. No calibration knows of it.",
         ),
     ] = None,
@@ -137,8 +140,9 @@ def dehaze(
     """
     Dehaze files.
 
-    An output has the axes, pixel size, units, channel names and number type of its input, is in the counts of the input, and says
-    how it was made. A file that fails is reported and the others are done all the same; the exit code is then 1.
+    An output has the axes, pixel size, units, channel names and number type of its input, is in the counts of the
+    input, and says how it was made. A file that fails is reported and the others are done all the same; the exit code
+    is then 1.
 
     Example: haze-pipeline dehaze cells.tif -o cells_clear.ome.tif --preset balanced --uncertainty
 
@@ -155,12 +159,14 @@ def dehaze(
     members = ensemble_size or PRESETS[preset]["ensemble_size"]
     if samples and steps == 1:
         raise ValueError(
-            "--samples needs two or more steps, since one step gives the posterior mean and no sample: choose --preset balanced or "
+            "--samples needs two or more steps, since one step gives the posterior mean and no sample: choose "
+            "--preset balanced or "
             "quality without --num-inference-steps 1."
         )
     if uncertainty and (steps == 1 or members == 1):
         raise ValueError(
-            f"--uncertainty needs two or more steps and members, got {steps} and {members}: choose --preset balanced or "
+            f"--uncertainty needs two or more steps and members, got {steps} and {members}: choose --preset balanced "
+            f"or "
             "quality without --num-inference-steps 1 or --ensemble-size 1."
         )
     if set(share_noise.upper()) - set("TZC"):
@@ -244,7 +250,8 @@ def _print_findings(record: dict, is_folder_run: bool):
         print(f"{record['source']} is done already; leave out --skip-existing to do it again", file=sys.stderr)
     if record["clipped_pixels"]:
         print(
-            f"{name}{record['clipped_pixels']} pixels of the result lie beyond the input's number type and were saturated; "
+            f"{name}{record['clipped_pixels']} pixels of the result lie beyond the input's number type and were "
+            f"saturated; "
             "--output-dtype float32 keeps them",
             file=sys.stderr,
         )

@@ -23,7 +23,8 @@ def evaluate(
     dataset: Annotated[
         str,
         typer.Option(
-            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset of the Hub; specimens that were not "
+            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset of the Hub; specimens that "
+            "were not "
             "trained on."
         ),
     ],
@@ -56,7 +57,8 @@ def evaluate(
     """
     Compare a checkpoint with classical methods on pairs, and write a report that opens offline.
 
-    The folder holds report.html, evaluation.json with every score of every image, and model-index.json for a model card.
+    The folder holds report.html, evaluation.json with every score of every image, and model-index.json for a model
+    card.
 
     Example: haze-pipeline evaluate --model runs/first/best --dataset runs/test -o report
     """
@@ -91,7 +93,8 @@ def evaluate(
     small = [pair for pair in pairs if min(pair.clear.shape) < perceptual_metrics.PATCH]
     if (perceptual or dinov2 is not None) and small:
         raise ValueError(
-            f"{small[0].source} has {small[0].clear.shape} px, too few for the patches of {perceptual_metrics.PATCH} px of "
+            f"{small[0].source} has {small[0].clear.shape} px, too few for the patches of {perceptual_metrics.PATCH} "
+            f"px of "
             "--perceptual and --dinov2."
         )
     pipe = load_pipeline(model)

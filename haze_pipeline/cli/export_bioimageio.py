@@ -31,8 +31,8 @@ def export_bioimageio(
     """
     Write a package for bioimage.io, which Fiji, deepImageJ and others run.
 
-    It yields the posterior mean of a plane, always the same one for the same image, and no uncertainty. It is written only if it passes
-    the tests of bioimage.io.
+    It yields the posterior mean of a plane, always the same one for the same image, and no uncertainty. It is written
+    only if it passes the tests of bioimage.io.
 
     Example: haze-pipeline export-bioimageio runs/first/best -o microscope.zip --license apache-2.0
     """

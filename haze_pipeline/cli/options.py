@@ -10,7 +10,8 @@ from haze_pipeline.loading import Device, DType
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        help="Pipeline folder, or repository of the Hub: ORG/NAME or ORG/NAME@REVISION; by default the checkpoint in the package."
+        help="Pipeline folder, or repository of the Hub: ORG/NAME or ORG/NAME@REVISION; by default the checkpoint in "
+        "the package."
     ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")]

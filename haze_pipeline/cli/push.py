@@ -30,8 +30,9 @@ def push(
     """
     Share a pipeline on the Hub: weights, card, code, examples, evaluation and licence in one commit.
 
-    Others then load it with --model ORG/NAME, with HazeMatchingPipeline.from_pretrained("ORG/NAME"), or, without this package, with
-    DiffusionPipeline.from_pretrained("ORG/NAME", trust_remote_code=True). Log in first with `hf auth login`.
+    Others then load it with --model ORG/NAME, with HazeMatchingPipeline.from_pretrained("ORG/NAME"), or, without this
+    package, with DiffusionPipeline.from_pretrained("ORG/NAME", trust_remote_code=True). Log in first with `hf auth
+    login`.
 
     Example: haze-pipeline push runs/first lab/microscope --evaluation report --example cells.tif --license apache-2.0
     """
@@ -52,6 +53,7 @@ def push(
         if isinstance(error, OSError | ValueError | ImportError) and not isinstance(error, HfHubHTTPError):
             raise
         raise OSError(
-            f"{folder} was not uploaded to {repository}; log in with `hf auth login`, check the name, and try again: {error}"
+            f"{folder} was not uploaded to {repository}; log in with `hf auth login`, check the name, and try again: "
+            f"{error}"
         ) from error
     print(url)

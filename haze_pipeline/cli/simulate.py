@@ -59,7 +59,8 @@ def simulate(
         str | None,
         typer.Option(
             rich_help_panel=IMAGES,
-            help="Folder of haze-free micrographs (confocal, deconvolved, light sheet), or a dataset of them, a folder or ORG/NAME of "
+            help="Folder of haze-free micrographs (confocal, deconvolved, light sheet), or a dataset of them, a "
+            "folder or ORG/NAME of "
             "the Hub. Each plane is an in-focus layer; haze and camera are computed, with random optics.",
         ),
     ] = None,
@@ -107,7 +108,8 @@ def simulate(
     ] = None,
 ):
     """
-    Simulate pairs of hazy and clear micrographs: of random specimens, from confocal stacks, or from any haze-free images.
+    Simulate pairs of hazy and clear micrographs: of random specimens, from confocal stacks, or from any haze-free
+    images.
 
     Example: haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
 
@@ -234,8 +236,8 @@ def _pairs_of_stacks(
     optics: dict,
 ) -> Iterator[tuple[str, list]]:
     """
-    Name of the stack and the pair of every plane, stack by stack; then again, with other cameras and noise, until there are
-    `num_images`.
+    Name of the stack and the pair of every plane, stack by stack; then again, with other cameras and noise, until
+    there are `num_images`.
     """
     from haze_pipeline.io.micrograph_files import list_tiffs, read_micrograph
     from haze_pipeline.simulation.optics import Optics
@@ -253,7 +255,8 @@ def _pairs_of_stacks(
         step = micrograph.z_step_um if z_step is None else z_step
         if micrograph.data.ndim != 3:
             raise ValueError(
-                f"{path} has axes {micrograph.axes}, but --from-stack needs a stack ZYX; save one channel and time point."
+                f"{path} has axes {micrograph.axes}, but --from-stack needs a stack ZYX; save one channel and time "
+                f"point."
             )
         if size is None:
             raise ValueError(f"{path} does not say the size of its (square) pixels: add --pixel-size in µm.")

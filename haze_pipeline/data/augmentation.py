@@ -1,8 +1,8 @@
 """
 Training images with less haze than they came with, and with more.
 
-Hazy and clear image must count light in the same unit, as simulated pairs do: then a mixture of both is the same specimen with
-part of the haze, and smooth light may be added to the hazy image alone.
+Hazy and clear image must count light in the same unit, as simulated pairs do: then a mixture of both is the same
+specimen with part of the haze, and smooth light may be added to the hazy image alone.
 """
 
 import math
@@ -23,8 +23,8 @@ def log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
 
 def weaken_haze(hazy: np.ndarray, clear: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
-    A mixture `[H, W]` of the hazy with the clear image in random shares, which has less haze, blur and noise. New noise is added, since
-    the clear image of a simulated pair has none.
+    A mixture `[H, W]` of the hazy with the clear image in random shares, which has less haze, blur and noise. New
+    noise is added, since the clear image of a simulated pair has none.
     """
     mixture = clear + rng.random() * (hazy - clear)
     deviation = log_uniform(*NOISE_STRENGTHS, rng) * clear.std()

@@ -1,6 +1,6 @@
 """
-Hub datasets of pairs: hazy and clear planes with what is known about them, as Parquet that `datasets.load_dataset` reads
-from a folder or streams from the Hub.
+Hub datasets of pairs: hazy and clear planes with what is known about them, as Parquet that `datasets.load_dataset`
+reads from a folder or streams from the Hub.
 
 Every function here that needs the library `datasets` imports it itself, since it belongs to the extra `train`.
 """
@@ -30,12 +30,12 @@ def encode_plane(plane: np.ndarray) -> dict:
     """
     Encode a plane for a column of type `datasets.Image()`, so that every value survives.
 
-    Left to itself, `datasets` turns 16-bit colours to 8 bit and drops all but the first page of a stack. Integers become a
-    PNG, which browsers show, reals a TIFF of 32 bits.
+    Left to itself, `datasets` turns 16-bit colours to 8 bit and drops all but the first page of a stack. Integers
+    become a PNG, which browsers show, reals a TIFF of 32 bits.
 
     Args:
-        plane (`np.ndarray` of shape `[H, W]`): Finite intensities of type uint8, uint16 or float32, or of another real type
-            if uint16 (for integers) or float32 holds them exactly.
+        plane (`np.ndarray` of shape `[H, W]`): Finite intensities of type uint8, uint16 or float32, or of another real
+            type if uint16 (for integers) or float32 holds them exactly.
 
     Returns:
         `dict`: The file as `bytes`; `path` is `None`.
@@ -60,7 +60,8 @@ def encode_plane(plane: np.ndarray) -> dict:
         # `==` compares integers as float64, which is exact up to 2**53.
         if (integers and max(-int(low), int(high)) > 2**53) or not (exact == plane).all():
             raise ValueError(
-                f"The image holds {plane.dtype} values that float32 would round: convert it to uint16 or float32 yourself, "
+                f"The image holds {plane.dtype} values that float32 would round: convert it to uint16 or float32 "
+                f"yourself, "
                 "rounding as you see fit."
             )
     file = BytesIO()
@@ -74,8 +75,8 @@ def encode_plane(plane: np.ndarray) -> dict:
 
 def decode_plane(image: "Image.Image | dict") -> np.ndarray:
     """
-    The exact array `[H, W]` (uint8, uint16 or float32) of a value of the column `hazy` or `clear`, whether decoded to a
-    PIL image, as usual, or not (`datasets.Image(decode=False)`).
+    The exact array `[H, W]` (uint8, uint16 or float32) of a value of the column `hazy` or `clear`, whether decoded to
+    a PIL image, as usual, or not (`datasets.Image(decode=False)`).
 
     Raises:
         `ValueError`: If the image has colours, several pages, of which Pillow would show the first, or integers beyond
@@ -85,7 +86,8 @@ def decode_plane(image: "Image.Image | dict") -> np.ndarray:
         image = Image.open(BytesIO(image["bytes"]) if image.get("bytes") else image["path"])
     if image.mode not in DTYPES or getattr(image, "n_frames", 1) > 1:
         raise ValueError(
-            f"The image must be a single plane without colours, got mode {image.mode} and {getattr(image, 'n_frames', 1)} "
+            f"The image must be a single plane without colours, got mode {image.mode} and "
+            f"{getattr(image, 'n_frames', 1)} "
             "page(s)."
         )
     plane = np.asarray(image)
@@ -110,8 +112,8 @@ def pair_row(
         clear (`np.ndarray` of shape `[H, W]`): The clear plane, pixel by pixel aligned with `hazy`.
         specimen_id (`str`): The same for all planes of one specimen, which must not be spread over splits.
         source (`str`): Where the pair comes from; errors name it.
-        level (`float`, *optional*): Diameter in Airy units of the pinhole that `hazy` was recorded with. `None` stands for
-            a widefield image, made without a pinhole: infinity, its limit, has no spelling in JSON.
+        level (`float`, *optional*): Diameter in Airy units of the pinhole that `hazy` was recorded with. `None` stands
+            for a widefield image, made without a pinhole: infinity, its limit, has no spelling in JSON.
         pixel_size_um (`float`, *optional*): Side of a pixel in µm; `None` if unknown or if pixels are not square.
 
     Raises:
@@ -119,7 +121,8 @@ def pair_row(
     """
     if hazy.shape != clear.shape:
         raise ValueError(
-            f"{source}: `hazy` and `clear` must be of one shape, got {hazy.shape} and {clear.shape}: crop or register them."
+            f"{source}: `hazy` and `clear` must be of one shape, got {hazy.shape} and {clear.shape}: crop or register "
+            f"them."
         )
     if level is not None and not 0 < level < math.inf:
         raise ValueError(
@@ -175,8 +178,8 @@ def split_by_specimen(
     """
     Split a dataset so that all planes of a specimen are in one split.
 
-    The split of a specimen follows from its name and the seed alone: more specimens, added later, move none of the others.
-    The shares are therefore met on average only.
+    The split of a specimen follows from its name and the seed alone: more specimens, added later, move none of the
+    others. The shares are therefore met on average only.
 
     Args:
         dataset (`datasets.Dataset`): With a column `specimen_id`.
@@ -211,7 +214,8 @@ def split_by_specimen(
     for name, share in (("train", 1), ("validation", validation_share), ("test", test_share)):
         if share > 0 and not rows[name]:
             raise ValueError(
-                f"None of the {len(set(specimens))} specimens falls into the split {name}: choose another seed or share, or "
+                f"None of the {len(set(specimens))} specimens falls into the split {name}: choose another seed or "
+                f"share, or "
                 "add specimens."
             )
     return datasets.DatasetDict({name: dataset.select(indices) for name, indices in rows.items() if indices})

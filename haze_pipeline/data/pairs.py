@@ -1,5 +1,6 @@
 """
-Where pairs come from: folders of TIFFs, the published HazeMatching data, datasets of the Hub. All are read while they are used.
+Where pairs come from: folders of TIFFs, the published HazeMatching data, datasets of the Hub. All are read while they
+are used.
 """
 
 import json
@@ -42,8 +43,8 @@ HAZEMATCHING_FOLDERS = {"train": ("train_crop", "train"), "validation": ("val_cr
 
 def load_pairs(source: str | Path, split: str) -> Iterator[Pair]:
     """
-    Pairs of whatever a user may name: a folder with `hazy/` and `clear/`, all of whose pairs belong to any split; one split of a
-    published HazeMatching folder; or one split of a dataset, a folder or a repository of the Hub.
+    Pairs of whatever a user may name: a folder with `hazy/` and `clear/`, all of whose pairs belong to any split; one
+    split of a published HazeMatching folder; or one split of a dataset, a folder or a repository of the Hub.
 
     Args:
         source (`str` or `Path`): The folder of images, dataset or repository; a `Path` is a folder of images.
@@ -70,8 +71,8 @@ def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterato
     """
     Pairs of a folder with TIFFs of equal names in `hazy/` and `clear/`, one for each plane.
 
-    A specimen is a file, or a sub-folder (`hazy/fish3/left.tif` belongs to `fish3`). All planes of a stack share it. For
-    images that `haze-pipeline simulate` made, `parameters.jsonl` tells specimen and level.
+    A specimen is a file, or a sub-folder (`hazy/fish3/left.tif` belongs to `fish3`). All planes of a stack share it.
+    For images that `haze-pipeline simulate` made, `parameters.jsonl` tells specimen and level.
 
     Args:
         folder (`str` or `Path`): The folder that holds `hazy/` and `clear/`.
@@ -127,12 +128,14 @@ def describe_simulation(notes: list[dict]) -> str:
     if "haze_ratio" in notes[0]:
         files = {note["specimen_id"] for note in notes}
         made = (
-            f"The clear images are parts of {len(files)} haze-free micrographs, in counts of simulated cameras. Haze, optics and camera "
+            f"The clear images are parts of {len(files)} haze-free micrographs, in counts of simulated cameras. Haze, "
+            f"optics and camera "
             "of the hazy ones were computed with `haze-pipeline simulate --from-images`, not measured"
         )
     elif "plane" in notes[0]:
         made = (
-            "The clear images are planes of confocal stacks, in counts of simulated cameras. The hazy ones were computed from "
+            "The clear images are planes of confocal stacks, in counts of simulated cameras. The hazy ones were "
+            "computed from "
             "them with `haze-pipeline simulate --from-stack`, not measured"
         )
     else:
@@ -147,7 +150,8 @@ def describe_simulation(notes: list[dict]) -> str:
 
 def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[Pair]:
     """
-    Pairs of one split of a published HazeMatching dataset: TIFFs of two channels, the confocal target and the widefield image.
+    Pairs of one split of a published HazeMatching dataset: TIFFs of two channels, the confocal target and the
+    widefield image.
 
     The files don't say which of them show one specimen, so that every file counts as one.
 
@@ -164,7 +168,8 @@ def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[Pair]:
             micrograph = read_micrograph(Path(folder, source))
             if micrograph.data.ndim != 3 or len(micrograph.data) != 2:
                 raise ValueError(
-                    f"{Path(folder, source)} has shape {micrograph.data.shape}, not [2, H, W]: HazeMatching files hold the "
+                    f"{Path(folder, source)} has shape {micrograph.data.shape}, not [2, H, W]: HazeMatching files "
+                    f"hold the "
                     "clear image as the first and the hazy one as the second channel."
                 )
             clear, hazy = micrograph.data

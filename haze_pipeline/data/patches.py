@@ -17,7 +17,8 @@ from .augmentation import add_haze, weaken_haze
 from .pairs import Pair, pairs_from_rows
 
 
-# Of random specimens beside real ones: pixels in units of the largest that samples without aliasing, and the largest in µm.
+# Of random specimens beside real ones: pixels in units of the largest that samples without aliasing, and the largest
+# in µm.
 COARSE_SAMPLING, COARSEST_PIXEL = (0.4, 6.0), 2.5
 SOLID_FRACTION = 0.25  # of the random specimens, without texture
 
@@ -37,13 +38,16 @@ def specimen_series(
     specimens: list[tuple[RealSpecimen, int]], simulated_fraction: float, seed: int, size: int, start: int
 ) -> Iterator[Pair]:
     """
-    The endless series `seed` of pairs from real specimens, some of them replaced by random ones, from number `start` on.
+    The endless series `seed` of pairs from real specimens, some of them replaced by random ones, from number `start`
+    on.
 
     Args:
         specimens (list of ([`RealSpecimen`], `int`)):
-            Specimens with their quality. Every file is drawn equally often, but those of a quality of 3 and less half as often.
+            Specimens with their quality. Every file is drawn equally often, but those of a quality of 3 and less half
+            as often.
         simulated_fraction (`float`):
-            Fraction of random specimens: a quarter thin solid bodies, half of the others seen with pixels of up to 6 times Nyquist's.
+            Fraction of random specimens: a quarter thin solid bodies, half of the others seen with pixels of up to 6
+            times Nyquist's.
         seed (`int`): Another seed gives other pairs.
         size (`int`): Side of the pairs, pixels.
         start (`int`): Number of the first pair.
@@ -82,8 +86,8 @@ def streamed_series(dataset: Iterable[dict], start: int) -> Iterator[Pair]:
     The rows of a dataset, again and again, from number `start` on, counted over all rounds.
 
     Args:
-        dataset (`datasets.IterableDataset`): With the columns `hazy` and `clear`, best not yet decoded. The rows before `start`
-            are read once, since only that tells how many there are.
+        dataset (`datasets.IterableDataset`): With the columns `hazy` and `clear`, best not yet decoded. The rows
+            before `start` are read once, since only that tells how many there are.
         start (`int`): Number of the first pair.
 
     Raises:
@@ -179,9 +183,9 @@ class FieldsInMemory:
 
 class FieldsInSeries:
     """
-    Fields of an endless series. Example `index` gets one of a window of them, which moves on by one every `patches_per_field`
-    examples, so that every process and worker reads each once and cuts as many patches from it. Which one is a function of
-    index and random numbers alone.
+    Fields of an endless series. Example `index` gets one of a window of them, which moves on by one every
+    `patches_per_field` examples, so that every process and worker reads each once and cuts as many patches from it.
+    Which one is a function of index and random numbers alone.
 
     Args:
         series (`Callable`): Yields the pairs from a number on, see [`simulated_series`] and [`streamed_series`].
@@ -234,23 +238,24 @@ class FieldsInSeries:
 
 class TrainingExamples(torch.utils.data.Dataset):
     """
-    The endless sequence of training examples, cut off at `length`. Example `index` is a function of the seed and `index`
-    alone (which image, patch, orientation, time and noise), so that neither the number of processes or workers nor an
-    interruption changes what is trained on.
+    The endless sequence of training examples, cut off at `length`. Example `index` is a function of the seed and
+    `index` alone (which image, patch, orientation, time and noise), so that neither the number of processes or workers
+    nor an interruption changes what is trained on.
 
     Args:
         fields ([`FieldsInMemory`] or [`FieldsInSeries`]): What patches are cut from.
         resolution (`int`): Side of the patches, pixels.
         posterior_mean_share (`float`): Fraction of examples at t = 0.
-        zero_state_share (`float`, defaults to `0.0`): Fraction of examples at t = 0 whose state is zero instead of noise.
+        zero_state_share (`float`, defaults to `0.0`): Fraction of examples at t = 0 whose state is zero instead of
+            noise.
         t_sampling (`str`): Times of the others: `"grid"`, `"uniform"` or `"logit_normal"`.
         seed (`int`): Another seed gives other examples.
         length (`int`): Their number.
         intensity_augmentation (`float`, defaults to `0.0`):
             Deviation of a random logarithmic gain of both images, and of an offset of the hazy one in network units.
         weakened_haze (`float`, defaults to `0.0`):
-            Share of examples with less haze than they came with. Hazy and clear images must count light in the same unit, and be
-            normalised by themselves.
+            Share of examples with less haze than they came with. Hazy and clear images must count light in the same
+            unit, and be normalised by themselves.
         added_haze (`float`, defaults to `0.0`): Share of other examples with added smooth light.
         noise_corner_frequency (`float`, defaults to `0.0`): Of the noise, see [`draw_noise`]; 0 for white noise.
 

@@ -1,5 +1,6 @@
 """
-Hub datasets of haze-free specimens: one plane a row, with its source and licence. Training makes pairs of them meanwhile.
+Hub datasets of haze-free specimens: one plane a row, with its source and licence. Training makes pairs of them
+meanwhile.
 """
 
 import itertools
@@ -29,8 +30,8 @@ def specimen_rows(path: str | Path, facts: dict) -> Iterator[dict]:
     Args:
         path (`str` or `Path`): A TIFF with any of the axes T, Z and C.
         facts (`dict`):
-            `file`, its name in the dataset; `quality`, from 2 (poor) to 5 (clean); `pixel_size_um` and `z_step_um`, `None` where
-            unknown; and [`FACTS`], texts.
+            `file`, its name in the dataset; `quality`, from 2 (poor) to 5 (clean); `pixel_size_um` and `z_step_um`,
+            `None` where unknown; and [`FACTS`], texts.
 
     Raises:
         `MicrographError`: If the file cannot be read.

@@ -39,7 +39,8 @@ class TrainingData:
         series (`Callable`, *optional*): Yields the pairs of an endless series from a number on.
         validation (`list[Pair]`): Pairs of other specimens; may be empty.
         description (`str`): Sentence for a card.
-        pixel_size_span (`dict`, *optional*): `{"min": …, "max": …}` in µm, of a stream that of `pairs`; `None` if unknown.
+        pixel_size_span (`dict`, *optional*): `{"min": …, "max": …}` in µm, of a stream that of `pairs`; `None` if
+            unknown.
         facts (`dict`): What tells these data from others when a training is resumed, of a series by its first pairs.
     """
 
@@ -66,11 +67,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that [`load_training_data`] reads."""
     parser.add_argument(
         "--train_data_dir", type=Path,
-        help="Folder with TIFFs of equal names in hazy/ and clear/, or a published HazeMatching folder, such as zebrafish.",
+        help="Folder with TIFFs of equal names in hazy/ and clear/, or a published HazeMatching folder, such as "
+        "zebrafish.",
     )  # fmt: skip
     parser.add_argument(
         "--dataset_name",
-        help="Dataset of the Hub, or folder of one, with the columns `hazy` and `clear`, or of haze-free specimens in the column "
+        help="Dataset of the Hub, or folder of one, with the columns `hazy` and `clear`, or of haze-free specimens in "
+        "the column "
         "`image`, of which pairs are made meanwhile.",
     )
     parser.add_argument("--dataset_config_name", help="Configuration of the dataset, if it has several.")
@@ -116,7 +119,8 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error(f"--simulated_fraction must lie between 0 and 1, got {args.simulated_fraction}.")
     if args.simulate and args.simulation_size < args.resolution:
         parser.error(f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}.")
-    for name in ("patches_per_field", "max_validation_pairs", "train_batch_size", "gradient_accumulation_steps", "max_train_steps",
+    for name in ("patches_per_field", "max_validation_pairs", "train_batch_size", "gradient_accumulation_steps",
+        "max_train_steps",
                  "checkpointing_steps", "checkpoints_total_limit", "validation_steps"):  # fmt: skip
         if getattr(args, name, 1) < 1:
             parser.error(f"--{name} must be positive, got {getattr(args, name)}.")
@@ -140,11 +144,13 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
     if args.simulate:
         series = partial(simulated_series, args.simulation_seed, args.simulation_size)
         description = (
-            f"pairs of {args.simulation_size} px, simulated meanwhile with `haze_pipeline.simulation.simulated_pairs`, seed "
+            f"pairs of {args.simulation_size} px, simulated meanwhile with "
+            f"`haze_pipeline.simulation.simulated_pairs`, seed "
             f"{args.simulation_seed}."
         )
     elif args.dataset_name is not None:
-        # A folder is read itself: `datasets` would take the cached copy of any other of its name, card and size for it.
+        # A folder is read itself: `datasets` would take the cached copy of any other of its name, card and size for
+        # it.
         streaming = args.streaming or Path(args.dataset_name).is_dir()
         splits = import_datasets().load_dataset(args.dataset_name, args.dataset_config_name, streaming=streaming)
         if "train" not in splits:

@@ -1,8 +1,8 @@
 """
 What people use today against haze, in the call style of the pipelines: `rolling_ball(image, radius=30).prediction`.
 
-scikit-image computes; the point-spread function (PSF) comes from our optics. Predictions are in the counts of the input; Wiener keeps
-its background, the others take it off. None of these methods says how far to believe it.
+scikit-image computes; the point-spread function (PSF) comes from our optics. Predictions are in the counts of the
+input; Wiener keeps its background, the others take it off. None of these methods says how far to believe it.
 """
 
 from collections.abc import Callable
@@ -83,8 +83,8 @@ def wiener(image: np.ndarray, airy_radius: float = 3.0, balance: float = 0.01) -
 
 def richardson_lucy(image: np.ndarray, airy_radius: float = 3.0, num_iter: int = 20) -> HazeMatchingOutput:
     """
-    Richardson–Lucy deconvolution (Richardson 1972, Lucy 1974) with the widefield PSF in focus, above the plane's minimum. Against haze,
-    take a rolling ball first: `richardson_lucy(rolling_ball(image, 12).prediction)`.
+    Richardson–Lucy deconvolution (Richardson 1972, Lucy 1974) with the widefield PSF in focus, above the plane's
+    minimum. Against haze, take a rolling ball first: `richardson_lucy(rolling_ball(image, 12).prediction)`.
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
@@ -108,8 +108,8 @@ def richardson_lucy_gradient_consensus(
     image: np.ndarray, airy_radius: float = 3.0, gain: float = 1.0, offset: float | None = None, max_iter: int = 50
 ) -> HazeMatchingOutput:
     """
-    Richardson–Lucy deconvolution that stops by itself (Manton 2023, github.com/jdmanton/rlgc): the electrons are split into halves, and
-    a pixel is updated only where both halves agree on the direction.
+    Richardson–Lucy deconvolution that stops by itself (Manton 2023, github.com/jdmanton/rlgc): the electrons are split
+    into halves, and a pixel is updated only where both halves agree on the direction.
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
@@ -159,8 +159,8 @@ def richardson_lucy_gradient_consensus(
 
 def dark_sectioning(image: np.ndarray, airy_radius: float = 4.0, passes: int = 1) -> HazeMatchingOutput:
     """
-    Dark sectioning (Cao et al. 2025, github.com/Cao-ruijie/Dark-sectioning): the dark channel of the low frequencies tells the
-    haze, as it tells that of photographs of landscapes (He, Sun & Tang 2011).
+    Dark sectioning (Cao et al. 2025, github.com/Cao-ruijie/Dark-sectioning): the dark channel of the low frequencies
+    tells the haze, as it tells that of photographs of landscapes (He, Sun & Tang 2011).
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
@@ -237,7 +237,8 @@ def _centred(psf: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 @lru_cache(maxsize=32)
 def widefield_psf(airy_radius: float) -> np.ndarray:
     """
-    The widefield PSF in focus `[s, s]`, of sum 1, in pixels of which `airy_radius` reach from its centre to its first dark ring.
+    The widefield PSF in focus `[s, s]`, of sum 1, in pixels of which `airy_radius` reach from its centre to its first
+    dark ring.
 
     Raises:
         `ValueError`: If the radius is not positive.

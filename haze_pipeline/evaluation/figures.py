@@ -93,7 +93,8 @@ def plot_panels(pair: "Pair", images: dict[str, np.ndarray], scores: dict[str, f
     span = float(pair.clear.max()) - float(pair.clear.min())
     errors = {name: (fit_scale_and_offset(pair.clear, image) - pair.clear) / span for name, image in images.items()}
     limit = max(0.01, float(np.percentile(np.abs(list(errors.values())), 99)))
-    # Matplotlib averages pixels where a large image is shown small, and shows them as they are where it is shown large.
+    # Matplotlib averages pixels where a large image is shown small, and shows them as they are where it is shown
+    # large.
     gray = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6 * span), "interpolation": "auto"}
     for column, (name, image) in enumerate(images.items()):
         axes[0, column].imshow(fit_scale_and_offset(pair.clear, image), **gray)

@@ -1,9 +1,9 @@
 """
 Image quality: how close a prediction is to the truth, and how much it looks like it.
 
-The images of a microscope's two modes are in different units. Closeness is therefore measured after the scale and offset of
-least squared error, and likeness, which asks for no closeness, after those that make mean and deviation equal. scikit-image, torchmetrics and microssim, which compute most of them, come with the extra
-`eval`.
+The images of a microscope's two modes are in different units. Closeness is therefore measured after the scale and
+offset of least squared error, and likeness, which asks for no closeness, after those that make mean and deviation
+equal. scikit-image, torchmetrics and microssim, which compute most of them, come with the extra `eval`.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ def range_invariant_psnr(target: np.ndarray, prediction: np.ndarray) -> float:
 
 def psnr(target: np.ndarray, prediction: np.ndarray) -> float:
     """
-    Peak signal-to-noise ratio of a prediction in the unit of the target, whose range is the peak. Arguments and errors as for
-    [`range_invariant_psnr`].
+    Peak signal-to-noise ratio of a prediction in the unit of the target, whose range is the peak. Arguments and errors
+    as for [`range_invariant_psnr`].
     """
     _check(target, prediction)
     return _decibels(target, prediction)
@@ -74,8 +74,8 @@ def pearson(target: np.ndarray, prediction: np.ndarray) -> float:
 
 def ssim(target: np.ndarray, prediction: np.ndarray) -> float:
     """
-    Structural similarity after scale and offset, with the Gaussian window of Wang et al. 2004 (doi 10.1109/TIP.2003.819861),
-    by scikit-image.
+    Structural similarity after scale and offset, with the Gaussian window of Wang et al. 2004 (doi
+    10.1109/TIP.2003.819861), by scikit-image.
 
     Args:
         target (`np.ndarray` of shape `[H, W]`): Ground truth, 11 px or more a side.
@@ -93,7 +93,8 @@ def ssim(target: np.ndarray, prediction: np.ndarray) -> float:
 
 def ms_ssim(target: np.ndarray, prediction: np.ndarray) -> float:
     """
-    Structural similarity on three scales (Wang et al. 2003, doi 10.1109/ACSSC.2003.1292216) after scale and offset, by torchmetrics.
+    Structural similarity on three scales (Wang et al. 2003, doi 10.1109/ACSSC.2003.1292216) after scale and offset, by
+    torchmetrics.
 
     Args:
         target (`np.ndarray` of shape `[H, W]`): Ground truth, 48 px or more a side.
@@ -113,8 +114,8 @@ def ms_ssim(target: np.ndarray, prediction: np.ndarray) -> float:
 
 def micro_ms3im(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> list[float]:
     """
-    MicroMS3IM (Ashesh et al. 2024, arXiv 2408.08747) of every image, by microssim: structural similarity on three scales, after
-    offsets and a scale that are common to all images.
+    MicroMS3IM (Ashesh et al. 2024, arXiv 2408.08747) of every image, by microssim: structural similarity on three
+    scales, after offsets and a scale that are common to all images.
 
     Images may be in units of their own: every pair is divided by the range of its target, after the prediction was
     fitted to it by least squares. HazeMatching's own script takes intensities as they are, so that its values are not
@@ -137,9 +138,9 @@ def micro_ms3im(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]
 
 def spectrum_distance(target: np.ndarray, prediction: np.ndarray) -> float:
     """
-    Root mean squared difference of the radially averaged log power spectra, in dB, at equal mean and deviation. It asks whether the
-    prediction has as much structure of every size as the target, wherever that lies; an image that is too smooth has too
-    little of the fine one.
+    Root mean squared difference of the radially averaged log power spectra, in dB, at equal mean and deviation. It
+    asks whether the prediction has as much structure of every size as the target, wherever that lies; an image that is
+    too smooth has too little of the fine one.
 
     Args:
         target (`np.ndarray` of shape `[H, W]`): Ground truth.
@@ -153,8 +154,8 @@ def spectrum_distance(target: np.ndarray, prediction: np.ndarray) -> float:
 
 def radial_power_spectrum(image: np.ndarray) -> np.ndarray:
     """
-    Mean power of an image `[H, W]` at every radius of the frequency plane, in bins as wide as the frequency steps of its shorter
-    side, up to the Nyquist frequency and without the mean. A Hann window keeps the edges out.
+    Mean power of an image `[H, W]` at every radius of the frequency plane, in bins as wide as the frequency steps of
+    its shorter side, up to the Nyquist frequency and without the mean. A Hann window keeps the edges out.
     """
     height, width = image.shape
     values = image - image.mean(dtype=np.float64)
@@ -172,15 +173,16 @@ def sliced_wasserstein_distance(
     targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray], seed: int = 0
 ) -> float:
     """
-    Do the predictions' patches look like the targets', wherever they lie? Sliced Wasserstein distance of 7 × 7 patches on three levels
-    of Laplacian pyramids (Karras et al. 2018, arXiv 1710.10196, section 5), averaged over the levels.
+    Do the predictions' patches look like the targets', wherever they lie? Sliced Wasserstein distance of 7 × 7 patches
+    on three levels of Laplacian pyramids (Karras et al. 2018, arXiv 1710.10196, section 5), averaged over the levels.
 
-    Unlike there, patches are normalised by the deviation of the *targets'* on that level, so that a prediction without fine
-    structure is told. 0 is perfect; two halves of one set are not at 0.
+    Unlike there, patches are normalised by the deviation of the *targets'* on that level, so that a prediction without
+    fine structure is told. 0 is perfect; two halves of one set are not at 0.
 
     Args:
         targets (sequence of `np.ndarray` of shape `[H, W]`): Ground truth, 32 px or more a side.
-        predictions (sequence of `np.ndarray` of the same shapes): Estimates; mean and deviation are made those of their target.
+        predictions (sequence of `np.ndarray` of the same shapes): Estimates; mean and deviation are made those of
+            their target.
         seed (`int`, defaults to `0`): Of places and projections.
     """
     rng = np.random.default_rng(seed)

@@ -1,9 +1,10 @@
 """
 How real predictions look to networks trained on photographs: LPIPS, FID and a Fréchet distance of DINOv2 features.
 
-All three compare patches of 64 × 64 px, each scaled from its own smallest to its own largest value, as the HazeMatching paper
-does: noise in empty patches is amplified like anything else. Their values can only be compared with others of the same
-protocol. The networks come with the extra `perceptual`, their weights from the Hub or from local files.
+All three compare patches of 64 × 64 px, each scaled from its own smallest to its own largest value, as the
+HazeMatching paper does: noise in empty patches is amplified like anything else. Their values can only be compared with
+others of the same protocol. The networks come with the extra `perceptual`, their weights from the Hub or from local
+files.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ BATCH = 50  # patches, as in the paper's script, whose LPIPS is a mean over batc
 
 def unit_patches(images: Sequence[np.ndarray]) -> torch.Tensor:
     """
-    Non-overlapping patches `[N, 3, 64, 64]` of images, each scaled to [0, 1] and copied to three channels; constant ones are 0.
+    Non-overlapping patches `[N, 3, 64, 64]` of images, each scaled to [0, 1] and copied to three channels; constant
+    ones are 0.
 
     Raises:
         `ValueError`: If an image is smaller than a patch.
@@ -54,8 +56,8 @@ def lpips(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> f
 
 def fid(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> float:
     """
-    Fréchet distance of the 768 features of Inception v3 before its last blocks (FID-768, Heusel et al. 2017), by torchmetrics. Its values
-    are of another order than those of the usual 2,048 features.
+    Fréchet distance of the 768 features of Inception v3 before its last blocks (FID-768, Heusel et al. 2017), by
+    torchmetrics. Its values are of another order than those of the usual 2,048 features.
 
     Raises:
         `ImportError`: Without torch-fidelity.

@@ -1,4 +1,6 @@
-"""The report of an evaluation: a page that opens offline, the scores behind it, and what a model card takes from them."""
+"""
+The report of an evaluation: a page that opens offline, the scores behind it, and what a model card takes from them.
+"""
 
 import base64
 import json

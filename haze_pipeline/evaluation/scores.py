@@ -37,20 +37,26 @@ SET_METRICS = {"patch distance": (sliced_wasserstein_distance, False)}
 MIN_SPECIMENS = 8  # for intervals: of fewer, resampling promises far more than it keeps
 
 PROTOCOL = {
-    "range-invariant PSNR (dB)": "after the scale and offset of least squared error, over the range of the clear image",
-    "PSNR (dB)": "as they are, over the range of the clear image; only for predictions in the unit of the clear images",
+    "range-invariant PSNR (dB)": "after the scale and offset of least squared error, over the range of the clear "
+    "image",
+    "PSNR (dB)": "as they are, over the range of the clear image; only for predictions in the unit of the clear "
+    "images",
     "SSIM": "after scale and offset; Gaussian window of 1.5 px; scikit-image",
     "MS-SSIM": "after scale and offset; three scales with the weights 0.0448, 0.2856, 0.3001; torchmetrics",
     "Pearson": "correlation of the pixels",
     "NRMSE": "root mean squared error after scale and offset, over the range of the clear image",
-    "spectrum distance (dB)": "RMS difference of radially averaged log power spectra, at the mean and deviation of the clear image",
-    "MicroMS3IM": "each image fitted to the clear one in scale and offset and divided by its range, then one offset and scale for "
+    "spectrum distance (dB)": "RMS difference of radially averaged log power spectra, at the mean and deviation of "
+    "the clear image",
+    "MicroMS3IM": "each image fitted to the clear one in scale and offset and divided by its range, then one offset "
+    "and scale for "
     "all; three scales; microssim; not comparable with published values",
-    "patch distance": "sliced Wasserstein distance of 7 × 7 patches on three Laplacian levels, in deviations of the clear ones; "
+    "patch distance": "sliced Wasserstein distance of 7 × 7 patches on three Laplacian levels, in deviations of the "
+    "clear ones; "
     "each image at the mean and deviation of the clear one",
     "LPIPS": "AlexNet on patches of 64 px, each scaled from its minimum to its maximum; torchmetrics",
     "FID-768": "768 features of Inception v3, patches as for LPIPS, against the clear images themselves; torchmetrics",
-    "DINOv2 distance": "Fréchet distance of class tokens, patches as for LPIPS, enlarged to 224 px; transformers and torchmetrics",
+    "DINOv2 distance": "Fréchet distance of class tokens, patches as for LPIPS, enlarged to 224 px; transformers and "
+    "torchmetrics",
 }
 MIN_SIDE = 48  # of images that every metric is defined for
 
@@ -66,12 +72,15 @@ def score_images(
 
     Args:
         pairs (`list[Pair]`): Hazy and clear images of 48 px or more a side.
-        methods (`dict`): From a pair to its predictions `[H, W]`, by name; one method may yield several at the cost of one.
-        set_metrics (`dict`, *optional*): By name, function of all clear images and all predictions, and whether higher is better.
+        methods (`dict`): From a pair to its predictions `[H, W]`, by name; one method may yield several at the cost of
+            one.
+        set_metrics (`dict`, *optional*): By name, function of all clear images and all predictions, and whether higher
+            is better.
         num_kept (`int`, defaults to `0`): Predictions to return, those of the first pairs.
 
     Returns:
-        `dict`: `predictions`, by name the kept ones; `scores`, by name and metric lists of values; `set_scores`, by name and metric;
+        `dict`: `predictions`, by name the kept ones; `scores`, by name and metric lists of values; `set_scores`, by
+            name and metric;
         `seconds_per_megapixel` by name of the method.
 
     Raises:
@@ -114,8 +123,8 @@ def score_images(
 
 def classical_methods() -> dict[str, Callable[[Pair], dict[str, np.ndarray]]]:
     """
-    The input as it is, and every baseline with the setting of the highest range-invariant PSNR *on that very image*: what no
-    user can know, and so the strongest that it can be.
+    The input as it is, and every baseline with the setting of the highest range-invariant PSNR *on that very image*:
+    what no user can know, and so the strongest that it can be.
     """
 
     def best(name: str) -> Callable[[Pair], dict[str, np.ndarray]]:
@@ -130,8 +139,8 @@ def classical_methods() -> dict[str, Callable[[Pair], dict[str, np.ndarray]]]:
 
 def summarize(scores: dict[str, dict[str, list[float]]], specimens: Iterable[str], num_resamples: int = 2000) -> dict:
     """
-    Means of images with their spread, and intervals of 95 % by resampling *specimens* (Efron 1979), since images of one specimen are
-    alike.
+    Means of images with their spread, and intervals of 95 % by resampling *specimens* (Efron 1979), since images of
+    one specimen are alike.
 
     Args:
         scores (`dict`): By method and metric, one value for every image.
@@ -139,7 +148,8 @@ def summarize(scores: dict[str, dict[str, list[float]]], specimens: Iterable[str
         num_resamples (`int`, defaults to `2000`): Bootstrap samples.
 
     Returns:
-        `dict`: By method and metric `{"mean", "deviation", "low", "high"}`; intervals are `None` for fewer than 8 specimens.
+        `dict`: By method and metric `{"mean", "deviation", "low", "high"}`; intervals are `None` for fewer than 8
+            specimens.
     """
     _, specimen = np.unique(list(specimens), return_inverse=True)
     number = specimen.max() + 1

@@ -33,11 +33,12 @@ class PlaneStack:
     """
     The planes of a stack, each read from its file when it is asked for.
 
-    It is indexed along its leading axes as an array is: `stack[t, z]` reads a plane, `stack[:, 2:5]` is a smaller stack, and
-    `np.asarray(stack)` reads everything.
+    It is indexed along its leading axes as an array is: `stack[t, z]` reads a plane, `stack[:, 2:5]` is a smaller
+    stack, and `np.asarray(stack)` reads everything.
 
     Args:
-        read (`Callable`): Reads the plane `[Y, X]` of a number, counted over the leading axes with the last the fastest.
+        read (`Callable`): Reads the plane `[Y, X]` of a number, counted over the leading axes with the last the
+            fastest.
         shape (`tuple[int, ...]`): `[..., Y, X]`.
         dtype (`np.dtype`): Number type of the planes.
     """
@@ -154,7 +155,8 @@ def choose_series(count: int, series: int | None, source: Any) -> int:
         raise MicrographError(f"`{source}` holds no images: save the one you want as a file of its own.")
     if series is None and count > 1:
         raise MicrographError(
-            f"`{source}` holds {count} images: choose one by its number from 0 (--series), or save it as a file of its own."
+            f"`{source}` holds {count} images: choose one by its number from 0 (--series), or save it as a file of "
+            f"its own."
         )
     if series is not None and not 0 <= series < count:
         raise MicrographError(f"`{source}` has no image {series}: it holds {count}, counted from 0.")

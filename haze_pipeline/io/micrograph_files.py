@@ -1,4 +1,6 @@
-"""Micrographs in files: opened by what they are, with their axes and physical sizes, and written in the same layout."""
+"""
+Micrographs in files: opened by what they are, with their axes and physical sizes, and written in the same layout.
+"""
 
 import dataclasses
 import os
@@ -33,12 +35,17 @@ BIOIO_SUFFIXES = (".czi", ".lif", ".nd2")
 
 
 def list_tiffs(folder: str | os.PathLike) -> list[Path]:
-    """The TIFFs in a folder and its sub-folders, relative to it and sorted. Hidden ones are leftovers of other programs."""
+    """
+    The TIFFs in a folder and its sub-folders, relative to it and sorted. Hidden ones are leftovers of other programs.
+    """
     return [path for path in list_micrographs(folder) if path.suffix.lower() in TIFF_SUFFIXES]
 
 
 def list_micrographs(folder: str | os.PathLike, recursive: bool = True) -> list[Path]:
-    """The micrographs in a folder (and its sub-folders), relative to it and sorted. Hidden ones are leftovers of other programs."""
+    """
+    The micrographs in a folder (and its sub-folders), relative to it and sorted. Hidden ones are leftovers of other
+    programs.
+    """
     found = []
     for parent, folders, files in os.walk(folder):
         images = [name for name in folders if name.lower().endswith(ZARR_SUFFIX)]
@@ -55,13 +62,14 @@ def open_micrograph(
     path: str | os.PathLike, axes: str | None = None, series: int | None = None
 ) -> Iterator[Micrograph]:
     """
-    Opens a TIFF, an ImageJ TIFF, an OME-TIFF, an OME-Zarr of version 0.4 or 0.5 (extra `zarr`), or what `bioio` reads: CZI, ND2
-    and LIF, if it is installed with the plugin for them. Planes of stacks are read when they are asked for, while it is open.
+    Opens a TIFF, an ImageJ TIFF, an OME-TIFF, an OME-Zarr of version 0.4 or 0.5 (extra `zarr`), or what `bioio` reads:
+    CZI, ND2 and LIF, if it is installed with the plugin for them. Planes of stacks are read when they are asked for,
+    while it is open.
 
-    Axes of length 1 are dropped, except where the file is an OME-Zarr, or this package or `tifffile.imwrite` noted the shape of
-    the array. Axes without a meaning, such as the pages of a plain TIFF, are taken as `Z`, then `T`, then `C`, the innermost
-    first; Fiji, too, opens a plain stack as slices. Resolution tags of plain TIFFs are ignored: they mostly tell the dots per
-    inch of a print.
+    Axes of length 1 are dropped, except where the file is an OME-Zarr, or this package or `tifffile.imwrite` noted the
+    shape of the array. Axes without a meaning, such as the pages of a plain TIFF, are taken as `Z`, then `T`, then
+    `C`, the innermost first; Fiji, too, opens a plain stack as slices. Resolution tags of plain TIFFs are ignored:
+    they mostly tell the dots per inch of a print.
 
     Args:
         path (`str` or `os.PathLike`): The file or folder.
@@ -69,15 +77,16 @@ def open_micrograph(
         series (`int`, *optional*): Which of several images, from 0.
 
     Returns:
-        A context manager that yields a [`Micrograph`]: the data in native byte order, and what the file says about it. A size is
-        `None` where the file does not state it or its unit is not a physical one; `pixel_size` also where its two units differ.
+        A context manager that yields a [`Micrograph`]: the data in native byte order, and what the file says about it.
+        A size is `None` where the file does not state it or its unit is not a physical one; `pixel_size` also where
+        its two units differ.
 
     Raises:
         `FileNotFoundError`: If there is no such file.
         `ImportError`: If it needs an extra that is not installed.
-        `MicrographError`: If it is no such file, is damaged or incomplete, needs a codec that is not installed, holds several
-            images and none is chosen, or holds something else than intensities (colours, complex or binary values). Damage of
-            a plane is found when it is read.
+        `MicrographError`: If it is no such file, is damaged or incomplete, needs a codec that is not installed, holds
+            several images and none is chosen, or holds something else than intensities (colours, complex or binary
+            values). Damage of a plane is found when it is read.
     """
     path = Path(path)
     if not path.exists():
@@ -105,7 +114,8 @@ def micrograph_writer(
     create: bool = True,
 ):
     """
-    What writes the planes of a micrograph to `path`, a TIFF or OME-Zarr by its suffix: [`OmeTiffWriter`] or [`OmeZarrWriter`].
+    What writes the planes of a micrograph to `path`, a TIFF or OME-Zarr by its suffix: [`OmeTiffWriter`] or
+    [`OmeZarrWriter`].
 
     `name` is what errors call the file; `version` and `create` matter to OME-Zarr only.
     """
@@ -142,7 +152,8 @@ def _with_axes(micrograph: Micrograph, axes: str, path: Path) -> Micrograph:
     stated = micrograph.axes
     if len(axes) != len(stated) or not axes.endswith("YX") or len(set(axes)) != len(axes) or set(axes) - set("TZCYX"):
         raise MicrographError(
-            f"`{path}` has the shape {micrograph.data.shape} and the axes {stated}: name each by one of T, Z and C, then YX, "
+            f"`{path}` has the shape {micrograph.data.shape} and the axes {stated}: name each by one of T, Z and C, "
+            f"then YX, "
             f"not {axes!r}."
         )
     changes = {"axes": axes}

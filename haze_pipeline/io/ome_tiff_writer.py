@@ -58,8 +58,8 @@ def write_ome_tiff(path: str | os.PathLike, micrograph: Micrograph, provenance: 
 
 class OmeTiffWriter:
     """
-    Writes the planes of an OME-TIFF one after the other, losslessly compressed. Planes of more than 2048 pixels a side are
-    stored in tiles and with smaller versions of themselves, so that viewers open them at once.
+    Writes the planes of an OME-TIFF one after the other, losslessly compressed. Planes of more than 2048 pixels a side
+    are stored in tiles and with smaller versions of themselves, so that viewers open them at once.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -67,8 +67,8 @@ class OmeTiffWriter:
         shape (`tuple[int, ...]`): `[..., Y, X]` of what will be written.
         dtype (`np.dtype`): Its number type.
         provenance (`dict`, *optional*):
-            How the image was made, as names and values that JSON can hold. It is stored as key-value pairs, which Fiji and
-            OMERO show. May be replaced until the end.
+            How the image was made, as names and values that JSON can hold. It is stored as key-value pairs, which Fiji
+            and OMERO show. May be replaced until the end.
         name (`str` or `os.PathLike`, *optional*): What errors call the file, if not `path`.
 
     Raises:
@@ -89,8 +89,8 @@ class OmeTiffWriter:
         self._described = self._describe(provenance)
         self._remaining = np.ndindex(self.shape[:-2])
         self._levels = pyramid_levels(self.shape[-2:])
-        # The size after compression is not known in advance. Noise grows by less than 1 % and tags are small, so a sixteenth of
-        # the 4 GiB of a classic TIFF is room enough; smaller versions of a plane add a third to it.
+        # The size after compression is not known in advance. Noise grows by less than 1 % and tags are small, so a
+        # sixteenth of the 4 GiB of a classic TIFF is room enough; smaller versions of a plane add a third to it.
         nbytes = math.prod(self.shape) * self.dtype.itemsize * (4 / 3 if self._levels else 1)
         self._file = tifffile.TiffWriter(path, bigtiff=nbytes > 2**32 - 2**28)
 

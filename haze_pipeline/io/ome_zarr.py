@@ -55,7 +55,8 @@ def open_ome_zarr(path: Path, series: int | None = None) -> Iterator[Micrograph]
         attributes |= attributes.get("ome", {})  # where version 0.5 has it
         if "plate" in attributes or "well" in attributes or "multiscales" not in attributes:
             raise MicrographError(
-                f"`{path}` is not a single image in OME-Zarr: name one of the images in it, a folder with `multiscales`."
+                f"`{path}` is not a single image in OME-Zarr: name one of the images in it, a folder with "
+                f"`multiscales`."
             )
         images = attributes["multiscales"]
         image = images[choose_series(len(images), series, path)]
@@ -100,16 +101,16 @@ def open_ome_zarr(path: Path, series: int | None = None) -> Iterator[Micrograph]
 
 class OmeZarrWriter:
     """
-    Writes the planes of an OME-Zarr, in any order; several processes may write different planes of one. Planes of more than
-    2048 pixels a side get smaller versions of themselves.
+    Writes the planes of an OME-Zarr, in any order; several processes may write different planes of one. Planes of more
+    than 2048 pixels a side get smaller versions of themselves.
 
     Args:
         path (`Path`): The folder, which must not exist yet.
         micrograph ([`Micrograph`]): Its axes, sizes, units and names are written; its data are not looked at.
         shape (`tuple[int, ...]`): `[..., Y, X]` of what will be written.
         dtype (`np.dtype`): Its number type.
-        provenance (`dict`, *optional*): How the image was made, as names and values that JSON can hold; may be replaced until
-            the end.
+        provenance (`dict`, *optional*): How the image was made, as names and values that JSON can hold; may be
+            replaced until the end.
         version (`str`, defaults to `"0.5"`): Or `"0.4"`, which older programs read.
         name (`Path`, *optional*): What errors call it, if not `path`.
         create (`bool`, defaults to `True`): Make the arrays; or write into those that another process has made.
@@ -130,7 +131,8 @@ class OmeZarrWriter:
         axes = name_axes(micrograph.axes, name or path)
         if axes != "".join(axis for axis in "TCZYX" if axis in axes):
             raise MicrographError(
-                f"`{name or path}` cannot hold the axes {axes}: OME-Zarr has T, C, Z, Y and X, in this order; choose a TIFF."
+                f"`{name or path}` cannot hold the axes {axes}: OME-Zarr has T, C, Z, Y and X, in this order; choose "
+                f"a TIFF."
             )
         levels = pyramid_levels(self.shape[-2:])
         shapes = [self.shape]

@@ -137,7 +137,8 @@ def _refuse_false_claims(tif: tifffile.TiffFile, path: Path):
             name = values.get("FileName") or values.get("MetadataFile") or ""
             if any(len(system(name).parts) > 1 or name == ".." for system in (PurePosixPath, PureWindowsPath)):
                 raise MicrographError(
-                    f"`{path}` refers to {name!r} outside of its own folder: put all files of the image into one folder."
+                    f"`{path}` refers to {name!r} outside of its own folder: put all files of the image into one "
+                    f"folder."
                 )
     if max(counts) > MAX_PLANES:
         raise ValueError(f"it claims to hold {max(counts):.3g} planes")

@@ -3,8 +3,8 @@
 from diffusers import UNet2DModel
 
 
-# Channels of each level, by patch size. Attention stands where the feature map of a patch has 16 px a side, which is the
-# second coarsest level of both networks.
+# Channels of each level, by patch size. Attention stands where the feature map of a patch has 16 px a side, which is
+# the second coarsest level of both networks.
 BLOCK_OUT_CHANNELS = {128: (32, 32, 64, 96, 128), 64: (32, 64, 96, 128)}
 
 
@@ -14,8 +14,8 @@ def build_unet(patch_size: int = 128, pixel_packing: int = 1) -> UNet2DModel:
 
     Args:
         patch_size (`int`): 128 or 64.
-        pixel_packing (`int`): So many × so many pixels become the channels of one, as diffusers packs the latents of Flux. The
-            network then sees so much farther, and costs about so many squared times less a pixel.
+        pixel_packing (`int`): So many × so many pixels become the channels of one, as diffusers packs the latents of
+            Flux. The network then sees so much farther, and costs about so many squared times less a pixel.
     """
     plain = len(BLOCK_OUT_CHANNELS[patch_size]) - 2  # levels above the one with attention
     return UNet2DModel(
@@ -27,7 +27,8 @@ def build_unet(patch_size: int = 128, pixel_packing: int = 1) -> UNet2DModel:
         down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * plain,
         attention_head_dim=None,  # one head
-        # The reference's 32 groups normalise each of 32 channels by itself, which hides how bright one is against the others.
+        # The reference's 32 groups normalise each of 32 channels by itself, which hides how bright one is against the
+        # others.
         norm_num_groups=32 if pixel_packing == 1 else 8,
         norm_eps=1e-5,
         flip_sin_to_cos=True,  # torchcfm puts the cosines first ...
@@ -37,13 +38,14 @@ def build_unet(patch_size: int = 128, pixel_packing: int = 1) -> UNet2DModel:
 
 def check_network(unet: UNet2DModel, resolution: int, pixel_packing: int = 1) -> None:
     """
-    Raise a `ValueError` if a network does not map the state and the hazy image to one image, of packed pixels, or patches of
-    `resolution` pixels cannot be packed and halved at every level of it but the last.
+    Raise a `ValueError` if a network does not map the state and the hazy image to one image, of packed pixels, or
+    patches of `resolution` pixels cannot be packed and halved at every level of it but the last.
     """
     channels, packed = (unet.config.in_channels, unet.config.out_channels), pixel_packing**2
     if channels != (2 * packed, packed):
         raise ValueError(
-            f"The network must have {2 * packed} input channels, for the state and the hazy image, and {packed} output channel(s), "
+            f"The network must have {2 * packed} input channels, for the state and the hazy image, and {packed} "
+            f"output channel(s), "
             f"but has {channels[0]} and {channels[1]}."
         )
     factor = pixel_packing * 2 ** (len(unet.config.block_out_channels) - 1)

@@ -17,8 +17,8 @@ from .out_of_domain import domain_distance
 if TYPE_CHECKING:
     from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 
-# Structure is looked at between these deviations, px: without most of the noise, and without haze. What is broader cannot be told
-# from haze without a clear image.
+# Structure is looked at between these deviations, px: without most of the noise, and without haze. What is broader
+# cannot be told from haze without a clear image.
 FINE, COARSE = 1.0, 10.0
 BLURS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # between clear and hazy image, px
 WINDOW = 8.0  # of the local maps, px
@@ -37,21 +37,26 @@ class Assessment:
     """
     Args:
         unexplained (`float`):
-            Re-blur test: share of the input's structure finer than some 10 px, as an amplitude, that the prediction does not explain
-            when it is blurred again and anything smooth is added, less what noise explains; 0 is best.
+            Re-blur test: share of the input's structure finer than some 10 px, as an amplitude, that the prediction
+            does not explain when it is blurred again and anything smooth is added, less what noise explains; 0 is
+            best.
         correlation (`float`): Pearson's correlation of that structure, RSP of SQUIRREL (Culley et al. 2018).
         error_map (`np.ndarray` of shape `[H, W]`): Local root mean square of what is not explained, counts (RSE).
         correlation_map (`np.ndarray` of shape `[H, W]`): Local correlation (RSP).
         linearity (`float`): Gain of dim structures over that of bright ones, 1 if intensities can be compared.
         invented (`float`, *optional*):
-            Brightest structure predicted from an empty field with the noise of the input, over that of the result; `None` if
-            the noise of the input cannot be measured.
+            Brightest structure predicted from an empty field with the noise of the input, over that of the result;
+            `None` if the noise of the input cannot be measured.
         out_of_domain (`float`, *optional*):
-            See [`domain_distance`]; above 1 is unusual. `None` if the checkpoint stores no domain or the image is small.
-        pixel_size_in_range (`bool`, *optional*): Whether the pixel size is one that was trained on; `None` if either is not known.
+            See [`domain_distance`]; above 1 is unusual. `None` if the checkpoint stores no domain or the image is
+            small.
+        pixel_size_in_range (`bool`, *optional*): Whether the pixel size is one that was trained on; `None` if either
+            is not known.
         share_removed (`float`, *optional*):
-            Share of the light above the darkest pixel that was taken for haze; `None` if the prediction is in another unit.
-        excess (`float`, *optional*): Light of the prediction, blurred to 10 px, where the input has less, over all of the input's.
+            Share of the light above the darkest pixel that was taken for haze; `None` if the prediction is in another
+            unit.
+        excess (`float`, *optional*): Light of the prediction, blurred to 10 px, where the input has less, over all of
+            the input's.
         warnings (`list[str]`): What speaks against the result, in sentences.
         not_checked (`list[str]`): What could not be looked at.
     """
@@ -104,7 +109,8 @@ def assess(
     prediction = np.asarray(output.prediction)
     if image.ndim != 2 or image.shape != prediction.shape:
         raise ValueError(
-            f"`image` and `output.prediction` must be one plane of one shape, got {image.shape} and {prediction.shape}: assess "
+            f"`image` and `output.prediction` must be one plane of one shape, got {image.shape} and "
+            f"{prediction.shape}: assess "
             "stacks plane by plane."
         )
     hazy = pipe.image_processor.preprocess(image)[0, 0].numpy().astype(np.float64)
@@ -141,7 +147,8 @@ def assess(
         result.warnings.append("The image is unlike those that the checkpoint was trained on.")
     if result.pixel_size_in_range is False:
         result.warnings.append(
-            f"Its pixels of {pixel_size:.3g} µm are not among the {span['min']:.3g} to {span['max']:.3g} µm that were trained on."
+            f"Its pixels of {pixel_size:.3g} µm are not among the {span['min']:.3g} to {span['max']:.3g} µm that were "
+            f"trained on."
         )
     if result.invented is not None and result.invented > MAX_INVENTED:
         result.warnings.append("What it shows is hardly more than what the network makes of noise alone.")
@@ -156,8 +163,8 @@ def assess(
 
 def noise_deviation(image: np.ndarray) -> float:
     """
-    Standard deviation of white noise, from what the difference of two Laplacians leaves of an image (Immerkær 1996, doi
-    10.1006/cviu.1996.0060), by its median, which little structure does not move.
+    Standard deviation of white noise, from what the difference of two Laplacians leaves of an image (Immerkær 1996,
+    doi 10.1006/cviu.1996.0060), by its median, which little structure does not move.
     """
     difference = ndimage.convolve(image, np.outer([1, -2, 1], [1, -2, 1]), mode="reflect")
     return float(1.4826 * np.median(np.abs(difference)) / 6)
@@ -167,8 +174,8 @@ def reblur(
     hazy: np.ndarray, prediction: np.ndarray, noise: float
 ) -> tuple[float, float, float, np.ndarray, np.ndarray]:
     """
-    Compare the structure of the input with that of the prediction, blurred by the Gaussian that makes them most alike. Haze is too
-    smooth to count as structure, so that it need not be known.
+    Compare the structure of the input with that of the prediction, blurred by the Gaussian that makes them most alike.
+    Haze is too smooth to count as structure, so that it need not be known.
 
     Args:
         hazy (`np.ndarray` of shape `[H, W]`): The input.
@@ -176,8 +183,8 @@ def reblur(
         noise (`float`): Standard deviation of the input's noise.
 
     Returns:
-        Share of the amplitude that is not explained; correlation; gain of the dimmer half of the structure over that of the brighter;
-        map of the root mean square error in counts; map of the correlation.
+        Share of the amplitude that is not explained; correlation; gain of the dimmer half of the structure over that
+        of the brighter; map of the root mean square error in counts; map of the correlation.
     """
     found = _structure(hazy)
     candidates = [_structure(ndimage.gaussian_filter(prediction, sigma)) for sigma in BLURS]
@@ -210,8 +217,8 @@ def invented_structure(
     pipe: "HazeMatchingPipeline", hazy: np.ndarray, prediction: np.ndarray, noise: float, seed: int
 ) -> float | None:
     """
-    Brightest structure of the posterior mean of an empty field, over that of the brightest part of the prediction of that size; both
-    without the brightest thousandth of the pixels.
+    Brightest structure of the posterior mean of an empty field, over that of the brightest part of the prediction of
+    that size; both without the brightest thousandth of the pixels.
     """
     if noise == 0:  # more than half of the pixels are flat, so that the noise of the others is not known
         return None

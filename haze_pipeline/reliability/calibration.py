@@ -1,10 +1,11 @@
 """
-Do predicted deviations say how large errors are? Fits of the line and the curve of uncertainty.py, whose symbols stand here too, scores,
-and intervals with a guarantee.
+Do predicted deviations say how large errors are? Fits of the line and the curve of uncertainty.py, whose symbols stand
+here too, scores, and intervals with a guarantee.
 
-With many samples a perfect model has B = s; its root mean square error (RMSE) is sqrt(1 + 1/k) times its root mean variance (RMV).
-The spread of few samples is itself uncertain (to about 1 / sqrt(2k)), so that a small one is likelier to be too small than too large.
-Line and curve for them are flatter, and right for ensembles of that size only. A calibration therefore says what it was made for.
+With many samples a perfect model has B = s; its root mean square error (RMSE) is sqrt(1 + 1/k) times its root mean
+variance (RMV). The spread of few samples is itself uncertain (to about 1 / sqrt(2k)), so that a small one is likelier
+to be too small than too large. Line and curve for them are flatter, and right for ensembles of that size only. A
+calibration therefore says what it was made for.
 """
 
 import math
@@ -38,8 +39,8 @@ def measure_errors(
     """
     Spread of an ensemble's members, light, and error of their mean for pixels of every specimen, in network units.
 
-    Prediction and truth are compared as they are, so that both must be in the same unit. Hazy images without any contrast, such as
-    blank planes at the end of a stack, are left out.
+    Prediction and truth are compared as they are, so that both must be in the same unit. Hazy images without any
+    contrast, such as blank planes at the end of a stack, are left out.
 
     Args:
         pipe ([`HazeMatchingPipeline`]): Its calibration, if any, is not used.
@@ -52,7 +53,8 @@ def measure_errors(
         `dict`: By specimen, standard deviations of the members, [`local_light`], and errors of the mean.
 
     Raises:
-        `ValueError`: If an image is not finite, no pair has contrast, or the clear images are in another unit than the predictions.
+        `ValueError`: If an image is not finite, no pair has contrast, or the clear images are in another unit than the
+            predictions.
     """
     specimens, variances = {}, []
     for index, pair in enumerate(pairs):
@@ -82,7 +84,8 @@ def measure_errors(
     contrast = math.sqrt(clear / prediction) if prediction > 0 else math.inf
     if not 1 / MAX_CONTRAST_RATIO < contrast < MAX_CONTRAST_RATIO:
         raise ValueError(
-            f"The clear images have {contrast:.3g} times the contrast of the predictions, as if they were in another unit: scale them "
+            f"The clear images have {contrast:.3g} times the contrast of the predictions, as if they were in another "
+            f"unit: scale them "
             "to the counts of the hazy images, or train with --normalization fixed."
         )
     return {
@@ -102,7 +105,8 @@ def calibrate(
         num_inference_steps (`int`): Steps of every member.
 
     Returns:
-        `dict`: `uncertainty_scale` and `uncertainty_offset` of the published line, the `uncertainty_curve` that takes its place,
+        `dict`: `uncertainty_scale` and `uncertainty_offset` of the published line, the `uncertainty_curve` that takes
+            its place,
         `interval_factors`, and what they are `calibrated_for`, for `pipe.register_to_config`.
     """
     spread, light, errors = pool(specimens)
@@ -126,7 +130,9 @@ def predict_errors(
     offset: float = 0.0,
     curve: dict | None = None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Predicted deviations and errors of every specimen, from what [`measure_errors`] found by [`predicted_deviation`]."""
+    """
+    Predicted deviations and errors of every specimen, from what [`measure_errors`] found by [`predicted_deviation`].
+    """
     predicted = {}
     for name, (spread, light, errors) in specimens.items():
         spread, light = torch.from_numpy(spread), torch.from_numpy(light)
@@ -137,7 +143,10 @@ def predict_errors(
 def cross_validate(
     specimens: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], num_members: int, num_folds: int = 5
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """As [`predict_errors`], for every specimen with a curve that was fitted to the other folds. Two specimens or more are needed."""
+    """
+    As [`predict_errors`], for every specimen with a curve that was fitted to the other folds. Two specimens or more
+    are needed.
+    """
     names, predicted = list(specimens), {}
     for first in range(min(num_folds, len(names))):
         left_out = {name: specimens[name] for name in names[first::num_folds]}
@@ -163,8 +172,8 @@ def calibration_curve(
         errors (`np.ndarray` of the same shape): Prediction less truth, in the same unit.
         num_bins (`int`, defaults to `50`): At most so many bins; empty ones are left out.
         equal (`str`, defaults to `"counts"`):
-            `"counts"`: bins of equally many pixels. `"widths"`: of equal width from the smallest to the largest deviation, as
-            in the HazeMatching reference, where the outermost bins may hold a handful of pixels.
+            `"counts"`: bins of equally many pixels. `"widths"`: of equal width from the smallest to the largest
+            deviation, as in the HazeMatching reference, where the outermost bins may hold a handful of pixels.
 
     Returns:
         RMV, RMSE and number of pixels of every bin, by rising deviation.
@@ -196,8 +205,8 @@ def fit_calibration(
     """
     Scale and offset of the line through the curve of a validation set, less what averaging few members leaves.
 
-    The HazeMatching reference fits RMSE itself over bins of equal width, without the last, by absolute deviations: where errors
-    follow a line and members are many, that is the same one.
+    The HazeMatching reference fits RMSE itself over bins of equal width, without the last, by absolute deviations:
+    where errors follow a line and members are many, that is the same one.
 
     Args:
         spread (`np.ndarray`): Standard deviations of the members, divided by their number less one.
@@ -222,8 +231,9 @@ def fit_calibration(
 
 def fit_curve(spread: np.ndarray, light: np.ndarray, errors: np.ndarray, num_members: int) -> dict:
     """
-    Curve B = f(s¹⁻ʷ lʷ) of spread s and light l for a validation set. f rises from knot to knot, all logarithmic, which are at quantiles of
-    the validation set. The weight w is that of the largest likelihood of normal errors; where light says nothing, it is near 0.
+    Curve B = f(s¹⁻ʷ lʷ) of spread s and light l for a validation set. f rises from knot to knot, all logarithmic,
+    which are at quantiles of the validation set. The weight w is that of the largest likelihood of normal errors;
+    where light says nothing, it is near 0.
 
     Args:
         spread (`np.ndarray`): Standard deviations of the members, divided by their number less one.
@@ -299,8 +309,8 @@ def coverage(deviations: np.ndarray, errors: np.ndarray, factor: float) -> float
 
 def scores(deviations: np.ndarray, errors: np.ndarray) -> dict[str, float]:
     """
-    Ratio of RMS error to RMS deviation, expected normalised calibration error, mean squared z-score, and coverage of the
-    intervals that normal errors would have.
+    Ratio of RMS error to RMS deviation, expected normalised calibration error, mean squared z-score, and coverage of
+    the intervals that normal errors would have.
     """
     flat = np.asarray(deviations, np.float64).ravel(), np.asarray(errors, np.float64).ravel()
     rms_deviation, rms_error = (math.sqrt(np.mean(np.square(values))) for values in flat)
@@ -319,10 +329,10 @@ def conformal_factors(
     images: Iterable[tuple[np.ndarray, np.ndarray]], alphas: Sequence[float] = (0.5, 0.32, 0.2, 0.1, 0.05)
 ) -> dict[float, float]:
     """
-    Factors on predicted deviations that make intervals with a guarantee, by conformal risk control (Angelopoulos et al. 2024,
-    arXiv 2208.02814): of a new specimen, drawn like these, prediction ± factor · deviation misses the truth in a share of its
-    pixels of at most alpha *on average over specimens*, whatever the model. It promises nothing for one image, one
-    structure, or specimens of another kind.
+    Factors on predicted deviations that make intervals with a guarantee, by conformal risk control (Angelopoulos et
+    al. 2024, arXiv 2208.02814): of a new specimen, drawn like these, prediction ± factor · deviation misses the truth
+    in a share of its pixels of at most alpha *on average over specimens*, whatever the model. It promises nothing for
+    one image, one structure, or specimens of another kind.
 
     Args:
         images (iterable of pairs of `np.ndarray`): Predicted deviations and errors of every specimen.

@@ -1,4 +1,7 @@
-"""Is an image like those that a checkpoint was trained on? Statistics and spectrum, compared with those of training images."""
+"""
+Is an image like those that a checkpoint was trained on? Statistics and spectrum, compared with those of training
+images.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,8 +19,9 @@ MIN_IMAGES = 50  # fewer say too little about how images of a kind differ
 
 def image_features(plane: np.ndarray) -> np.ndarray:
     """
-    Seventeen numbers that neither gain nor offset change: how much structure there is of every width against that of 1 to 4 px, how
-    lopsided and how sparse it is, how much of the range the median leaves above it, and whether brighter parts are noisier.
+    Seventeen numbers that neither gain nor offset change: how much structure there is of every width against that of 1
+    to 4 px, how lopsided and how sparse it is, how much of the range the median leaves above it, and whether brighter
+    parts are noisier.
 
     Args:
         plane (`np.ndarray` of shape `[H, W]`): Finite intensities.
@@ -49,8 +53,8 @@ def image_features(plane: np.ndarray) -> np.ndarray:
 
 def fit_domain(images: Sequence[np.ndarray], num_crops: int = 500, seed: int = 0) -> dict | None:
     """
-    What [`domain_distance`] compares with, from crops of training images. Half of the images tell where the limit is for the other
-    half, as an image that was not trained on must be judged.
+    What [`domain_distance`] compares with, from crops of training images. Half of the images tell where the limit is
+    for the other half, as an image that was not trained on must be judged.
 
     Args:
         images (sequence of `np.ndarray` of shape `[H, W]`): Hazy training images.
@@ -58,7 +62,8 @@ def fit_domain(images: Sequence[np.ndarray], num_crops: int = 500, seed: int = 0
         seed (`int`, defaults to `0`): Of the draws.
 
     Returns:
-        `dict`: `mean` and `precision` of the features and the `limit` of distances, as numbers and lists; `None` if there are
+        `dict`: `mean` and `precision` of the features and the `limit` of distances, as numbers and lists; `None` if
+            there are
         fewer than 50 images of 128 px or more a side.
     """
     images = [image for image in images if min(image.shape) >= CROP]
@@ -82,8 +87,9 @@ def fit_domain(images: Sequence[np.ndarray], num_crops: int = 500, seed: int = 0
 
 def domain_distance(image: np.ndarray, domain: dict) -> float | None:
     """
-    Mahalanobis distance of an image's features from those of the training images, the median of up to 9 crops; 1 is the distance
-    that 5 % of crops of images of the same kind exceed. `None` for images of less than 128 px a side, which cannot be judged.
+    Mahalanobis distance of an image's features from those of the training images, the median of up to 9 crops; 1 is
+    the distance that 5 % of crops of images of the same kind exceed. `None` for images of less than 128 px a side,
+    which cannot be judged.
 
     Args:
         image (`np.ndarray` of shape `[H, W]`): The image.

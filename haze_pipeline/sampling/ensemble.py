@@ -8,8 +8,8 @@ from haze_pipeline.utils.arrays import allocate
 
 class Ensemble:
     """
-    Mean and squared deviations of the members of N planes by Welford's method (1962, Technometrics 4), so that memory does not grow with
-    their number.
+    Mean and squared deviations of the members of N planes by Welford's method (1962, Technometrics 4), so that memory
+    does not grow with their number.
 
     Args:
         shape (`tuple[int, ...]`): `[N, 1, H, W]` of the planes.

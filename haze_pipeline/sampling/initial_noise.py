@@ -1,12 +1,12 @@
 """
 The noise that trajectories start from: white, or with more power at low frequencies.
 
-White noise says almost nothing about what is broad: averaged over n × n pixels, its deviation is 1 / n. Clear images differ in just
-that, since whether broad light is haze or specimen is what can't be known. A flow from white noise decides it in the first
-instant, which solvers with few steps pass at once, and samples then agree on what is broad. The thought here is that noise with power at
-every scale spreads the decision over the whole trajectory. Diffusion models know the same trouble, and as remedies "offset
-noise" and the multi-resolution noise of Marigold (Ke et al. 2024, arXiv 2312.02145); flow matching may start from any Gaussian
-(Lipman et al. 2023, arXiv 2210.02747).
+White noise says almost nothing about what is broad: averaged over n × n pixels, its deviation is 1 / n. Clear images
+differ in just that, since whether broad light is haze or specimen is what can't be known. A flow from white noise
+decides it in the first instant, which solvers with few steps pass at once, and samples then agree on what is broad.
+The thought here is that noise with power at every scale spreads the decision over the whole trajectory. Diffusion
+models know the same trouble, and as remedies "offset noise" and the multi-resolution noise of Marigold (Ke et al.
+2024, arXiv 2312.02145); flow matching may start from any Gaussian (Lipman et al. 2023, arXiv 2210.02747).
 """
 
 import torch
@@ -23,15 +23,17 @@ def draw_noise(
     size: tuple[int, int], corner_frequency: float, generator: torch.Generator | None, period: int | None = None
 ) -> torch.Tensor:
     """
-    Gaussian noise `[1, H, W]` of the next draws of a CPU generator, with the power spectrum 1 + (`corner_frequency` / f)², in which f
-    is at least 1/256 cycles per pixel. Its variance is that of white noise, 1, and more: some 2.4 in all at 0.2 cycles per pixel.
+    Gaussian noise `[1, H, W]` of the next draws of a CPU generator, with the power spectrum 1 + (`corner_frequency` /
+    f)², in which f is at least 1/256 cycles per pixel. Its variance is that of white noise, 1, and more: some 2.4 in
+    all at 0.2 cycles per pixel.
 
     Args:
         size (`tuple[int, int]`): Height and width in pixels.
         corner_frequency (`float`): Where it has twice the power of white noise, cycles per pixel; 0 for white noise.
         generator (`torch.Generator`, *optional*): torch's own if omitted.
         period (`int`, *optional*):
-            After how many pixels what is broad repeats, seamlessly; 1024, or more than the field where that is smaller, if omitted.
+            After how many pixels what is broad repeats, seamlessly; 1024, or more than the field where that is
+            smaller, if omitted.
     """
     noise = allocate(1, *size).normal_(generator=generator)
     if corner_frequency == 0:

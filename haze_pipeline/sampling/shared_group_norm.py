@@ -1,11 +1,11 @@
 """
 GroupNorm statistics shared by all tiles of a field.
 
-A GroupNorm subtracts the mean and divides by the deviation of what the network is shown. Tile by tile, every tile would be
-scaled by what happens to lie in it: an empty one would be amplified beside a bright one. Shown a large field at once, the
-network would meet statistics unlike those of its small training patches. Both are mended by measuring the statistics once,
-on patches of the training size from all over the field, and by using them in all tiles. Convolutions see little beyond a
-tile's overlap, so that the tiles then give what the whole field would give with these statistics.
+A GroupNorm subtracts the mean and divides by the deviation of what the network is shown. Tile by tile, every tile
+would be scaled by what happens to lie in it: an empty one would be amplified beside a bright one. Shown a large field
+at once, the network would meet statistics unlike those of its small training patches. Both are mended by measuring the
+statistics once, on patches of the training size from all over the field, and by using them in all tiles. Convolutions
+see little beyond a tile's overlap, so that the tiles then give what the whole field would give with these statistics.
 """
 
 import torch
@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 
-# Of every GroupNorm of a network, by its weight: factor and offset of every channel, which hold statistics, weight and bias.
+# Of every GroupNorm of a network, by its weight: factor and offset of every channel, which hold statistics, weight and
+# bias.
 GroupNormStatistics = dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
 
 
 class MeasureGroupNorms(TorchFunctionMode):
     """
-    A context within which every GroupNorm normalises all elements of a batch *together*, and `statistics` receives what it measured in
-    the latest call. It holds for the thread that enters it and leaves the network as it is, so that several threads may share one.
+    A context within which every GroupNorm normalises all elements of a batch *together*, and `statistics` receives
+    what it measured in the latest call. It holds for the thread that enters it and leaves the network as it is, so
+    that several threads may share one.
     """
 
     def __init__(self):
@@ -47,7 +49,9 @@ class MeasureGroupNorms(TorchFunctionMode):
 
 
 class FixGroupNorms(TorchFunctionMode):
-    """A context within which every GroupNorm of the thread normalises by `statistics` instead of by those of its input."""
+    """
+    A context within which every GroupNorm of the thread normalises by `statistics` instead of by those of its input.
+    """
 
     def __init__(self, statistics: GroupNormStatistics):
         super().__init__()

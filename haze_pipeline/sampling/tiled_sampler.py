@@ -36,7 +36,8 @@ FLIPS = ((), (-1,), (-2,), (-2, -1))
 
 # From states and conditions `[B, C, h, w]` and a time to what the network predicts, `[B, c, h, w]`, float32.
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# `predict(network, latents, hazy, on_step)`: from latents and hazy images `[B, 1, h, w]` to restored ones, by one or more network calls.
+# `predict(network, latents, hazy, on_step)`: from latents and hazy images `[B, 1, h, w]` to restored ones, by one or
+# more network calls.
 Predict = Callable[[Network, torch.Tensor, torch.Tensor, Callable | None], torch.Tensor]
 
 
@@ -51,10 +52,11 @@ class TiledSampler:
         size (`tuple[int, int]`): Height and width of the fields, which are mirrored to multiples of `scale_factor`.
         patch_size (`int`, *optional*): Side of the training patches, pixels; 128 if omitted.
         tile_size (`int`, *optional*): Largest side of the tiles, a multiple of `scale_factor`; 272 when omitted.
-        tile_overlap (`int`, *optional*): Pixels shared by neighbouring tiles; 16 or a quarter of the tile when omitted.
+        tile_overlap (`int`, *optional*): Pixels shared by neighbouring tiles; 16 or a quarter of the tile when
+            omitted.
         batch_size (`int`, *optional*):
-            Tiles, or whole fields that are no larger, in a network call. When omitted, so many that the network takes at most half of the
-            free memory: on a CPU one small tile per core, on an accelerator as many as fit.
+            Tiles, or whole fields that are no larger, in a network call. When omitted, so many that the network takes
+            at most half of the free memory: on a CPU one small tile per core, on an accelerator as many as fit.
         device (`torch.device`): Where the network runs.
     """
 
@@ -111,11 +113,13 @@ class TiledSampler:
         """
         Restore fields.
 
-        A field larger than the tiles follows the statistics of [`measure_statistics`]. One of more than 2048 pixels a side is restored in
-        blocks of about that size, one after the other: with shared latents and statistics they agree where they meet.
+        A field larger than the tiles follows the statistics of [`measure_statistics`]. One of more than 2048 pixels a
+        side is restored in blocks of about that size, one after the other: with shared latents and statistics they
+        agree where they meet.
 
         Args:
-            predict (`Callable`): See [`Predict`]; is called for every block, and before for the patches that tell the statistics.
+            predict (`Callable`): See [`Predict`]; is called for every block, and before for the patches that tell the
+                statistics.
             latents (`torch.Tensor` of shape `[B, 1, H, W]`): What it starts from.
             hazy (`torch.Tensor` of shape `[B, 1, H, W]`): Normalised hazy images.
             flips (sequence of `tuple[int, ...]`): Axes along which the network is shown each field mirrored.
@@ -135,7 +139,8 @@ class TiledSampler:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             logger.warning(
-                f"Out of memory: going on with {self.workers * self.tiles_per_call} tile(s) of at most {self.tile_size} "
+                f"Out of memory: going on with {self.workers * self.tiles_per_call} tile(s) of at most "
+                f"{self.tile_size} "
                 "pixels at once."
             )
 
@@ -180,8 +185,9 @@ class TiledSampler:
         self, predict: Predict, latents: torch.Tensor, hazy: torch.Tensor, flip: tuple[int, ...] = ()
     ) -> list[GroupNormStatistics]:
         """
-        GroupNorm statistics of a field `[1, 1, h, w]` for every network call of `predict`, measured on 9 patches of the size of the
-        training patches from all over the field, which are restored for that from the field's own latents.
+        GroupNorm statistics of a field `[1, 1, h, w]` for every network call of `predict`, measured on 9 patches of
+        the size of the training patches from all over the field, which are restored for that from the field's own
+        latents.
         """
         patches = spread_patches(*hazy.shape[-2:], self.patch_size, PATCHES_PER_SIDE, self.scale_factor)
         start, condition = (
@@ -207,8 +213,9 @@ class TiledSampler:
         statistics: GroupNormStatistics | None,
     ) -> torch.Tensor:
         """
-        What the network predicts from whole fields `[B, C, h, w]`, from overlapping tiles if they are larger than `tile_size`.
-        Predictions of the tiles are blended, and at every step, so that all of them follow one trajectory.
+        What the network predicts from whole fields `[B, C, h, w]`, from overlapping tiles if they are larger than
+        `tile_size`. Predictions of the tiles are blended, and at every step, so that all of them follow one
+        trajectory.
         """
         tiles = tile_slices(*states.shape[-2:], self.tile_size, self.tile_overlap, self.scale_factor)
         weights = tile_weights(tiles)
@@ -236,17 +243,22 @@ class TiledSampler:
         return predicted
 
     def _call_unet(self, states: torch.Tensor, t: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
-        """Prediction `[b, c, h, w]` in float32 of `[b, C, h, w]`, all of which the network sees at once, pixels packed."""
+        """
+        Prediction `[b, c, h, w]` in float32 of `[b, C, h, w]`, all of which the network sees at once, pixels packed.
+        """
         states = pixel_unshuffle(states, self.pixel_packing)  # [b,Cp²,h/p,w/p]
-        # Convolutions are faster where the channels of a pixel lie side by side, but torch's own GroupNorm then loses three
-        # digits of float32 on the CPU.
+        # Convolutions are faster where the channels of a pixel lie side by side, but torch's own GroupNorm then loses
+        # three digits of float32 on the CPU.
         if channels_last or self.unet.dtype != torch.float32:
             states = states.contiguous(memory_format=torch.channels_last)
         predicted = self.unet(states.to(self.unet.dtype), t, return_dict=False)[0]  # [b,cp²,h/p,w/p]
         return pixel_shuffle(predicted.float(), self.pixel_packing).contiguous()
 
     def _pad(self, fields: torch.Tensor) -> torch.Tensor:
-        """Mirror `[B, 1, H, W]` past its lower and right edges; NumPy's mirror, unlike torch's, may be wider than the image."""
+        """
+        Mirror `[B, 1, H, W]` past its lower and right edges; NumPy's mirror, unlike torch's, may be wider than the
+        image.
+        """
         if self.padding == (0, 0):
             return fields
         *leading, height, width = fields.shape

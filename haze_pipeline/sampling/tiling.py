@@ -1,8 +1,8 @@
 """
 Overlapping tiles that cover a field, and the window that blends them.
 
-Vocabulary: a *tile* is what the network sees; neighbouring tiles share `tile_overlap` pixels, across which the weight of
-one falls as that of the other rises.
+Vocabulary: a *tile* is what the network sees; neighbouring tiles share `tile_overlap` pixels, across which the weight
+of one falls as that of the other rises.
 """
 
 import itertools
@@ -12,13 +12,14 @@ import torch
 
 def tile_intervals(length: int, tile_size: int, tile_overlap: int, multiple: int = 1) -> list[tuple[int, int]]:
     """
-    The fewest intervals `(start, stop)` of at most `tile_size` pixels that cover `length` pixels and share `tile_overlap`
-    pixels with their neighbours. Their sizes differ by no more than `multiple`.
+    The fewest intervals `(start, stop)` of at most `tile_size` pixels that cover `length` pixels and share
+    `tile_overlap` pixels with their neighbours. Their sizes differ by no more than `multiple`.
 
     Args:
         length (`int`): Pixels to cover, a multiple of `multiple`.
         tile_size (`int`): Largest size, a multiple of `multiple`.
-        tile_overlap (`int`): Pixels shared by neighbours; rounded up to a multiple of `multiple` where the tile allows.
+        tile_overlap (`int`): Pixels shared by neighbours; rounded up to a multiple of `multiple` where the tile
+            allows.
         multiple (`int`, defaults to `1`):
             Starts and sizes are multiples of it. A network that halves the field n times commutes with shifts by 2ⁿ
             pixels only: tiles that start elsewhere would see another network.
@@ -47,8 +48,8 @@ def tile_slices(
 
 def tile_weights(tiles: list[tuple[slice, slice]]) -> list[torch.Tensor]:
     """
-    Weights `[h, w]` of every tile of [`tile_slices`] that add up to one at every pixel. They change as sin² across what
-    neighbours share.
+    Weights `[h, w]` of every tile of [`tile_slices`] that add up to one at every pixel. They change as sin² across
+    what neighbours share.
     """
 
     def ramps(intervals: list[tuple[int, int]]) -> dict[tuple[int, int], torch.Tensor]:
@@ -73,8 +74,8 @@ def tile_weights(tiles: list[tuple[slice, slice]]) -> list[torch.Tensor]:
 def spread_patches(height: int, width: int, patch_size: int, number: int, multiple: int) -> list[tuple[slice, slice]]:
     """
     `number` × `number` patches spread evenly from edge to edge of a field as `(rows, columns)`, at starts that are
-    multiples of `multiple`. A side without room for so many different ones has fewer, and a side of at most `patch_size`
-    pixels is not divided.
+    multiples of `multiple`. A side without room for so many different ones has fewer, and a side of at most
+    `patch_size` pixels is not divided.
     """
 
     def intervals(length: int) -> list[tuple[int, int]]:

@@ -1,11 +1,11 @@
 """
 From the spread of posterior samples to the error to expect of their mean.
 
-Of k samples with the unbiased deviation s, the mean has the error variance B² + s²/k: what the model gets wrong or cannot know,
-and what averaging few samples leaves. A calibration says what B is. The published one is a line, B = scale · s + offset. It fails where
-a model that is too sure of all its samples meets images of very different haze: equal spreads then stand for unequal errors. How much
-light l lies around a pixel tells them apart, since most of what a prediction can get wrong is haze. Ours is a curve of both,
-B = f(s¹⁻ʷ lʷ). calibration.py fits them.
+Of k samples with the unbiased deviation s, the mean has the error variance B² + s²/k: what the model gets wrong or
+cannot know, and what averaging few samples leaves. A calibration says what B is. The published one is a line, B =
+scale · s + offset. It fails where a model that is too sure of all its samples meets images of very different haze:
+equal spreads then stand for unequal errors. How much light l lies around a pixel tells them apart, since most of what
+a prediction can get wrong is haze. Ours is a curve of both, B = f(s¹⁻ʷ lʷ). calibration.py fits them.
 """
 
 import math
@@ -71,6 +71,9 @@ def predictor_of_error(spread: np.ndarray, light: np.ndarray, light_weight: floa
 
 
 def _interpolate(values: np.ndarray, knots: list[float], results: list[float]) -> np.ndarray:
-    """Straight from knot to knot in logarithms; constant below the first one, and proportional to `values` above the last one."""
+    """
+    Straight from knot to knot in logarithms; constant below the first one, and proportional to `values` above the last
+    one.
+    """
     inside = np.exp(np.interp(np.log(values), np.log(knots), np.log(results)))
     return inside * np.maximum(values / knots[-1], 1)

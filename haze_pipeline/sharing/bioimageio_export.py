@@ -1,4 +1,7 @@
-"""Packages for bioimage.io, and so for Fiji, deepImageJ, QuPath and others: TorchScript that needs neither diffusers nor this package."""
+"""
+Packages for bioimage.io, and so for Fiji, deepImageJ, QuPath and others: TorchScript that needs neither diffusers nor
+this package.
+"""
 
 import warnings
 from pathlib import Path
@@ -38,8 +41,8 @@ class Velocity(nn.Module):
 
 class PosteriorMean(nn.Module):
     """
-    What the preset `fast` yields, as one function of the image: E[clear | hazy] by one step from zeros, or from two fixed noises and
-    their negatives, each shown mirrored in another way if the checkpoint has learned that.
+    What the preset `fast` yields, as one function of the image: E[clear | hazy] by one step from zeros, or from two
+    fixed noises and their negatives, each shown mirrored in another way if the checkpoint has learned that.
 
     Args:
         velocity (`nn.Module`): From `[B, 2, h, w]` to `[B, 1, h, w]`, sides being multiples of `scale_factor`.
@@ -49,7 +52,8 @@ class PosteriorMean(nn.Module):
         fixed (`bool`): Normalise with `input_mean` and `input_std`, not with the mean and the unit of the image.
         input_mean (`float`): Of hazy training images.
         input_std (`float`): The same.
-        target_mean (`float`): Of clear training images, in counts if `fixed`, else in band-pass deviations of the image.
+        target_mean (`float`): Of clear training images, in counts if `fixed`, else in band-pass deviations of the
+            image.
         target_std (`float`): The same.
     """
 
@@ -104,7 +108,9 @@ class PosteriorMean(nn.Module):
         return (mean * self.target_std + self.target_mean) * unit
 
     def mirror(self, length: int, before: int, after: int, device: torch.device) -> torch.Tensor:
-        """Indices of an axis that is continued by its mirror image on either side, the edge pixel twice, as in SciPy."""
+        """
+        Indices of an axis that is continued by its mirror image on either side, the edge pixel twice, as in SciPy.
+        """
         index = torch.arange(-before, length + after, device=device) % (2 * length)
         return torch.where(index < length, index, 2 * length - 1 - index)
 
@@ -270,12 +276,14 @@ posterior samples and uncertainty use the pipeline itself (haze-pipeline).
 Give it whole planes in counts, {f"at least about {size} pixels a side, " if size else ""}in any linear unit{
         " of the training set" if pipe.config.normalization == "fixed" else ", the prediction being in the same one"
     }. Brightness is
-normalised over what it is shown, so that tiles of one image come out differently: show it as a whole, or in tiles as large as memory
+normalised over what it is shown, so that tiles of one image come out differently: show it as a whole,
+or in tiles as large as memory
 allows. The same image always leads to the same result.
 
 What a network has not seen it may take away as haze, or draw from memory.
 
 ## Validation
 
-Compare with the input, and with clear images of your own specimens, before you measure or count anything in the result.
+Compare with the input, and with clear images of your own specimens,
+before you measure or count anything in the result.
 """

@@ -1,10 +1,10 @@
 """From an official HazeMatching checkpoint to a stock diffusers network and the numbers a pipeline needs with it.
 
-The official code trains the `UNetModel` of torchcfm and saves its bare `state_dict()` as `best_model.pth`; patch sizes,
-normalisation and published digests stand outside the file, in that code. Here they stand in `SUBSETS`.
+The official code trains the `UNetModel` of torchcfm and saves its bare `state_dict()` as `best_model.pth`; patch
+sizes, normalisation and published digests stand outside the file, in that code. Here they stand in `SUBSETS`.
 
-Source of every number: https://github.com/rayanirban/HazeMatching (`hazematching/datasets/data_norm.py`, `scripts/train.py`,
-`scripts/infer.py`, `scripts/download_models.py`).
+Source of every number: https://github.com/rayanirban/HazeMatching (`hazematching/datasets/data_norm.py`,
+`scripts/train.py`, `scripts/infer.py`, `scripts/download_models.py`).
 """
 
 import hashlib
@@ -26,8 +26,8 @@ class HazeMatchingSubset:
 
     Attributes:
         channels (`tuple[dict[str, float], ...]`):
-            `input_mean`, `input_std` (widefield), `target_mean` and `target_std` (confocal) of every source channel, in
-            the units of the image files. The network is the same for all channels.
+            `input_mean`, `input_std` (widefield), `target_mean` and `target_std` (confocal) of every source channel,
+            in the units of the image files. The network is the same for all channels.
         sha256 (`str`):
             Digest of the published `best_model.pth`.
         patch_size (`int`):
@@ -114,7 +114,9 @@ def _blocks(num_levels: int) -> Iterator[tuple[str, str]]:
 
 
 def _layers(num_levels: int) -> dict[str, tuple[str, ...]]:
-    """Every layer of torchcfm's network and the layer (or query, key and value) of diffusers that takes its weights."""
+    """
+    Every layer of torchcfm's network and the layer (or query, key and value) of diffusers that takes its weights.
+    """
     layers = {}
     for theirs, ours in _blocks(num_levels):
         if ".resnets." in ours:

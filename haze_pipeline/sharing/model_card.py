@@ -1,4 +1,7 @@
-"""The card of a pipeline. All its numbers come from what training, evaluation and calibration wrote, or name who printed them."""
+"""
+The card of a pipeline. All its numbers come from what training, evaluation and calibration wrote, or name who printed
+them.
+"""
 
 import json
 import shlex
@@ -43,10 +46,11 @@ def make_model_card(
         pipeline ([`HazeMatchingPipeline`]): The pipeline.
         title (`str`): Name of the repository or folder, by which the card shows how to load it.
         facts (`dict`):
-            Whatever is known, see [`read_facts`]: `training`, by `training/train_haze_matching.py`; `conversion`, by `haze-pipeline convert`;
-            `evaluation`, by `haze-pipeline evaluate`; `calibration`, by `haze-pipeline calibrate`; `calibration_plot`, a file beside
-            the card; `figures`, pairs of a file and its caption; `known_failures`, paragraphs; `measured` and `measured_calibration`, texts,
-            and `eval_results`, where something else than `haze-pipeline evaluate` measured; `loader`, a call in place of `from_pretrained`.
+            Whatever is known, see [`read_facts`]: `training`, by `training/train_haze_matching.py`; `conversion`, by
+            `haze-pipeline convert`; `evaluation`, by `haze-pipeline evaluate`; `calibration`, by `haze-pipeline
+            calibrate`; `calibration_plot`, a file beside the card; `figures`, pairs of a file and its caption;
+            `known_failures`, paragraphs; `measured` and `measured_calibration`, texts, and `eval_results`, where
+            something else than `haze-pipeline evaluate` measured; `loader`, a call in place of `from_pretrained`.
         license_id (`str`, *optional*): Licence of the weights in the spelling of the Hub, such as `"apache-2.0"`.
     """
     from huggingface_hub import ModelCard, ModelCardData

@@ -1,4 +1,6 @@
-"""One repository of the Hub for one pipeline: everything that others need to load, judge and cite it, in one commit."""
+"""
+One repository of the Hub for one pipeline: everything that others need to load, judge and cite it, in one commit.
+"""
 
 import copy
 import json
@@ -47,8 +49,8 @@ def push_pipeline(
         pipe ([`HazeMatchingPipeline`]): The pipeline, in float32.
         repo_id (`str`): `"organisation/name"`, made if need be.
         folder (`str` or `Path`, *optional*):
-            Where training, calibration and others left what they know about it. A README.md there is uploaded in place of the card if
-            it was written or changed by hand, and so is a LICENSE.
+            Where training, calibration and others left what they know about it. A README.md there is uploaded in place
+            of the card if it was written or changed by hand, and so is a LICENSE.
         evaluation (`str` or `Path`, *optional*): Folder that `haze-pipeline evaluate` wrote.
         examples (sequence of `str` or `Path`, *optional*): Hazy TIFFs to upload and to show dehazed on the card.
         license_id (`str`, *optional*): Licence of the weights in the spelling of the Hub, such as `"apache-2.0"`.

@@ -8,8 +8,8 @@ import torch
 @dataclass(frozen=True)
 class Camera:
     """
-    A scientific camera: variance = gain · (mean − offset) + (gain · read noise)² of its counts, up to rounding (the photon
-    transfer curve; Janesick, Photon Transfer, 2007).
+    A scientific camera: variance = gain · (mean − offset) + (gain · read noise)² of its counts, up to rounding (the
+    photon transfer curve; Janesick, Photon Transfer, 2007).
 
     Args:
         gain (`float`, defaults to `1.0`): Counts per electron.

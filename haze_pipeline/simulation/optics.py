@@ -1,9 +1,9 @@
 """
 Optical transfer functions of widefield and confocal fluorescence microscopes, from a scalar pupil function.
 
-A microscope with a round pupil has a point-spread function (PSF) that depends only on the distance from its axis, so that
-pupil, PSF and transfer function are curves, and what turns one into the next is a Hankel transform. The curves are integrated
-to full precision; only at the end are they laid out on the grid of an image.
+A microscope with a round pupil has a point-spread function (PSF) that depends only on the distance from its axis, so
+that pupil, PSF and transfer function are curves, and what turns one into the next is a Hankel transform. The curves
+are integrated to full precision; only at the end are they laid out on the grid of an image.
 
 Light is treated as scalar. Above an NA of about 0.9 real PSFs are vectorial: wider along the polarisation, and of less
 contrast, which is not modelled.
@@ -31,10 +31,12 @@ class Optics:
         refractive_index (`float`): Index of the immersion medium.
         pixel_size (`float`): Pixel size in the specimen, µm.
         pinhole (`float`, defaults to `1.0`):
-            Diameter of the confocal pinhole in Airy units (1.22 emission / NA); `math.inf`, and more than 50, for none.
+            Diameter of the confocal pinhole in Airy units (1.22 emission / NA); `math.inf`, and more than 50, for
+            none.
         sample_index (`float`, *optional*): Index of the specimen; that of the immersion medium if omitted.
         depth (`float`, defaults to `0.0`):
-            Depth of the focal plane below the coverslip, µm. With a `sample_index` of its own it makes spherical aberration.
+            Depth of the focal plane below the coverslip, µm. With a `sample_index` of its own it makes spherical
+            aberration.
     """
 
     numerical_aperture: float
@@ -75,9 +77,10 @@ def widefield_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float
     """
     Widefield transfer functions, the integration over the camera's pixels included.
 
-    The PSF fades out between half the `reach` and the whole. The light that is missing then is spread evenly over the grid, as
-    if it came from a specimen that goes on beyond it. A widefield microscope so keeps the light of every plane, whatever its
-    defocus (the missing cone), and nothing wraps around the edges of an image with a margin of `reach`.
+    The PSF fades out between half the `reach` and the whole. The light that is missing then is spread evenly over the
+    grid, as if it came from a specimen that goes on beyond it. A widefield microscope so keeps the light of every
+    plane, whatever its defocus (the missing cone), and nothing wraps around the edges of an image with a margin of
+    `reach`.
 
     Args:
         optics (`Optics`): The microscope.
@@ -100,12 +103,12 @@ def widefield_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float
 
 def confocal_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float | None = None) -> torch.Tensor:
     """
-    Confocal transfer functions, pixels included: of the PSF excitation × (emission ⊗ pinhole), the product of illumination
-    and detection probabilities (Wilson & Sheppard 1984). Arguments as in [`widefield_otf`].
+    Confocal transfer functions, pixels included: of the PSF excitation × (emission ⊗ pinhole), the product of
+    illumination and detection probabilities (Wilson & Sheppard 1984). Arguments as in [`widefield_otf`].
 
     Returns:
-        `torch.Tensor` of shape `[Z, size, size // 2 + 1]`, real, scaled such that it is 1 at zero frequency in focus: a
-        thin in-focus specimen yields the same total intensity as in the widefield image, an out-of-focus one less.
+        `torch.Tensor` of shape `[Z, size, size // 2 + 1]`, real, scaled such that it is 1 at zero frequency in focus:
+        a thin in-focus specimen yields the same total intensity as in the widefield image, an out-of-focus one less.
     """
     if optics.pinhole > OPEN_PINHOLE:
         return widefield_otf(replace(optics, emission_wavelength=optics.excitation_wavelength), size, defocus, reach)
@@ -171,8 +174,8 @@ def _radial_psf(optics: Optics, wavelength: float, radius: torch.Tensor, defocus
 
 def _intensity(optics: Optics, wavelength: float, radius: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """
-    Intensity `[Z, R]` at `radius` µm from the axis, of planes `z` µm beyond the paraxial focus: |∫ J0(2π s r/λ) exp(iφ(s)) s ds|²
-    over the pupil. Integrates to 1 over the plane.
+    Intensity `[Z, R]` at `radius` µm from the axis, of planes `z` µm beyond the paraxial focus: |∫ J0(2π s r/λ)
+    exp(iφ(s)) s ds|² over the pupil. Integrates to 1 over the plane.
     """
     s, weight, phase = _pupil(optics, wavelength, radius[-1].item(), z)
     kernel = torch.special.bessel_j0(2 * math.pi / wavelength * s[:, None] * radius)  # [S,R]
@@ -190,9 +193,9 @@ def _pupil(
     optics: Optics, wavelength: float, largest_radius: float, z: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Nodes s = n sin θ `[S]` across the pupil, their weights `[S]`, and the phases `[Z, S]` there of light from planes `z` µm
-    beyond the paraxial focus. At depth d of a specimen of index m, φ = 2π/λ [(d + z) √(m² − s²) − d (n/m) √(n² − s²)]
-    (Gibson & Lanni 1991, without errors of the coverslip; the objective moves as far as focuses paraxial rays).
+    Nodes s = n sin θ `[S]` across the pupil, their weights `[S]`, and the phases `[Z, S]` there of light from planes
+    `z` µm beyond the paraxial focus. At depth d of a specimen of index m, φ = 2π/λ [(d + z) √(m² − s²) − d (n/m) √(n²
+    − s²)] (Gibson & Lanni 1991, without errors of the coverslip; the objective moves as far as focuses paraxial rays).
     """
     sample_index = optics.specimen_index
     largest = _largest_sine(optics)
@@ -209,7 +212,8 @@ def _pupil(
 @lru_cache(maxsize=64)
 def best_focus(optics: Optics) -> float:
     """
-    How far beyond the paraxial focus, in µm, the plane lies from which a point is brightest: 0 without spherical aberration.
+    How far beyond the paraxial focus, in µm, the plane lies from which a point is brightest: 0 without spherical
+    aberration.
     """
     if optics.sample_index is None or optics.depth == 0:
         return 0.0
@@ -221,8 +225,9 @@ def best_focus(optics: Optics) -> float:
 
 def _on_image_grid(optics: Optics, light: torch.Tensor, radius: torch.Tensor, size: int, reach: float) -> torch.Tensor:
     """
-    Transfer functions `[Z, size, size // 2 + 1]` of rings that hold `light` `[Z, R]` and lie `radius` µm from the axis, seen by
-    square pixels that integrate over their area. What pixels are too coarse to resolve is folded back (aliasing).
+    Transfer functions `[Z, size, size // 2 + 1]` of rings that hold `light` `[Z, R]` and lie `radius` µm from the
+    axis, seen by square pixels that integrate over their area. What pixels are too coarse to resolve is folded back
+    (aliasing).
     """
     pixel = optics.pixel_size
     shortest = min(optics.emission_wavelength, optics.excitation_wavelength)
@@ -252,7 +257,9 @@ def _on_image_grid(optics: Optics, light: torch.Tensor, radius: torch.Tensor, si
 
 
 def _interpolate(table: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """Values `[Z, P]` of rows `[Z, F]` between their points by cubic convolution (Keys 1981); positions in [1, F − 2)."""
+    """
+    Values `[Z, P]` of rows `[Z, F]` between their points by cubic convolution (Keys 1981); positions in [1, F − 2).
+    """
     index = position.long()
     f = position - index
     weights = (

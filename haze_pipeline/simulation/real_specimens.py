@@ -1,9 +1,10 @@
 """
 Pairs from real haze-free micrographs: the specimen is real, haze and camera are computed.
 
-A plane of a confocal or otherwise sectioned micrograph is the in-focus layer. The other planes of its stack, or other parts of the
-same image, lie out of focus above and below it, and smooth light stands for what lies farther away. So the network meets the
-solid bodies, textures and densities of real specimens, which random filaments and blobs do not have.
+A plane of a confocal or otherwise sectioned micrograph is the in-focus layer. The other planes of its stack, or other
+parts of the same image, lie out of focus above and below it, and smooth light stands for what lies farther away. So
+the network meets the solid bodies, textures and densities of real specimens, which random filaments and blobs do not
+have.
 """
 
 from dataclasses import asdict, dataclass
@@ -39,7 +40,8 @@ class RealSpecimen:
 
     Args:
         planes (`np.ndarray` of shape `[N, H, W]`, float32): Intensities above the background, the brightest about 1.
-        spacing (`float`, *optional*): Distance of the planes in pixels; `None` where they are no stack of known spacing.
+        spacing (`float`, *optional*): Distance of the planes in pixels; `None` where they are no stack of known
+            spacing.
         file (`str`): The file.
         channel (`int`): The channel of the file.
     """
@@ -132,10 +134,12 @@ def simulate_real_pair(
         size (`int`): Side of the images in pixels.
         generator (`torch.Generator`): CPU generator; it alone decides the result.
         optics (`Optics`, *optional*): The widefield microscope; drawn when omitted.
-        haze_ratio (`float`, *optional*): Mean haze over mean in-focus intensity; drawn when omitted, 0 for 18 % of the pairs.
+        haze_ratio (`float`, *optional*): Mean haze over mean in-focus intensity; drawn when omitted, 0 for 18 % of the
+            pairs.
 
     Returns:
-        [`SimulatedPair`]: The clear image is the in-focus layer, in the counts of the hazy one, without offset and noise.
+        [`SimulatedPair`]: The clear image is the in-focus layer, in the counts of the hazy one, without offset and
+        noise.
     """
     if size < 16:
         raise ValueError(f"`size` must be at least 16 pixels, got {size}.")
@@ -177,8 +181,8 @@ def simulate_real_pair(
             layers.append(_cut(specimen.planes[plane], _draw_view(shape, grid * shrink, generator), shrink))
         weights = torch.tensor([log_uniform(0.2, 2, generator) for _ in range(count)])
 
-    # 3. The widefield microscope. Its own microscope has blurred the in-focus layer once already, so half of the layers are
-    # blurred only half as much again.
+    # 3. The widefield microscope. Its own microscope has blurred the in-focus layer once already, so half of the
+    # layers are blurred only half as much again.
     otf = widefield_otf(optics, grid, torch.cat([torch.zeros(1), defocus]), margin * optics.pixel_size)
     if uniform(0, 1, generator) < 0.5:
         otf[0] = otf[0].clamp(min=0).sqrt()
@@ -244,7 +248,9 @@ def _draw_shrink(specimen: RealSpecimen, generator: torch.Generator) -> int:
 def _draw_view(
     shape: tuple[int, int], side: int, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray, int, bool]:
-    """Rows and columns of a random square of a plane, mirrored past its edges, quarter turns, and whether to mirror it."""
+    """
+    Rows and columns of a random square of a plane, mirrored past its edges, quarter turns, and whether to mirror it.
+    """
     indices = []
     for length in shape:
         if length >= side:

@@ -1,9 +1,9 @@
 """
 Simulated pairs of a hazy (widefield) micrograph and its clear (confocal-like) counterpart.
 
-One specimen, random or from a confocal z-stack, is imaged by both microscopes at one focus. The clear image holds **the
-in-focus light of the hazy image in the hazy image's own counts**, without offset and noise: `hazy - clear` is what haze,
-camera offset and noise added.
+One specimen, random or from a confocal z-stack, is imaged by both microscopes at one focus. The clear image holds
+**the in-focus light of the hazy image in the hazy image's own counts**, without offset and noise: `hazy - clear` is
+what haze, camera offset and noise added.
 """
 
 import math
@@ -62,8 +62,8 @@ def simulate_series(
     specimens: Mapping[str, Callable] = SPECIMENS,
 ) -> list[SimulatedPair]:
     """
-    The pairs of a pinhole series: one specimen at one focus, ever hazier as the pinhole opens, every level with noise of its
-    own and with the same clear image.
+    The pairs of a pinhole series: one specimen at one focus, ever hazier as the pinhole opens, every level with noise
+    of its own and with the same clear image.
 
     Args:
         size (`int`): Side of the images in pixels.
@@ -72,8 +72,8 @@ def simulate_series(
         pinholes (`tuple[float]`): Diameters in Airy units, one a level; `math.inf` for a widefield microscope.
         bleaching (`float`, defaults to `0.0`): Share of the light that is lost from one level to the next.
         drift (`float`, defaults to `0.0`):
-            Deviation in pixels of the random step by which the specimen moves before every level. The clear image does not
-            follow.
+            Deviation in pixels of the random step by which the specimen moves before every level. The clear image does
+            not follow.
         camera (`Camera`, *optional*): The camera; drawn by [`draw_camera`] when omitted.
         specimens (mapping of `str` to `Callable`): Kinds of structure to choose from, such as `ALL_SPECIMENS`.
 
@@ -124,8 +124,8 @@ def simulate_series(
     brightest = clear.max()  # may lie in the margin, and the field be all but empty
     clear, *fields = (field[margin:-margin, margin:-margin].clamp(min=0) for field in (clear, *fields))
 
-    # 4. Far haze: light from beyond the simulated depth, so blurred that only its slow variation is left. Of it a pinhole
-    # passes what it passes of the farthest plane.
+    # 4. Far haze: light from beyond the simulated depth, so blurred that only its slow variation is left. Of it a
+    # pinhole passes what it passes of the farthest plane.
     far_haze = smooth_light(size, generator)
     far_haze_ratio = 0.0 if uniform(0, 1, generator) < 0.3 else log_uniform(0.05, 15, generator)
     fields = [
@@ -173,13 +173,13 @@ def pairs_from_stack(
     focus: range | None = None,
 ) -> Iterator[SimulatedPair]:
     """
-    Pairs from a confocal z-stack: every plane is a clear image, and its hazy one is what a widefield microscope focused on it
-    would see of the whole stack.
+    Pairs from a confocal z-stack: every plane is a clear image, and its hazy one is what a widefield microscope
+    focused on it would see of the whole stack.
 
     Planes stand for the specimen between them: one that is `z_step` from the next while its optical section is t thick
-    counts z_step / t times, but the one in focus never more than once. Beyond its edges the specimen is mirrored; above and
-    below the stack there is none. Since the planes have been blurred once by the confocal microscope, the hazy images are
-    somewhat more blurred than real ones.
+    counts z_step / t times, but the one in focus never more than once. Beyond its edges the specimen is mirrored;
+    above and below the stack there is none. Since the planes have been blurred once by the confocal microscope, the
+    hazy images are somewhat more blurred than real ones.
 
     Args:
         stack (`np.ndarray` of shape `[Z, H, W]`): Intensities of the confocal microscope.
@@ -254,7 +254,8 @@ def image_planes(
     Args:
         volume (`torch.Tensor` of shape `[..., Z, N, N]`): Fluorophore densities.
         otfs (`list[torch.Tensor]`, each of shape `[Z, N, N // 2 + 1]`): Transfer functions of the planes.
-        shifts (`list[torch.Tensor]`, *optional*): For each microscope, by how many pixels `(y, x)` the specimen has moved.
+        shifts (`list[torch.Tensor]`, *optional*): For each microscope, by how many pixels `(y, x)` the specimen has
+            moved.
 
     Returns:
         `list[torch.Tensor]`, each of shape `[..., N, N]`: Expected light, up to the rounding of Fourier transforms.
@@ -277,12 +278,13 @@ def draw_optics(
     generator: torch.Generator, sampling: tuple[float, float] = (0.25, 2.7), largest_pixel: float = PIXEL_SIZES["max"]
 ) -> Optics:
     """
-    A random microscope: dry 0.4 to oil 1.45 NA, half of the glycerol and oil objectives 1 to 15 µm deep in a specimen of lower
-    index.
+    A random microscope: dry 0.4 to oil 1.45 NA, half of the glycerol and oil objectives 1 to 15 µm deep in a specimen
+    of lower index.
 
     Args:
         generator (`torch.Generator`): CPU generator.
-        sampling (`tuple[float, float]`): Smallest and largest pixel, in units of the largest one that samples without aliasing.
+        sampling (`tuple[float, float]`): Smallest and largest pixel, in units of the largest one that samples without
+            aliasing.
         largest_pixel (`float`): Pixels are no larger, µm.
     """
     numerical_aperture = uniform(0.4, 1.45, generator)
@@ -324,7 +326,9 @@ def draw_camera(most_photons: float, generator: torch.Generator) -> Camera:
 
 
 def pair_generator(seed: int, index: int) -> torch.Generator:
-    """Generator of pair `index` of the series `seed`. Seeds are hashed, so that series of different seeds don't overlap."""
+    """
+    Generator of pair `index` of the series `seed`. Seeds are hashed, so that series of different seeds don't overlap.
+    """
     state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 

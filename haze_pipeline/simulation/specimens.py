@@ -1,10 +1,10 @@
 """
 Random fluorescent specimens on a voxel grid.
 
-Each function returns the fluorophore density of one kind of structure as a `[Z, Y, X]` float32 volume in arbitrary units.
-Lateral lengths are in pixels; `plane_spacing`, the distance of two planes, is in pixels as well, so that a grid may be
-coarser in depth. How many structures there are goes with the area, so that a large field looks like many small ones. All
-randomness comes from the CPU `generator`.
+Each function returns the fluorophore density of one kind of structure as a `[Z, Y, X]` float32 volume in arbitrary
+units. Lateral lengths are in pixels; `plane_spacing`, the distance of two planes, is in pixels as well, so that a grid
+may be coarser in depth. How many structures there are goes with the area, so that a large field looks like many small
+ones. All randomness comes from the CPU `generator`.
 """
 
 import math
@@ -90,7 +90,10 @@ def trees(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Ge
 
 
 def networks(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator) -> torch.Tensor:
-    """Polygonal meshes: of thin threads, as an endoplasmic reticulum, to upright walls, as the borders of epithelial cells."""
+    """
+    Polygonal meshes: of thin threads, as an endoplasmic reticulum, to upright walls, as the borders of epithelial
+    cells.
+    """
     depth, height, width = shape
     volume = torch.zeros(shape)
     for _ in range(int(torch.randint(1, 4, (), generator=generator))):
@@ -116,7 +119,9 @@ def networks(shape: tuple[int, int, int], plane_spacing: float, generator: torch
 
 
 def sheets(shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator) -> torch.Tensor:
-    """Curved, unevenly labelled membranes that cross the focus: bands where they are steep, patches where they are flat."""
+    """
+    Curved, unevenly labelled membranes that cross the focus: bands where they are steep, patches where they are flat.
+    """
     depth, height, width = shape
     z = torch.arange(depth, dtype=torch.float32)[:, None, None]
     volume = torch.zeros(shape)
@@ -150,7 +155,10 @@ def puncta(shape: tuple[int, int, int], plane_spacing: float, generator: torch.G
 def blobs(
     shape: tuple[int, int, int], plane_spacing: float, generator: torch.Generator, most_texture: float = 1.0
 ) -> torch.Tensor:
-    """Nucleus-like solid ellipsoids with an inner texture, whose logarithm has a standard deviation of up to `most_texture`."""
+    """
+    Nucleus-like solid ellipsoids with an inner texture, whose logarithm has a standard deviation of up to
+    `most_texture`.
+    """
     texture = uniform(0, most_texture, generator) * _smooth_field(
         shape, plane_spacing, log_uniform(1.5, 15, generator), generator
     )
@@ -221,8 +229,8 @@ def _walks(
 ) -> torch.Tensor:
     """
     Curves `[3, n, length]` (z, y, x) of steps of one pixel through the points `anchor` `[n, 3]` (from there if
-    `from_start`, else in both directions). The in-plane direction `angle` `[n]` diffuses with 1 / `stiffness` per step;
-    the inclination, in planes per step, stays as drawn: normally distributed, small as in flat cells.
+    `from_start`, else in both directions). The in-plane direction `angle` `[n]` diffuses with 1 / `stiffness` per
+    step; the inclination, in planes per step, stays as drawn: normally distributed, small as in flat cells.
     """
     turns = torch.randn(len(anchor), length, generator=generator) / math.sqrt(stiffness)
     angle = angle[:, None] + turns.cumsum(dim=1)
@@ -233,7 +241,9 @@ def _walks(
 
 
 def _splat(points: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
-    """Add each weight to the eight voxels around its point (z, y, x) by trilinear shares; points outside are dropped."""
+    """
+    Add each weight to the eight voxels around its point (z, y, x) by trilinear shares; points outside are dropped.
+    """
     corner = points.floor()
     fraction = points - corner
     volume = torch.zeros(math.prod(shape))
@@ -288,8 +298,8 @@ def _ellipsoids(
     shape: tuple[int, int, int], plane_spacing: float, profile, generator: torch.Generator
 ) -> torch.Tensor:
     """
-    Sum of randomly turned ellipsoids. `profile` maps the signed distance from the surface in pixels (negative inside), which is
-    right to first order, to a density; it must vanish 16 px outside.
+    Sum of randomly turned ellipsoids. `profile` maps the signed distance from the surface in pixels (negative inside),
+    which is right to first order, to a density; it must vanish 16 px outside.
     """
     volume = torch.zeros(shape)
     typical_radius = log_uniform(4, 60, generator)

@@ -9,8 +9,8 @@ import torch
 
 def allocate(*shape: int) -> torch.Tensor:
     """
-    Zeros of type float32 in main memory or, if they would take more than a quarter of what is free, in a temporary file
-    that is mapped into memory and vanishes with the tensor.
+    Zeros of type float32 in main memory or, if they would take more than a quarter of what is free, in a temporary
+    file that is mapped into memory and vanishes with the tensor.
     """
     if 4 * int(np.prod(shape)) <= psutil.virtual_memory().available // 4:
         return torch.zeros(shape)

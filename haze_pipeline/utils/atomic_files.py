@@ -20,8 +20,8 @@ def partial_name(path: Path) -> Path:
 @contextmanager
 def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
     """
-    Yields a temporary name in the folder of `path`, with its suffix, and renames the file or folder that the body makes
-    there to `path` at the end.
+    Yields a temporary name in the folder of `path`, with its suffix, and renames the file or folder that the body
+    makes there to `path` at the end.
 
     Whatever ends the body early, Ctrl-C included, removes what it made and leaves an existing `path` as it was.
 

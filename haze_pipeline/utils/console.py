@@ -24,8 +24,8 @@ def progress_display(stack: ExitStack, visible: bool = True) -> Progress:
 
 def progress_bar(description: str, total: int | None, stack: ExitStack):
     """
-    A progress bar as of [`progress_display`]. Returns its `advance(by)`; parts of the whole may be fractions. `total` is `None`
-    where it is not known.
+    A progress bar as of [`progress_display`]. Returns its `advance(by)`; parts of the whole may be fractions. `total`
+    is `None` where it is not known.
     """
     progress = progress_display(stack)
     task = progress.add_task(description, total=total)

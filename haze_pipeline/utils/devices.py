@@ -18,8 +18,8 @@ def free_memory(device: torch.device) -> int:
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """
     Arithmetic in which a convolutional network runs fastest on `device` without harm: bfloat16 where a GPU or CPU
-    multiplies it natively (float16 on older CUDA GPUs), else float32. CPUs without AVX512-BF16 or AMX emulate bfloat16,
-    which is many times slower than float32.
+    multiplies it natively (float16 on older CUDA GPUs), else float32. CPUs without AVX512-BF16 or AMX emulate
+    bfloat16, which is many times slower than float32.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -34,7 +34,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is how torch says that memory ran out: on a GPU, in the allocator of the CPU or in oneDNN."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # The last one is oneDNN's where there is no room for a convolution; without a "descriptor", of which it can't do the kind.
+    # The last one is oneDNN's where there is no room for a convolution; without a "descriptor", of which it can't do
+    # the kind.
     says_so = r"can't allocate memory|not enough memory|out of memory|could not create a primitive(?! descriptor)"
     return isinstance(error, RuntimeError) and re.search(says_so, str(error), re.IGNORECASE) is not None
 

@@ -1,4 +1,6 @@
-"""Pipeline folders, which are also how pipelines lie on the Hub: weights, configurations, and the code that they need."""
+"""
+Pipeline folders, which are also how pipelines lie on the Hub: weights, configurations, and the code that they need.
+"""
 
 import ast
 import hashlib
@@ -9,7 +11,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, RepoUrl, get_cached_repo_tree, snapshot_download
 
 
-# Of `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)` where this package is not installed; we never run it.
+# Of `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)` where this package is not installed; we never run
+# it.
 PIPELINE = ["pipeline_haze_matching", "HazeMatchingPipeline"]
 SCHEDULER = ["scheduling_flow_match_ode", "FlowMatchODEScheduler"]
 
@@ -18,17 +21,20 @@ PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")  # run 
 
 def fetch_pipeline(name: str | Path, variant: str | None = None, cache_dir: str | Path | None = None, **kwargs) -> str:
     """
-    The folder of a pipeline. Of a repository of the Hub, configurations and weights are fetched, and nothing that runs. They
-    are compared with the checksums of the repository every time, so that a damaged or altered copy is not used.
+    The folder of a pipeline. Of a repository of the Hub, configurations and weights are fetched, and nothing that
+    runs. They are compared with the checksums of the repository every time, so that a damaged or altered copy is not
+    used.
 
     Args:
         name (`str` or `Path`): A folder, or a repository of the Hub.
-        variant (`str`, *optional*): Weights to fetch, such as `"fp16"`; else the full ones, or all where there are none.
+        variant (`str`, *optional*): Weights to fetch, such as `"fp16"`; else the full ones, or all where there are
+            none.
         cache_dir (`str` or `Path`, *optional*): Where fetched files are kept.
         kwargs: `revision`, `token`, `local_files_only`, `force_download` of `huggingface_hub.snapshot_download`.
 
     Raises:
-        `ValueError`: If there are pickles among the weights, no weights of the variant, or a file with another checksum.
+        `ValueError`: If there are pickles among the weights, no weights of the variant, or a file with another
+            checksum.
         `huggingface_hub.errors.HfHubHTTPError`, `LocalEntryNotFoundError` or `HFValidationError`: If there is neither.
     """
     if Path(name).is_dir():
@@ -57,14 +63,18 @@ def fetch_pipeline(name: str | Path, variant: str | None = None, cache_dir: str 
             digest = hashlib.sha256(content) if file.lfs else hashlib.sha1(b"blob %d\0" % len(content) + content)
             if digest.hexdigest() != (file.lfs.sha256 if file.lfs else file.blob_id):
                 raise ValueError(
-                    f"{file.path} of {name} is not what its repository says: it was damaged or altered on the way or in the "
+                    f"{file.path} of {name} is not what its repository says: it was damaged or altered on the way or "
+                    f"in the "
                     f"cache. Delete {path.resolve()}, or load once with `force_download=True`."
                 )
     return folder
 
 
 def stored_variant(folder: str | Path) -> str | None:
-    """`"fp16"` if a pipeline folder holds its weights in half precision only, as `from_pretrained(variant=…)` must be told."""
+    """
+    `"fp16"` if a pipeline folder holds its weights in half precision only, as `from_pretrained(variant=…)` must be
+    told.
+    """
     variants = {_variant(path.name) for path in Path(folder, "unet").glob("*.safetensors")}
     return variants.pop() if len(variants) == 1 else None
 
@@ -91,7 +101,8 @@ def resolve_index(index: dict, name: str | Path, scheduler_module: str) -> dict:
     for component, (library, class_name) in ((key, index[key]) for key in ("unet", "scheduler") if key in index):
         if [library, class_name] != [scheduler_module, SCHEDULER[1]] and library != "diffusers":
             raise ValueError(
-                f"The {component} of {name} is a {class_name} of {library}, which is neither of this package nor of diffusers."
+                f"The {component} of {name} is a {class_name} of {library}, which is neither of this package nor of "
+                f"diffusers."
             )
     return index
 
@@ -121,8 +132,8 @@ def _join_modules(root: Path, last: str) -> str:
     """
     The code of a module of the package in `root`, and of all that it imports from there, in one file.
 
-    diffusers would ask the Hub once for every file and every import of it, some forty times, and take files that it has already
-    imported for those of another repository.
+    diffusers would ask the Hub once for every file and every import of it, some forty times, and take files that it
+    has already imported for those of another repository.
 
     Raises:
         `ValueError`: If two modules mean different things by one name.
@@ -161,7 +172,10 @@ def _join_modules(root: Path, last: str) -> str:
 
 
 def _own_module(node: ast.stmt, importer: str) -> str | None:
-    """The module of this package that a statement of the module `importer` imports from, if it does, such as `"sampling.tiling"`."""
+    """
+    The module of this package that a statement of the module `importer` imports from, if it does, such as
+    `"sampling.tiling"`.
+    """
     if not isinstance(node, ast.ImportFrom):
         return None
     if node.level == 1:
@@ -205,6 +219,7 @@ def _refuse_pickles(name: str | Path, paths: list[str]):
     for path in paths:
         if path.endswith(PICKLES):
             raise ValueError(
-                f"{name} holds the pickle {Path(path).name}, which could run anything when it is read: only safetensors are "
+                f"{name} holds the pickle {Path(path).name}, which could run anything when it is read: only "
+                f"safetensors are "
                 "loaded. Ask its authors to store it anew with `save_pretrained`."
             )

@@ -1,4 +1,6 @@
-"""Processes that share a run, on one machine or many: started by accelerate or torchrun, joined in accelerate's group."""
+"""
+Processes that share a run, on one machine or many: started by accelerate or torchrun, joined in accelerate's group.
+"""
 
 import atexit
 import logging
@@ -89,8 +91,8 @@ def is_launched() -> bool:
 
 def meet_on_cpu() -> bool:
     """
-    Whether the processes that a launcher started are to be joined on the CPU, for want of devices that can be joined. accelerate
-    asks to be told (`Accelerator(cpu=True)`): otherwise each takes itself for the only one.
+    Whether the processes that a launcher started are to be joined on the CPU, for want of devices that can be joined.
+    accelerate asks to be told (`Accelerator(cpu=True)`): otherwise each takes itself for the only one.
     """
     import torch
 
@@ -99,8 +101,8 @@ def meet_on_cpu() -> bool:
 
 def check_joined(number: int) -> None:
     """
-    Check that a group of `number` processes holds all that the launcher started: single ones would do the same work again, and
-    write over one another.
+    Check that a group of `number` processes holds all that the launcher started: single ones would do the same work
+    again, and write over one another.
 
     Raises:
         `RuntimeError`: If it does not.
@@ -108,13 +110,17 @@ def check_joined(number: int) -> None:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if number != launched:
         raise RuntimeError(
-            f"{launched} processes were started, but accelerate joined {number} of them on these devices: start one, or see "
+            f"{launched} processes were started, but accelerate joined {number} of them on these devices: start one, "
+            f"or see "
             "training/accelerate_configs."
         )
 
 
 def launch(number: int, arguments: list[str]) -> int:
-    """Run `haze-pipeline` with these arguments in so many processes of this machine, as torchrun would, and return the exit code."""
+    """
+    Run `haze-pipeline` with these arguments in so many processes of this machine, as torchrun would, and return the
+    exit code.
+    """
     require("train", "accelerate")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

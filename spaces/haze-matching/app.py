@@ -103,8 +103,8 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
     """
     Dehaze one plane of a TIFF.
 
-    Returns the OME-TIFFs (the result, and its standard deviation where the preset has one), what speaks against the result, pictures
-    of input and result, a map of the deviation, samples and, meanwhile, the state of the sampling.
+    Returns the OME-TIFFs (the result, and its standard deviation where the preset has one), what speaks against the
+    result, pictures of input and result, a map of the deviation, samples and, meanwhile, the state of the sampling.
     """
     with one_sentence(path), TemporaryDirectory() as folder:
         micrograph = read_plane(path, plane, channel)
@@ -158,7 +158,8 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
                 visible=output.uncertainty is not None,
             ),
             samples_note: (
-                "All samples are equally likely: what they disagree on is not known. They have the contrast of the result."
+                "All samples are equally likely: what they disagree on is not known. They have the contrast of the "
+                "result."
                 if names
                 else "The preset fast yields the mean alone; balanced and quality have samples."
             ),
@@ -167,7 +168,9 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
 
 
 def read_results(path: str, results: list[str] | None) -> tuple[np.ndarray, Micrograph, np.ndarray | None]:
-    """The plane that was dehazed, wherever the sliders are now; the result; and its standard deviation, if there is one."""
+    """
+    The plane that was dehazed, wherever the sliders are now; the result; and its standard deviation, if there is one.
+    """
     if not results:
         raise ValueError("There is no result yet: press Dehaze first.")
     prediction, *deviation = (read_micrograph(result) for result in results)
@@ -244,8 +247,10 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
     gr.Markdown(
         f"""# Dehaze a micrograph
         Takes the out-of-focus haze out of a fluorescence micrograph by
-        [HazeMatching](https://arxiv.org/abs/2506.22397), in the counts of the input, and says what speaks against the result.
-        **Limits:** TIFF, ImageJ TIFF or OME-TIFF of any bit depth, at most {MAX_FILE >> 20} MB, planes of at most 2048 × 2048
+        [HazeMatching](https://arxiv.org/abs/2506.22397), in the counts of the input,
+        and says what speaks against the result.
+        **Limits:** TIFF, ImageJ TIFF or OME-TIFF of any bit depth, at most {MAX_FILE >> 20} MB,
+        planes of at most 2048 × 2048
         pixels. Files are deleted after {EXPIRY / 60:.0f} minutes."""
     )
     with gr.Tab("Dehaze"):
@@ -301,7 +306,8 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                         position = gr.Slider(0, 100, 50, step=0.5, label="Line, % of the height")
     with gr.Tab("Haze by pinhole") as pinhole_tab:
         gr.Markdown(
-            "A pinhole keeps light from beside the focus off the detector: the wider it is, the hazier the image. This specimen is "
+            "A pinhole keeps light from beside the focus off the detector: the wider it is, the hazier the image. "
+            "This specimen is "
             "simulated, so that the result can be compared with the light that was in focus."
         )
         with gr.Row():
@@ -324,7 +330,8 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                 score = gr.Markdown()
     with gr.Tab("Compare"):
         gr.Markdown(
-            f"The micrograph of the first tab, at most its middle {CROP} × {CROP} pixels, beside what people use against haze. All "
+            f"The micrograph of the first tab, at most its middle {CROP} × {CROP} pixels, beside what people use "
+            f"against haze. All "
             "pictures have as many counts between black and white."
         )
         with gr.Row():
@@ -359,7 +366,8 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
     same_contrast.input(change_contrast, [file, downloads, same_contrast], [slider, contrast], **quiet)
     gr.on(
         [downloads.change, position.change],
-        draw_profile, [file, downloads, position], profile, api_name="profile", trigger_mode="always_last", show_progress="hidden",
+        draw_profile, [file, downloads, position], profile, api_name="profile", trigger_mode="always_last",
+        show_progress="hidden",
     )  # fmt: skip
     simulation = [pinhole_tab.select, specimen.change, pinhole.release]
     gr.on(
@@ -372,7 +380,8 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
         dehaze_simulated, [specimen, pinhole], [simulated_result, score], api_name="dehaze_simulated", **computing
     )
     compare_button.click(
-        compare, [*image, ball, airy_radius, iterations], [*panels, compared_contrast, compared_files], api_name="compare",
+        compare, [*image, ball, airy_radius, iterations], [*panels, compared_contrast, compared_files],
+        api_name="compare",
         **computing,
     )  # fmt: skip
 

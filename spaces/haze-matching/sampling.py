@@ -36,8 +36,8 @@ NETWORK = ThreadPoolExecutor(1)  # a request that was cancelled may still be at 
 @GPU
 def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size: float | None) -> Iterator[tuple]:
     """
-    Yields `((step, steps, state), None)` while the ODE is solved, with the state as an image, or `(None, None)` where a step takes
-    long; and `(None, (output, assessment, provenance))` at the end.
+    Yields `((step, steps, state), None)` while the ODE is solved, with the state as an image, or `(None, None)` where
+    a step takes long; and `(None, (output, assessment, provenance))` at the end.
     """
     # What is set here, the solver and the wish to stop, must not reach other requests.
     pipe, steps, _ = with_preset(PIPE, preset)

@@ -26,8 +26,8 @@ os.environ["GRADIO_TEMP_DIR"] = FILES.name
 
 def delete_expired_files():
     """
-    Delete what is older than `EXPIRY`, for ever, but not the examples, which are there from the start. Gradio's own `delete_cache`
-    overlooks the files of components that were updated.
+    Delete what is older than `EXPIRY`, for ever, but not the examples, which are there from the start. Gradio's own
+    `delete_cache` overlooks the files of components that were updated.
     """
     examples = set(Path(FILES.name).rglob("*"))
     while True:
@@ -67,11 +67,14 @@ def count_planes(micrograph: Micrograph) -> tuple[int, int]:
 
 
 def choose_plane(micrograph: Micrograph, plane: int, channel: int) -> Micrograph:
-    """One plane, read from its file. Planes, of all axes but the channels, and channels are counted from 1, as in Fiji."""
+    """
+    One plane, read from its file. Planes, of all axes but the channels, and channels are counted from 1, as in Fiji.
+    """
     planes, channels = count_planes(micrograph)
     if not (1 <= plane <= planes and 1 <= channel <= channels):
         raise ValueError(
-            f"There are planes 1 to {planes} and channels 1 to {channels}, but plane {plane} of channel {channel} was asked for."
+            f"There are planes 1 to {planes} and channels 1 to {channels}, but plane {plane} of channel {channel} was "
+            f"asked for."
         )
     chosen = micrograph.select(channel=channel - 1)
     index = np.unravel_index(plane - 1, chosen.data.shape[:-2])
