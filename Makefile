@@ -3,7 +3,7 @@ BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --constraint constraints.txt
 CHECKED = haze_pipeline training tests bench model_cards spaces
 
-.PHONY: demo space test test-e2e style quality bench
+.PHONY: demo space test test-e2e style quality docs bench
 
 # Dehazes the example with the checkpoint in the package.
 demo: .venv/.installed
@@ -32,7 +32,11 @@ quality: .venv/.installed-test
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/lint-imports
 
-# Measures what the README states and renders its tables.
+# The pages of docs/ as a site in site/.
+docs: .venv/.installed-test
+	$(BIN)/mkdocs build --strict
+
+# Measures what the pages state and renders their tables.
 bench: .venv/.installed-test
 	$(BIN)/python bench/real_specimens.py
 	$(BIN)/python bench/structures.py

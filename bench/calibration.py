@@ -5,7 +5,8 @@ specimens, and simulated.
     python bench/calibration.py
 
 Ensembles of the preset `balanced`: as they are, with the published line, and as the checkpoint is calibrated; and
-larger ensembles, of the first quarter of the images. Writes `bench/calibration.json` and `bench/calibration.png`.
+larger ensembles, of the first quarter of the images. Writes `bench/calibration.json` and
+`docs/images/calibration.png`.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def main():
         plotted = plotted or curves
     print(json.dumps(results, indent=2))
     if args.model is None:
-        plot_calibration(plotted).savefig(HERE / "calibration.png")
+        plot_calibration(plotted).savefig(HERE.parent / "docs" / "images" / "calibration.png")
         (HERE / "calibration.json").write_text(json.dumps(results, indent=2) + "\n")
 
 

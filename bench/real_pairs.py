@@ -8,7 +8,7 @@ blurred to widefield resolution, which no widefield image can be asked to exceed
 pinhole of 1 Airy unit, which has little haze, against the same field with its out-of-focus light subtracted (blurred
 by 1.5 px against its noise) and with pixel reassignment, both of the same Airyscan detector. Beside the checkpoint
 stand classical methods, with the settings that score best **on that very image**. Writes `bench/real_pairs.json` and
-`bench/real_pairs.png`.
+`docs/images/real_pairs.png`.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def main():
             [side - 10 - length, side - 10], [side - 12] * 2, color="white", linewidth=3, solid_capstyle="butt"
         )
         row[0].text(side - 10 - length / 2, side - 18, "2 µm", color="white", fontsize=8, ha="center")
-    figure.savefig(HERE / "real_pairs.png", dpi=110)
+    figure.savefig(HERE.parent / "docs" / "images" / "real_pairs.png", dpi=110)
 
 
 if __name__ == "__main__":

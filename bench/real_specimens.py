@@ -6,7 +6,7 @@ Measure the default checkpoint on pairs of real specimens that no training saw: 
 The specimens are those of the split `test` in `training/specimens.csv`; haze and camera are computed. Range-invariant
 PSNR of input, result (the preset `fast`) and classical methods: each with the setting that scores best **on that very
 image**, and two of them with the true optics and no tuning. Writes `bench/real_specimens.json` and
-`bench/real_specimens.png`.
+`docs/images/real_specimens.png`.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def main():
             axis.imshow(image, cmap="gray", vmin=start, vmax=start + high - low, interpolation="nearest")
             axis.set_title(title, fontsize=7)
             axis.set_axis_off()
-    figure.savefig(HERE / "real_specimens.png", dpi=100)
+    figure.savefig(HERE.parent / "docs" / "images" / "real_specimens.png", dpi=100)
 
 
 if __name__ == "__main__":

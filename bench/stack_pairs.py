@@ -6,7 +6,7 @@ Train on pairs made from a confocal z-stack, and dehaze planes of it that were h
 The stack is `pollen_stack_confocal.tif` of the folder named by `HAZE_TEST_DATA`; its optics are not known and are
 assumed. Training sees pairs of the first planes only, the test those of the last ones, with two planes between them
 left out; as in a real specimen, all planes add haze. Every command is one that a user would type. Writes
-`bench/stack_pairs.json` and `bench/stack_pairs.png`.
+`bench/stack_pairs.json` and `docs/images/stack_pairs.png`.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def main():
     }
     print(json.dumps(results, indent=2))
     (HERE / "stack_pairs.json").write_text(json.dumps(results, indent=2) + "\n")
-    Image.fromarray(np.vstack(panels)).save(HERE / "stack_pairs.png")
+    Image.fromarray(np.vstack(panels)).save(HERE.parent / "docs" / "images" / "stack_pairs.png")
 
 
 def stretched(image):

@@ -34,7 +34,7 @@ def default_checkpoint() -> ModelCard:
     """
     Of the checkpoint in the package: command and log from `training/`, scores from `bench/`, failures from README.md.
     """
-    recipe = (ROOT / "training" / "README.md").read_text().split("## The checkpoint in the package")[1]
+    recipe = (ROOT / "docs" / "training.md").read_text().split("## The checkpoint in the package")[1]
     command = re.search(r"```sh\n(.*?)\n```", recipe, re.DOTALL)[1]
     recorded = json.loads((ROOT / "training" / "default_checkpoint.json").read_text())
     stages, training = recorded["earlier_stages"], recorded["training"]
@@ -42,10 +42,12 @@ def default_checkpoint() -> ModelCard:
     hours = sum(seconds) / 3600
     page = (ROOT / "README.md").read_text()
     failures = re.findall(r"^Known to fail: (.*?)\n\n", page, re.DOTALL | re.MULTILINE)
-    reading = re.search(r"^Reading: (.*?)\n\n", page, re.DOTALL | re.MULTILINE)[1]
-    caption = re.search(r"^\*(Widefield input, posterior mean.*?)\*\n", page, re.DOTALL | re.MULTILINE)[1]
-    tuned = re.search(r"^Tuned on the answer.*?\n\n", page, re.DOTALL | re.MULTILINE)[0].strip()
-    unsure = re.search(r"^(The samples of the checkpoint in the package .*?:)\n\n", page, re.DOTALL | re.MULTILINE)[1]
+    benchmarks, uncertainty = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("benchmarks", "uncertainty"))
+    reading = re.search(r"^Reading: (.*?)\n\n", benchmarks, re.DOTALL | re.MULTILINE)[1]
+    caption = re.search(r"^\*(Input, result of the preset.*?)\*\n", benchmarks, re.DOTALL | re.MULTILINE)[1]
+    unsure = re.search(
+        r"^(The samples of the checkpoint in the package .*?:)\n\n", uncertainty, re.DOTALL | re.MULTILINE
+    )[1]
     with (ROOT / "training" / "specimens.csv").open(encoding="utf-8", newline="") as file:
         sources = [row for row in csv.DictReader(file) if row["split"] != "none"]
     simulated = json.loads((ROOT / "bench" / "simulated_pairs.json").read_text())
@@ -57,7 +59,7 @@ def default_checkpoint() -> ModelCard:
             "cost": f"All {len(seconds)} trainings took {hours:.1f} hours.",
         },
         "sources": sources,
-        "figures": [("../bench/real_pairs.png", " ".join(caption.split()))],
+        "figures": [("../docs/images/real_pairs.png", " ".join(caption.split()))],
         "known_failures": [failure[0].upper() + failure[1:] for failure in failures],
         "measured": "\n".join(
             [
@@ -77,8 +79,6 @@ def default_checkpoint() -> ModelCard:
                 "",
                 *readme.simulated_pairs(),
                 "",
-                tuned,
-                "",
                 "Real pairs, against the structured-illumination target / against that target blurred to widefield "
                 "resolution:",
                 "",
@@ -88,7 +88,7 @@ def default_checkpoint() -> ModelCard:
             ]
         ),
         "measured_calibration": "\n".join([unsure, "", *readme.calibration()]),
-        "calibration_plot": "../bench/calibration.png",
+        "calibration_plot": "../docs/images/calibration.png",
         "eval_results": [
             EvalResult(
                 task_type="image-to-image",

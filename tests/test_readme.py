@@ -1,4 +1,4 @@
-"""What the README shows must run, and its tables must be what the scripts measured."""
+"""What README.md and docs/ show must run, and their tables must be what the scripts measured."""
 
 import re
 import subprocess
@@ -8,9 +8,10 @@ import pytest
 from conftest import ROOT
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
     pytest.param(block, id=f"{path.relative_to(ROOT)}:{number}")
-    for path in (ROOT / "README.md", ROOT / "training" / "README.md")
+    for path in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
 ]
 
@@ -20,13 +21,25 @@ def test_python_blocks_run(block):
     exec(compile(block, "README.md", "exec"), {})
 
 
+def test_the_readme_can_be_read_in_a_minute_or_two():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 1200 and len(text.splitlines()) <= 130
+
+
+def test_the_pages_build_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "HazeMatchingPipeline" in (tmp_path / "site" / "api" / "index.html").read_text()
+
+
 def test_tables_are_rendered_from_the_measurements():
     result = subprocess.run([sys.executable, ROOT / "bench" / "readme.py", "--check"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
 def test_every_command_and_flag_in_the_documents_exists():
-    text = (ROOT / "README.md").read_text() + (ROOT / "training" / "README.md").read_text()
+    text = "\n".join(page.read_text() for page in PAGES)
     for command in set(re.findall(r"haze-pipeline ([a-z][\w-]*)", text)):
         arguments = [sys.executable, "-m", "haze_pipeline", command, "--help"]
         help_ = subprocess.run(arguments, capture_output=True, text=True, env={"COLUMNS": "200", "PATH": ""}, cwd=ROOT)

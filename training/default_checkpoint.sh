@@ -19,7 +19,7 @@ train() {
     local name=$1
     shift
     "$PYTHON" -m accelerate.commands.launch --config_file "$CONFIG" --mixed_precision bf16 training/train_haze_matching.py \
-        --dataset_name "$RUN/specimens" --simulated_fraction 0.25 --pixel_packing 2 --noise_corner_frequency 0.2 \
+        --dataset_name "$RUN/specimens" --pixel_packing 2 --noise_corner_frequency 0.2 \
         --zero_state_share 0.6 --posterior_mean_share 0.05 --t_sampling uniform --balanced_loss --mean_error_weight 0.5 \
         --max_validation_pairs 16 --checkpointing_steps 500 --report_to none --max_train_minutes "$MINUTES" \
         --resume_from_checkpoint latest --output_dir "$RUN/$name" "$@"
@@ -35,28 +35,34 @@ if [ ! -e "$RUN/specimens" ]; then
     finish "next: the first training"
 fi
 
-# 1. Patches of 160 px at a constant rate.
+# 1. Patches of 160 px at a constant rate, in two pieces with data and noise of their own.
 if [ ! -e "$RUN/first/model_index.json" ]; then
-    train first --simulation_size 288 --patches_per_field 96 --resolution 160 --train_batch_size 8 --max_train_steps STEPS1 \
-        --learning_rate 1e-3 --lr_scheduler constant_with_warmup --validation_steps 1000 --seed 41
+    train first --simulated_fraction 0.25 --simulation_size 288 --patches_per_field 96 --resolution 160 --train_batch_size 8 \
+        --max_train_steps 2000 --learning_rate 1e-3 --lr_scheduler constant_with_warmup --validation_steps 1000 --seed 41
     finish "next: the first training goes on, or the second"
+fi
+if [ ! -e "$RUN/second/model_index.json" ]; then
+    train second --init_from "$RUN/first" --simulated_fraction 0.3 --simulation_seed 6 --simulation_size 288 \
+        --patches_per_field 96 --resolution 160 --train_batch_size 8 --max_train_steps 1500 --learning_rate 1e-3 \
+        --lr_warmup_steps 100 --lr_scheduler constant_with_warmup --validation_steps 1000 --seed 42
+    finish "next: the second training goes on, or the third"
 fi
 
 # 2. Patches of 256 px at a rate that falls to zero.
-if [ ! -e "$RUN/second/model_index.json" ]; then
-    train second --init_from "$RUN/first" --simulation_seed 6 --simulation_size 320 --patches_per_field 64 --resolution 256 \
-        --train_batch_size 4 --max_train_steps STEPS2 --learning_rate 8e-4 --lr_scheduler linear --lr_warmup_steps 100 \
-        --validation_steps 500 --seed 42
-    finish "next: the second training goes on, or the solver"
+if [ ! -e "$RUN/third/model_index.json" ]; then
+    train third --init_from "$RUN/second" --simulated_fraction 0.3 --simulation_seed 7 --simulation_size 320 \
+        --patches_per_field 64 --resolution 256 --train_batch_size 4 --max_train_steps 3600 --learning_rate 1e-3 \
+        --lr_warmup_steps 100 --lr_scheduler linear --ema_decay 0.998 --validation_steps 1000 --seed 43
+    finish "next: the third training goes on, or the solver"
 fi
 
-# 3. The solver of the preset `balanced`, and the calibration, on a copy. Seeds: 1 and 6 trained, 2 validated, 5 is for tests.
+# 3. The solver of the preset `balanced`, and the calibration, on a copy. Seeds: 1, 6 and 7 trained, 2 validated, 5 is for tests.
 if [ ! -e "$RUN/calibrated" ]; then
     [ -e "$RUN/pairs" ] || make_pairs pairs train 1 12 192
     [ -e "$RUN/calibration_pairs" ] || make_pairs calibration_pairs validation 4 120 192
     rm -rf "$RUN/solved"
     mkdir "$RUN/solved"
-    cp -r "$RUN/second/unet" "$RUN/second/scheduler" "$RUN/second/model_index.json" "$RUN/solved/"
+    cp -r "$RUN/third/unet" "$RUN/third/scheduler" "$RUN/third/model_index.json" "$RUN/solved/"
     "$PYTHON" training/fit_bespoke_solver.py --model "$RUN/solved" --train_data_dir "$RUN/pairs" --num_inference_steps 6
     "$PYTHON" -m haze_pipeline calibrate "$RUN/calibration_pairs" --model "$RUN/solved" --preset balanced -o "$RUN/calibrated"
     finish "next: the checkpoint of the package"
@@ -78,8 +84,10 @@ pipe = HazeMatchingPipeline.from_pretrained(sys.argv[1], low_cpu_mem_usage=False
 shutil.rmtree(DEFAULT_CHECKPOINT)
 pipe.save_pretrained(DEFAULT_CHECKPOINT, variant="fp16", with_code=False)
 run = Path(sys.argv[1]).parent
-first, second = (json.loads((run / name / "training.json").read_text()) for name in ("first", "second"))
-record = {"earlier_stages": [first], "training": second}
+first, second, third = (
+    json.loads((run / name / "training.json").read_text()) for name in ("first", "second", "third")
+)
+record = {"earlier_stages": [first, second], "training": third}
 Path("training/default_checkpoint.json").write_text(json.dumps(record, indent=2) + "\n")
 END
 finish "done: haze_pipeline/default_checkpoint; now measure it with \`make bench\`"
