@@ -251,7 +251,8 @@ def calibration():
         large = results["large_ensemble"]
         notes += [
             "",
-            f"{kind[0].upper()}{kind[1:]}: {results['num_images']} held-out pairs, {measured['num_samples']} samples "
+            f"{kind[0].upper()}{kind[1:]}: {results['num_images']} pairs of {results['num_specimens']} held-out "
+            f"specimens, {measured['num_samples']} samples "
             f"of "
             f"{measured['num_inference_steps']} steps. Resampling gives a calibrated ENCE of {low:.2f} to {high:.2f}. "
             f"`out.interval` covered "

@@ -14,13 +14,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
 from haze_pipeline.sampling.ensemble import Ensemble
 from haze_pipeline.sampling.initial_noise import draw_noise
-from haze_pipeline.sampling.uncertainty import local_light, predicted_deviation
+from haze_pipeline.sampling.uncertainty import predict_deviations
 from haze_pipeline.utils.arrays import allocate
-from haze_pipeline.utils.hub import add_code, fetch_pipeline, resolve_index, stored_variant
 
-from .image_processing import BAND_ROWS, Normalization
+from .image_processing import Normalization
 from .pipeline_output import RestorationOutput
 from .pipeline_restoration import RestorationPipeline
+from .pipeline_storage import PipelineStorageMixin
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
 
 
@@ -30,7 +30,7 @@ DEFAULT_CHECKPOINT = Path(__file__).parent / "default_checkpoint"
 _CALL = threading.local()
 
 
-class HazeMatchingPipeline(RestorationPipeline):
+class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
     r"""
     Dehazing by HazeMatching (arXiv 2506.22397): the network `unet` is the velocity v(x_t, hazy, t) of a flow from
     noise at t = 0 to the clear image at t = 1, *guided* by the hazy image as a second input channel (there is no
@@ -126,78 +126,10 @@ class HazeMatchingPipeline(RestorationPipeline):
         self.prepare_network(unet, num_states=2)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "HazeMatchingPipeline":
-        """
-        Load a pipeline from a folder or a repository of the Hub, of which no code is fetched or run.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `Path`): The folder or repository.
-            kwargs: As in diffusers. `variant` need not be given where only half-precision weights are stored.
-
-        Raises:
-            `ValueError`:
-                If it is another pipeline, asks for code that is neither ours nor of diffusers, holds pickles, or is
-                not what its repository says.
-        """
-        # diffusers itself would fetch code. Code that lies in a folder is not run either: see `load_config`.
-        names = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-        where = {name: kwargs.pop(name) for name in names if name in kwargs}
-        folder = fetch_pipeline(pretrained_model_name_or_path, kwargs.get("variant"), **where)
-        kwargs = {"variant": stored_variant(folder), **kwargs, "use_safetensors": True}
-        return super().from_pretrained(folder, **kwargs)
-
-    @classmethod
     def from_default(cls, **kwargs) -> "HazeMatchingPipeline":
         """Load the checkpoint that ships inside the package; needs no network. `kwargs` as in `from_pretrained`."""
         # `low_cpu_mem_usage` matters to large models only, and asks for accelerate.
         return cls.from_pretrained(DEFAULT_CHECKPOINT, **{"low_cpu_mem_usage": False, **kwargs})
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> dict:
-        """The index of a stored pipeline, with this package's classes in place of the code that is stored with it."""
-        index = super().load_config(pretrained_model_name_or_path, **kwargs)
-        return resolve_index(index, pretrained_model_name_or_path, FlowMatchODEScheduler.__module__)
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        variant: str | None = None,
-        with_code: bool = True,
-        **kwargs,
-    ):
-        """
-        Write a folder that [`from_pretrained`] loads and, where this package is not installed, also
-        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
-
-        Args:
-            save_directory (`str` or `Path`): The folder, made if need be.
-            variant (`str`, *optional*): Such as `"fp16"`: part of the names of the weights, which are stored as they
-                are.
-            with_code (`bool`, defaults to `True`): Store the code that `DiffusionPipeline` needs.
-            kwargs: `max_shard_size`.
-
-        Raises:
-            `ValueError`: If anything but safetensors is asked for.
-            `NotImplementedError`: If it shall be uploaded as well, see [`push_to_hub`].
-        """
-        if kwargs.pop("push_to_hub", False):
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name))
-        if not kwargs.pop("safe_serialization", True):
-            raise ValueError("`safe_serialization` must be True: only safetensors are stored, since pickles run code.")
-        super().save_pretrained(save_directory, variant=variant, max_shard_size=kwargs.pop("max_shard_size", None))
-        if with_code:
-            add_code(save_directory)
-
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """
-        Not here, since a repository also needs a card, a licence and weights in half precision: see
-        `haze_pipeline.sharing.publishing.push_pipeline` and the command `haze-pipeline push`.
-        """
-        raise NotImplementedError(
-            "Push with `haze_pipeline.sharing.publishing.push_pipeline(pipe, repo_id)` or `haze-pipeline push`, which "
-            "also write a card: "
-            "pip install 'haze-pipeline[hub]'."
-        )
 
     @property
     def num_timesteps(self) -> int:
@@ -420,7 +352,8 @@ class HazeMatchingPipeline(RestorationPipeline):
         batches = [members[i : i + sampler.fields_per_batch] for i in range(0, len(members), sampler.fields_per_batch)]
         median = reduction.get("reduction") == "median"
         ensemble = Ensemble(hazy.shape, ensemble_size, output_uncertainty, output_samples or median)
-        starts = self.prepare_latents(members, self._stack_latents(latents, hazy), generator, size, steps == 1)
+        num_calls = len(self.prepare_scheduler(steps).timesteps)
+        starts = self.prepare_latents(members, self._stack_latents(latents, hazy), generator, size, num_calls == 1)
 
         # 3. The flow: from the latents at t = 0 to a clear image at t = 1.
         def predict(network, latents, hazy, on_step=None):  # [B,1,h,w], [B,1,h,w]
@@ -436,7 +369,7 @@ class HazeMatchingPipeline(RestorationPipeline):
 
         # 4. Batch by batch, the members of a plane in order.
         _CALL.interrupt = False
-        _CALL.num_timesteps = len(batches) * len(sampler.blocks) * len(self.prepare_scheduler(steps).timesteps)
+        _CALL.num_timesteps = len(batches) * len(sampler.blocks) * num_calls
         with self.progress_bar(total=_CALL.num_timesteps) as progress_bar:
             on_step = self._follow(progress_bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
             for batch in batches:
@@ -454,7 +387,11 @@ class HazeMatchingPipeline(RestorationPipeline):
 
         # 5. Reduce the ensemble and return to the units and the shape of the image.
         prediction = ensemble.median() if median else ensemble.mean
-        uncertainty = self._calibrated(ensemble, hazy, normalization) if output_uncertainty else None
+        uncertainty = None
+        if output_uncertainty:
+            calibration = [self.config[f"uncertainty_{name}"] for name in ("scale", "offset", "curve")]
+            units = normalization.target_std / normalization.input_std  # of the prediction in that of the input
+            uncertainty = predict_deviations(ensemble.spread(), ensemble_size, hazy, units, *calibration)  # [N,1,H,W]
         samples = ensemble.samples if output_samples else None
         output = RestorationOutput(
             prediction=self.postprocess(prediction, normalization, shape, output_type),
@@ -494,21 +431,6 @@ class HazeMatchingPipeline(RestorationPipeline):
             return state
 
         return on_step
-
-    def _calibrated(self, ensemble: Ensemble, hazy: torch.Tensor, normalization: Normalization) -> torch.Tensor:
-        """
-        Standard deviation to expect between mean and truth, `[N, 1, H, W]` in network units, from the spread of the
-        members.
-        """
-        scale, offset, curve = (self.config[f"uncertainty_{name}"] for name in ("scale", "offset", "curve"))
-        units = (normalization.target_std / normalization.input_std).expand(len(hazy), 1, 1, 1)  # of the prediction
-        spreads = ensemble.spread()
-        for spread, condition, unit in zip(spreads, hazy, units, strict=True):
-            light = local_light(condition[0], unit.item())  # [H,W]
-            # Band by band, since a large plane may not fit in memory twice.
-            for part, part_light in zip(spread[0].split(BAND_ROWS), light.split(BAND_ROWS), strict=True):
-                part.copy_(predicted_deviation(part, ensemble.size, scale, offset, curve, part_light))
-        return spreads
 
     def _interval_factors(self, num_inference_steps, ensemble_size, reduction) -> dict[str, float] | None:
         """The factors of `out.interval`, if they were fitted to means of such ensembles."""

@@ -39,16 +39,13 @@ def with_preset(pipe, preset: Preset, num_inference_steps: int | None = None, en
     """
     copied = copy(pipe)
     copied.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
-    return copied, steps, choose_members(pipe, preset, ensemble_size)
+    return copied, steps, ensemble_size or choose_members(pipe, preset, steps)
 
 
-def choose_members(pipe, preset: Preset, ensemble_size: int | None = None) -> int:
-    """The members of a preset where no number is given: one where the mean of the checkpoint `pipe` needs no noise."""
-    if ensemble_size is not None:
-        return ensemble_size
-    if PRESETS[preset]["num_inference_steps"] == 1 and pipe.config.zero_state_mean:
-        return 1
-    return PRESETS[preset]["ensemble_size"]
+def choose_members(pipe, preset: Preset, num_inference_steps: int | None = None) -> int:
+    """Members of a preset, or one where the mean of the checkpoint `pipe` is one step without noise."""
+    steps = num_inference_steps or PRESETS[preset]["num_inference_steps"]
+    return 1 if steps == 1 and pipe.config.zero_state_mean else PRESETS[preset]["ensemble_size"]
 
 
 def choose_solver(pipe, preset: Preset, num_inference_steps: int | None):

@@ -9,8 +9,9 @@ from scipy import ndimage
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.pipeline_output import HazeMatchingOutput
-from haze_pipeline.reliability.assessment import assess, noise_deviation, reblur
+from haze_pipeline.reliability.assessment import assess, reblur
 from haze_pipeline.reliability.out_of_domain import fit_domain
+from haze_pipeline.utils.noise_level import noise_deviation
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ to the Hub.
 
 import argparse
 import csv
-import shlex
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +19,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from haze_pipeline.data.hub_datasets import import_datasets, push_dataset, save_dataset
 from haze_pipeline.data.specimen_datasets import build_specimen_dataset, specimen_rows
+from haze_pipeline.sharing.model_card import shareable_command
 from haze_pipeline.utils.atomic_files import replace_when_complete
 
 
@@ -39,6 +40,9 @@ def main():
     missing = [row["file"] for row in rows if not (args.images_dir / row["file"]).is_file()]
     if missing:
         parser.error(f"{args.images_dir} lacks {len(missing)} files of {args.table}, such as {missing[0]}.")
+    unclear = [row["file"] for row in rows if re.search("own terms|unverified|unclear", row["licence"])]
+    if args.push_to and unclear:
+        parser.error(f"--push_to: the licence of {len(unclear)} files, such as {unclear[0]}, must be cleared first.")
     for row in rows:
         row["quality"] = int(row["quality"])
         for name in ("pixel_size_um", "z_step_um"):
@@ -62,7 +66,7 @@ def main():
             ),
             template_path=str(HERE / "specimens_card.md.jinja"),
             title=args.push_to or args.output_dir.name,
-            command=shlex.join(["python", *sys.argv]),
+            command=shareable_command(["python", *sys.argv]),
             splits={
                 name: {"files": len(set(split["specimen_id"])), "planes": len(split)} for name, split in splits.items()
             },

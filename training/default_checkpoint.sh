@@ -9,7 +9,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 IMAGES=${IMAGES:-../shared/data} RUN=${RUN:-runs/default} MINUTES=${MINUTES:-8}
 CONFIG=${CONFIG:-training/accelerate_configs/cpu_2_processes.yaml} PYTHON=${PYTHON:-.venv/bin/python}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$RUN"
 
 finish() { echo "$1"; exit 0; }
@@ -18,7 +17,7 @@ finish() { echo "$1"; exit 0; }
 train() {
     local name=$1
     shift
-    "$PYTHON" -m accelerate.commands.launch --config_file "$CONFIG" --mixed_precision bf16 training/train_haze_matching.py \
+    OMP_NUM_THREADS=1 "$PYTHON" -m accelerate.commands.launch --config_file "$CONFIG" --mixed_precision bf16 training/train_haze_matching.py \
         --dataset_name "$RUN/specimens" --pixel_packing 2 --noise_corner_frequency 0.2 \
         --zero_state_share 0.6 --posterior_mean_share 0.05 --t_sampling uniform --balanced_loss --mean_error_weight 0.5 \
         --max_validation_pairs 16 --checkpointing_steps 500 --report_to none --max_train_minutes "$MINUTES" \
@@ -57,13 +56,17 @@ if [ ! -e "$RUN/third/model_index.json" ]; then
 fi
 
 # 3. The solver of the preset `balanced`, and the calibration, on a copy. Seeds: 1, 6 and 7 trained, 2 validated, 5 is for tests.
-if [ ! -e "$RUN/calibrated" ]; then
+if [ ! -e "$RUN/solved" ]; then
     [ -e "$RUN/pairs" ] || make_pairs pairs train 1 12 192
+    rm -rf "$RUN/solving"
+    mkdir "$RUN/solving"
+    cp -r "$RUN/third/unet" "$RUN/third/scheduler" "$RUN/third/model_index.json" "$RUN/solving/"
+    "$PYTHON" training/fit_bespoke_solver.py --model "$RUN/solving" --train_data_dir "$RUN/pairs" --num_inference_steps 6
+    mv "$RUN/solving" "$RUN/solved"
+    finish "next: the calibration"
+fi
+if [ ! -e "$RUN/calibrated" ]; then
     [ -e "$RUN/calibration_pairs" ] || make_pairs calibration_pairs validation 4 120 192
-    rm -rf "$RUN/solved"
-    mkdir "$RUN/solved"
-    cp -r "$RUN/third/unet" "$RUN/third/scheduler" "$RUN/third/model_index.json" "$RUN/solved/"
-    "$PYTHON" training/fit_bespoke_solver.py --model "$RUN/solved" --train_data_dir "$RUN/pairs" --num_inference_steps 6
     "$PYTHON" -m haze_pipeline calibrate "$RUN/calibration_pairs" --model "$RUN/solved" --preset balanced -o "$RUN/calibrated"
     finish "next: the checkpoint of the package"
 fi
@@ -81,8 +84,13 @@ from haze_pipeline import HazeMatchingPipeline
 from haze_pipeline.pipeline_haze_matching import DEFAULT_CHECKPOINT
 
 pipe = HazeMatchingPipeline.from_pretrained(sys.argv[1], low_cpu_mem_usage=False).to(torch.float16)
+complete = DEFAULT_CHECKPOINT.with_name("incomplete_checkpoint")
+pipe.save_pretrained(complete, variant="fp16", with_code=False)
+index = json.loads((complete / "model_index.json").read_text())
+index.pop("_name_or_path", None)
+(complete / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 shutil.rmtree(DEFAULT_CHECKPOINT)
-pipe.save_pretrained(DEFAULT_CHECKPOINT, variant="fp16", with_code=False)
+complete.rename(DEFAULT_CHECKPOINT)
 run = Path(sys.argv[1]).parent
 first, second, third = (
     json.loads((run / name / "training.json").read_text()) for name in ("first", "second", "third")

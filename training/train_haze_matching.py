@@ -409,6 +409,8 @@ def train(args, command, accelerator, output_dir):
         "seed": args.seed,
         "resolution": args.resolution,
         "noise corner frequency": noise_corner_frequency,
+        "pixel packing": pixel_packing,
+        "schedule": f"{args.lr_scheduler} after {args.lr_warmup_steps} steps",
         "weakened haze": args.weakened_haze,
         "added haze": args.added_haze,
         "intensity augmentation": args.intensity_augmentation,
@@ -439,7 +441,9 @@ def train(args, command, accelerator, output_dir):
         total=max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
     )
     unet.train()
-    started, seconds_before = time.monotonic(), log[-1]["seconds"] if log else 0.0
+    elapsed_file = output_dir / f"checkpoint-{step}" / "seconds.json"
+    seconds_before = json.loads(elapsed_file.read_text()) if step > 0 and elapsed_file.is_file() else 0.0
+    started = time.monotonic()
     step_loss, losses = 0.0, []
     seconds_per_step = seconds_per_validation = 0.0
     most_seconds = 60 * args.max_train_minutes if args.max_train_minutes and not args.dry_run else math.inf
@@ -499,6 +503,9 @@ def train(args, command, accelerator, output_dir):
         is_out_of_time = not last and accelerator.reduce(seconds, "mean").item() > most_seconds
         if step % args.checkpointing_steps == 0 or last or is_out_of_time:
             save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, facts)
+            if accelerator.is_main_process:
+                seconds = seconds_before + time.monotonic() - started
+                (output_dir / f"checkpoint-{step}" / "seconds.json").write_text(json.dumps(seconds))
         if is_out_of_time:
             logger.info(
                 "stopped after %d of %d steps; go on with --resume_from_checkpoint latest", step, max_train_steps

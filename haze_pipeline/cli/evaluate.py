@@ -126,7 +126,8 @@ def evaluate(
 
     methods = classical_methods() if baselines else {"input": lambda pair: {"input": pair.hazy}}
     if regression is not None:
-        regressor = HazeRegressionPipeline.from_pretrained(regression, low_cpu_mem_usage=False)
+        regressor = HazeRegressionPipeline.from_pretrained(regression, low_cpu_mem_usage=False, use_safetensors=True)
+        regressor = place_pipeline(regressor, device, dtype)
         methods["U-Net regression"] = lambda pair: {"U-Net regression": regressor(pair.hazy).prediction}
     for name in preset or (Preset.fast, Preset.balanced):
         methods[f"haze-pipeline {name}"] = run_preset(name)

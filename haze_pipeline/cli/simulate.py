@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -203,26 +204,22 @@ def _series_of_specimens(number: int, size: int, seed: int, arguments: dict) -> 
 
 def _pairs_of_images(source: str, split: str | None, number: int, size: int, seed: int) -> Iterator[tuple[str, list]]:
     """File and pair of every image, file by file, and again until there are `number`."""
-    import torch
-
-    from haze_pipeline.simulation.real_specimens import read_specimen_folder, simulate_real_pair
-    from haze_pipeline.simulation.simulated_pairs import pair_generator
+    from haze_pipeline.data.specimen_datasets import load_specimens
+    from haze_pipeline.simulation.real_specimens import pair_series, read_specimen_folder
 
     folder = Path(source)
-    is_dataset = any(folder.rglob("*.parquet")) if folder.is_dir() else not folder.exists() and "/" in source
-    if is_dataset:
-        from haze_pipeline.data.specimen_datasets import load_specimens
-
-        files = list(load_specimens(source, split or "train").items())
-    elif split is not None:
-        raise ValueError(f"--split is for a dataset, but {source} is a folder of images: leave it out.")
+    if folder.is_file():
+        raise ValueError(f"--from-images needs a folder of images, but {source} is a file: name its folder.")
+    if not folder.is_dir() and (not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or folder.parent.is_dir()):
+        raise ValueError(f"{source} is not there: name a folder of images, or a dataset ORG/NAME of the Hub.")
+    if folder.is_dir() and not any(folder.rglob("*.parquet")):
+        if split is not None:
+            raise ValueError(f"--split is for a dataset, but {source} is a folder of images: leave it out.")
+        files = read_specimen_folder(folder)
     else:
-        files = list(read_specimen_folder(folder).items())
-    for index in range(number):
-        name, channels = files[index % len(files)]
-        generator = pair_generator(seed, index)
-        specimen = channels[int(torch.randint(len(channels), (), generator=generator))]
-        yield name, [simulate_real_pair(specimen, size, generator)]
+        files = load_specimens(source, split or "train")
+    for name, pair in pair_series(files, number, size, seed):
+        yield name, [pair]
 
 
 def _pairs_of_stacks(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from haze_pipeline.io.micrograph_files import read_micrograph
-from haze_pipeline.simulation.real_specimens import RealSpecimen
+from haze_pipeline.simulation.real_specimens import RealSpecimen, channels_of, is_stack
 
 from .hub_datasets import decode_plane, encode_plane, import_datasets
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import datasets
 
 # Of every plane, beside its image: which one it is, and what the table of specimens says about its file.
+COLUMNS = ("specimen_id", "channel", "plane", "pixel_size_um", "z_step_um", "quality")
 FACTS = ("structure", "modality", "licence", "origin", "notes")
 
 
@@ -38,20 +39,15 @@ def specimen_rows(path: str | Path, facts: dict) -> Iterator[dict]:
         `ValueError`: If a plane cannot be stored exactly.
     """
     micrograph = read_micrograph(path)
-    data, axes = np.asarray(micrograph.data), micrograph.axes
-    if "C" not in axes:
-        data, axes = data[None], "C" + axes
-    data = data.transpose([axes.index(axis) for axis in "CTZYX" if axis in axes])
-    is_stack = "Z" in axes and "T" not in axes
-    for channel, planes in enumerate(data):
-        for plane, image in enumerate(planes.reshape(-1, *planes.shape[-2:])):
+    for channel, planes in enumerate(channels_of(micrograph)):
+        for plane, image in enumerate(planes):
             yield {
                 "image": encode_plane(image),
                 "specimen_id": facts["file"],
                 "channel": channel,
                 "plane": plane,
                 "pixel_size_um": facts["pixel_size_um"],
-                "z_step_um": facts["z_step_um"] if is_stack else None,
+                "z_step_um": facts["z_step_um"] if is_stack(micrograph) else None,
                 "quality": facts["quality"],
                 **{name: facts[name] for name in FACTS},
             }
@@ -65,9 +61,15 @@ def specimens_from_rows(rows: Iterable[dict]) -> list[tuple[RealSpecimen, int]]:
         rows (iterable of `dict`): As [`specimen_rows`] made them; planes of one channel follow one another.
 
     Raises:
-        `ValueError`: If there are none, or one has no contrast.
+        `ValueError`: If there are none, a column is missing, or one has no contrast.
     """
-    specimens = []
+    specimens, rows = [], iter(rows)
+    first = next(rows, {})
+    if missing := [name for name in ("image", *COLUMNS) if name not in first]:
+        raise ValueError(
+            f"A dataset of specimens has the columns image, {', '.join(COLUMNS)}, but these rows lack {missing[0]}."
+        )
+    rows = itertools.chain([first], rows)
     for (name, channel), group in itertools.groupby(rows, key=lambda row: (row["specimen_id"], row["channel"])):
         planes = list(group)
         first = planes[0]
@@ -76,8 +78,6 @@ def specimens_from_rows(rows: Iterable[dict]) -> list[tuple[RealSpecimen, int]]:
             spacing = first["z_step_um"] / first["pixel_size_um"]
         counts = np.stack([decode_plane(row["image"]) for row in planes])
         specimens.append((RealSpecimen.from_counts(counts, spacing, name, channel), first["quality"]))
-    if not specimens:
-        raise ValueError("The dataset has no specimens.")
     return specimens
 
 

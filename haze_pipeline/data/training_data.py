@@ -22,11 +22,19 @@ from .pairs import (
     pairs_from_rows,
     simulation_notes,
 )
-from .patches import WINDOW, FieldsInMemory, FieldsInSeries, simulated_series, specimen_series, streamed_series
+from .patches import (
+    COARSEST_PIXEL,
+    WINDOW,
+    FieldsInMemory,
+    FieldsInSeries,
+    simulated_series,
+    specimen_series,
+    streamed_series,
+)
 from .specimen_datasets import specimens_from_rows
 
 
-# Pairs of real specimens that statistics are taken of, and the series and the fewest of those that validate.
+# Pairs of real specimens that statistics are taken of, and the series of those that validate.
 SPECIMEN_PAIRS = 96
 VALIDATION_SEED = 2
 
@@ -117,6 +125,8 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--streaming goes with at most one --dataloader_num_workers.")
     if not 0 <= args.simulated_fraction <= 1:
         parser.error(f"--simulated_fraction must lie between 0 and 1, got {args.simulated_fraction}.")
+    if args.simulated_fraction > 0 and args.dataset_name is None:
+        parser.error("--simulated_fraction is for a dataset of specimens: add --dataset_name.")
     if args.simulate and args.simulation_size < args.resolution:
         parser.error(f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}.")
     for name in ("patches_per_field", "max_validation_pairs", "train_batch_size", "gradient_accumulation_steps",
@@ -141,6 +151,7 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
         `ValueError`: If an image cannot be read or has no partner of its size.
     """
     series, splits, validation, num_first = None, {}, None, WINDOW
+    pixel_sizes = PIXEL_SIZES if args.simulate else None
     if args.simulate:
         series = partial(simulated_series, args.simulation_seed, args.simulation_size)
         description = (
@@ -155,7 +166,12 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
         splits = import_datasets().load_dataset(args.dataset_name, args.dataset_config_name, streaming=streaming)
         if "train" not in splits:
             raise ValueError(f"{args.dataset_name} has no split `train`, only {', '.join(splits)}.")
-        if "image" in splits["train"].column_names:
+        if "image" in (splits["train"].column_names or []):
+            if args.simulation_size < args.resolution:
+                raise ValueError(
+                    f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}."
+                )
+            pixel_sizes = {**PIXEL_SIZES, "max": COARSEST_PIXEL} if args.simulated_fraction > 0 else PIXEL_SIZES
             make_series = partial(specimen_series, specimens_from_rows(splits["train"]), args.simulated_fraction)
             series, num_first = partial(make_series, args.simulation_seed, args.simulation_size), SPECIMEN_PAIRS
             if "validation" in splits and args.validation_data_dir is None:
@@ -203,7 +219,7 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
         "patches per field": args.patches_per_field if series is not None else None,
         "simulated fraction": args.simulated_fraction,
     }
-    return TrainingData(pairs, series, validation, description, PIXEL_SIZES if args.simulate else span, facts)
+    return TrainingData(pairs, series, validation, description, pixel_sizes or span, facts)
 
 
 def _shareable_name(dataset_name: str) -> str:

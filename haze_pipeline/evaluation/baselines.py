@@ -105,7 +105,11 @@ def richardson_lucy(image: np.ndarray, airy_radius: float = 3.0, num_iter: int =
 
 
 def richardson_lucy_gradient_consensus(
-    image: np.ndarray, airy_radius: float = 3.0, gain: float = 1.0, offset: float | None = None, max_iter: int = 50
+    image: np.ndarray,
+    airy_radius: float = 3.0,
+    gain: float | None = None,
+    offset: float | None = None,
+    max_iter: int = 50,
 ) -> HazeMatchingOutput:
     """
     Richardson–Lucy deconvolution that stops by itself (Manton 2023, github.com/jdmanton/rlgc): the electrons are split
@@ -114,16 +118,21 @@ def richardson_lucy_gradient_consensus(
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
         airy_radius (`float`, defaults to `3.0`): 0.61 emission / NA in pixels.
-        gain (`float`, defaults to `1.0`): Counts of an electron.
+        gain (`float`, *optional*):
+            Counts of an electron. If omitted, 1, or such that the plane spans 1,000 electrons where it spans few
+            counts.
         offset (`float`, *optional*): Counts without light; the plane's minimum if omitted.
         max_iter (`int`, defaults to `50`): At most so many iterations.
     """
+    if gain is not None and not gain > 0:
+        raise ValueError(f"`gain` must be positive, got {gain}.")
     psf = widefield_psf(airy_radius)
     margin = len(psf)
 
     def deconvolve(plane):
-        counts = np.clip(plane - (plane.min() if offset is None else offset), 0, None) / gain
-        electrons = np.pad(counts, margin, mode="symmetric").round().astype(np.int64)
+        counts = np.clip(plane - (plane.min() if offset is None else offset), 0, None)
+        unit = gain or (1.0 if counts.max() >= 100 else max(counts.max(), 1e-9) / 1000)
+        electrons = np.pad(counts / unit, margin, mode="symmetric").round().astype(np.int64)
         otf = np.fft.rfft2(np.fft.ifftshift(_centred(psf, electrons.shape)))  # of an even PSF, and so real
 
         def blur(field):
@@ -152,7 +161,7 @@ def richardson_lucy_gradient_consensus(
             previous, estimate = estimate, updated
             if agreed.mean() < 0.01 or change < 0.001:
                 break
-        return gain * estimate[margin:-margin, margin:-margin]
+        return unit * estimate[margin:-margin, margin:-margin]
 
     return _for_each_plane(image, deconvolve)
 

@@ -10,6 +10,7 @@ from scipy import ndimage
 from haze_pipeline.pipeline_output import HazeMatchingOutput
 from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.sampling.tiling import tile_slices
+from haze_pipeline.utils.noise_level import noise_deviation
 
 from .out_of_domain import domain_distance
 
@@ -159,15 +160,6 @@ def assess(
     if not LINEARITY[0] <= result.linearity <= LINEARITY[1]:
         result.warnings.append("Dim and bright structures were not treated alike: do not compare their intensities.")
     return result
-
-
-def noise_deviation(image: np.ndarray) -> float:
-    """
-    Standard deviation of white noise, from what the difference of two Laplacians leaves of an image (Immerkær 1996,
-    doi 10.1006/cviu.1996.0060), by its median, which little structure does not move.
-    """
-    difference = ndimage.convolve(image, np.outer([1, -2, 1], [1, -2, 1]), mode="reflect")
-    return float(1.4826 * np.median(np.abs(difference)) / 6)
 
 
 def reblur(

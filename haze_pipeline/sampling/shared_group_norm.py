@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 
-# Of every GroupNorm of a network, by its weight: factor and offset of every channel, which hold statistics, weight and
-# bias.
-GroupNormStatistics = dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
+# Of every GroupNorm in the order of a network call: factor and offset of every channel, which hold statistics, weight
+# and bias.
+GroupNormStatistics = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class MeasureGroupNorms(TorchFunctionMode):
@@ -27,7 +27,7 @@ class MeasureGroupNorms(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.statistics: GroupNormStatistics = {}
+        self.statistics: GroupNormStatistics = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.group_norm:
@@ -44,24 +44,25 @@ class MeasureGroupNorms(TorchFunctionMode):
         channels = len(weight) // num_groups
         factor = (variance + eps).rsqrt().repeat_interleave(channels) * weight.float()
         offset = bias.float() - mean.repeat_interleave(channels) * factor
-        self.statistics[weight] = (factor, offset)
+        self.statistics.append((factor, offset))
         return _scale_and_shift(hidden_states, factor, offset)
 
 
 class FixGroupNorms(TorchFunctionMode):
     """
-    A context within which every GroupNorm of the thread normalises by `statistics` instead of by those of its input.
+    A context, for one network call, within which every GroupNorm of the thread normalises by `statistics` instead of
+    by those of its input.
     """
 
     def __init__(self, statistics: GroupNormStatistics):
         super().__init__()
-        self.statistics = statistics
+        self.statistics = iter(statistics)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.group_norm:
             return func(*args, **(kwargs or {}))
-        hidden_states, _, weight, _, _ = _arguments(*args, **(kwargs or {}))
-        return _scale_and_shift(hidden_states, *self.statistics[weight])
+        hidden_states, *_ = _arguments(*args, **(kwargs or {}))
+        return _scale_and_shift(hidden_states, *next(self.statistics))
 
 
 def _arguments(hidden_states, num_groups, weight, bias, eps=1e-5):

@@ -198,8 +198,9 @@ class TiledSampler:
         with MeasureGroupNorms() as norms:
 
             def network(states: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+                norms.statistics = []
                 predicted = self._call_unet(states.flip(flip), t, channels_last=True).flip(flip)
-                measured.append(dict(norms.statistics))
+                measured.append(norms.statistics)
                 return predicted
 
             predict(network, start, condition, None)

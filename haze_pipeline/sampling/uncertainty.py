@@ -19,6 +19,7 @@ from haze_pipeline.utils.arrays import allocate
 
 # Of the blur that tells how much light is around a pixel, px. From 2 to 32 px, it hardly matters.
 LIGHT_SIGMA = 4.0
+ROWS_AT_ONCE = 1024  # that are worked on at once
 FLOOR = 1e-6  # of spread and light, for logarithms
 
 
@@ -50,6 +51,35 @@ def predicted_deviation(
         predictor = predictor_of_error(spread.numpy(), light.numpy(), curve["light_weight"])
         own = torch.from_numpy(_interpolate(predictor, curve["predictor"], curve["deviation"])).to(spread)
     return own.hypot_(spread / math.sqrt(num_members))
+
+
+def predict_deviations(
+    spreads: torch.Tensor,
+    num_members: int,
+    hazy: torch.Tensor,
+    units: torch.Tensor,
+    scale: float,
+    offset: float,
+    curve: dict | None,
+) -> torch.Tensor:
+    """
+    [`predicted_deviation`] of whole planes, in place.
+
+    Args:
+        spreads (`torch.Tensor` of shape `[N, 1, H, W]`): Standard deviations of the members.
+        num_members (`int`): Their number.
+        hazy (`torch.Tensor` of shape `[N, 1, H, W]`): The input.
+        units (`torch.Tensor` of shape `[N or 1, 1, 1, 1]`): What the light of the input is measured in.
+        scale (`float`): Of the line.
+        offset (`float`): Of the line.
+        curve (`dict`, *optional*): Takes the place of the line.
+    """
+    for spread, condition, unit in zip(spreads, hazy, units.expand(len(hazy), 1, 1, 1), strict=True):
+        light = local_light(condition[0], unit.item())  # [H,W]
+        # Band by band, since a large plane may not fit in memory twice.
+        for part, part_light in zip(spread[0].split(ROWS_AT_ONCE), light.split(ROWS_AT_ONCE), strict=True):
+            part.copy_(predicted_deviation(part, num_members, scale, offset, curve, part_light))
+    return spreads
 
 
 def local_light(hazy: torch.Tensor, unit: float) -> torch.Tensor:

@@ -7,17 +7,20 @@ the network meets the solid bodies, textures and densities of real specimens, wh
 have.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from haze_pipeline.io.micrograph_files import list_tiffs, read_micrograph
+from haze_pipeline.io.micrograph_files import Micrograph, list_tiffs, read_micrograph
+from haze_pipeline.utils.noise_level import noise_deviation
 
 from .optics import Optics, widefield_otf
-from .simulated_pairs import SimulatedPair, draw_camera, draw_optics, smooth_light
+from .simulated_pairs import SimulatedPair, draw_camera, draw_optics, pair_generator, smooth_light
 from .specimens import log_uniform, uniform
 
 
@@ -29,6 +32,7 @@ SHALLOWEST, DEEPEST = 1.0, 20.0  # of out-of-focus layers that are no planes of 
 DIM_FRACTION, DIM_GAINS = 0.25, (1 / 64, 1 / 2)  # of the pairs with a dimmed region, and its factor
 SATURATED_FRACTION = 0.06  # of the pairs whose camera is set too bright
 EMPTY = 0.25  # planes are no in-focus layer if their 99.5th percentile is below this fraction of the brightest plane's
+MOST_TRIES = 100  # to find a part that is not empty
 SMALLEST_SIDE = 48  # pixels that shrinking leaves
 NOISY = 0.015  # standard deviation of the noise over the brightest intensity, above which targets are smoothed
 
@@ -55,6 +59,12 @@ class RealSpecimen:
     def name(self) -> str:
         return f"{self.file}, channel {self.channel}"
 
+    @cached_property
+    def planes_in_focus(self) -> np.ndarray:
+        """Numbers of the planes that are not nearly empty."""
+        bright = np.percentile(self.planes, 99.5, axis=(1, 2))
+        return np.flatnonzero(bright >= EMPTY * bright.max())
+
     @classmethod
     def from_counts(cls, planes: np.ndarray, spacing: float | None, file: str, channel: int = 0) -> "RealSpecimen":
         """
@@ -70,6 +80,20 @@ class RealSpecimen:
         if brightest <= background:
             raise ValueError(f"{file} has no contrast in channel {channel}: a specimen must have structure.")
         return cls((planes - background) / (brightest - background), spacing, file, channel)
+
+
+def channels_of(micrograph: Micrograph) -> np.ndarray:
+    """The planes `[C, N, H, W]` of a micrograph, channel by channel, time points before depth."""
+    data, axes = np.asarray(micrograph.data), micrograph.axes
+    if "C" not in axes:
+        data, axes = data[None], "C" + axes
+    data = data.transpose([axes.index(axis) for axis in "CTZYX" if axis in axes])
+    return data.reshape(len(data), -1, *data.shape[-2:])
+
+
+def is_stack(micrograph: Micrograph) -> bool:
+    """Whether its planes are a stack in depth alone."""
+    return "Z" in micrograph.axes and "T" not in micrograph.axes
 
 
 def read_specimens(
@@ -90,18 +114,11 @@ def read_specimens(
     path = Path(path)
     name = name or path.name
     micrograph = read_micrograph(path)
-    data, axes = np.asarray(micrograph.data), micrograph.axes
-    if "C" not in axes:
-        data, axes = data[None], "C" + axes
-    # Channels first, then time points, then depth.
-    order = [axes.index(axis) for axis in "CTZYX" if axis in axes]
-    data = data.transpose(order)
-    is_stack = "Z" in axes and "T" not in axes
     pixel_size, z_step = micrograph.pixel_size_um or pixel_size, micrograph.z_step_um or z_step
-    spacing = z_step / pixel_size if is_stack and pixel_size and z_step else None
+    spacing = z_step / pixel_size if is_stack(micrograph) and pixel_size and z_step else None
     return [
-        RealSpecimen.from_counts(planes.reshape(-1, *planes.shape[-2:]), spacing, name, channel)
-        for channel, planes in enumerate(data)
+        RealSpecimen.from_counts(planes, spacing, name, channel)
+        for channel, planes in enumerate(channels_of(micrograph))
     ]
 
 
@@ -117,6 +134,18 @@ def read_specimen_folder(folder: str | Path) -> dict[str, list[RealSpecimen]]:
     if not names:
         raise FileNotFoundError(f"{folder} holds no TIFF files: put haze-free micrographs there.")
     return {name.as_posix(): read_specimens(Path(folder, name), name.as_posix()) for name in names}
+
+
+def pair_series(
+    files: dict[str, list[RealSpecimen]], number: int, size: int, seed: int
+) -> Iterator[tuple[str, SimulatedPair]]:
+    """File and pair, file by file, a random channel of each, and again until there are `number`."""
+    names = list(files)
+    for index in range(number):
+        name = names[index % len(names)]
+        generator = pair_generator(seed, index)
+        specimen = files[name][_integer(len(files[name]), generator)]
+        yield name, simulate_real_pair(specimen, size, generator)
 
 
 def simulate_real_pair(
@@ -149,12 +178,17 @@ def simulate_real_pair(
 
     # 1. The in-focus layer: a part of a plane, turned or mirrored, and shrunk where it is large or noisy.
     number = len(specimen.planes)
-    in_plane = np.percentile(specimen.planes, 99.5, axis=(1, 2))
-    candidates = np.flatnonzero(in_plane >= EMPTY * in_plane.max())
-    focus = int(candidates[_integer(len(candidates), generator)])
-    shrink = _draw_shrink(specimen, generator)
-    view = _draw_view(specimen.planes.shape[-2:], grid * shrink, generator)
-    in_focus = _smoothed_if_noisy(_cut(specimen.planes[focus], view, shrink))
+    inner = slice(margin, -margin)
+    candidates = specimen.planes_in_focus
+    for _ in range(MOST_TRIES):  # a part may be empty
+        focus = int(candidates[_integer(len(candidates), generator)])
+        shrink = _draw_shrink(specimen, generator)
+        view = _draw_view(specimen.planes.shape[-2:], grid * shrink, generator)
+        in_focus = _smoothed_if_noisy(_cut(specimen.planes[focus], view, shrink))
+        if in_focus[inner, inner].max() > 0:
+            break
+    else:
+        raise ValueError(f"{specimen.name} is empty nearly everywhere: leave it out.")
     dim = 1.0
     if uniform(0, 1, generator) < DIM_FRACTION:
         dim = log_uniform(*DIM_GAINS, generator)
@@ -186,7 +220,6 @@ def simulate_real_pair(
     otf = widefield_otf(optics, grid, torch.cat([torch.zeros(1), defocus]), margin * optics.pixel_size)
     if uniform(0, 1, generator) < 0.5:
         otf[0] = otf[0].clamp(min=0).sqrt()
-    inner = slice(margin, -margin)
     blurred = _image(torch.fft.rfft2(torch.from_numpy(in_focus)) * otf[0], grid)[inner, inner]
     clear = torch.from_numpy(in_focus[inner, inner])
     spectrum = sum(
@@ -273,11 +306,9 @@ def _cut(plane: np.ndarray, view: tuple[np.ndarray, np.ndarray, int, bool], shri
 
 
 def _smoothed_if_noisy(plane: np.ndarray) -> np.ndarray:
-    """A plane that is hardly noise: else the network would learn to make noise. The estimate is Immerkær's (1996)."""
-    mask = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-    noise = float(np.median(np.abs(ndimage.convolve(plane, mask)))) / (6 * 0.6745)
+    """A plane that is hardly noise: else the network would learn to make noise."""
     brightest = float(np.percentile(plane, 99.9))
-    if brightest > 0 and noise > NOISY * brightest:
+    if brightest > 0 and noise_deviation(plane) > NOISY * brightest:
         return ndimage.gaussian_filter(plane, 0.8)
     return plane
 

@@ -309,7 +309,7 @@ def draw_camera(most_photons: float, generator: torch.Generator) -> Camera:
     bit_depth = (16, 16, 16, 16, 12, 12, 8)[int(torch.randint(7, (), generator=generator))]
     largest = 0.9 * (2**bit_depth - 1)
     quantum_efficiency = uniform(0.5, 0.95, generator)
-    most_electrons = quantum_efficiency * most_photons
+    most_electrons = max(quantum_efficiency * most_photons, 1e-3)  # a field may be empty
     offset = uniform(0, 0.3, generator) * min(most_electrons, 1000)  # electrons
     gain = min(log_uniform(0.5, 20, generator), largest / (most_electrons + offset))
     hot = uniform(0, 1, generator) < 0.1
