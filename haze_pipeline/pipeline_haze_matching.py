@@ -164,7 +164,9 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         callback_on_step_end_tensor_inputs: list[str],
     ):
         """Raise a `ValueError` that names the first argument at fault."""
-        if not isinstance(self.scheduler, FlowMatchODEScheduler | FlowMatchEulerDiscreteScheduler):
+        # By name, since code that is stored with a pipeline has a class of its own.
+        names = {each.__name__ for each in type(self.scheduler).__mro__}
+        if not names & {"FlowMatchODEScheduler", "FlowMatchEulerDiscreteScheduler"}:
             raise ValueError(
                 "`scheduler` must be a FlowMatchODEScheduler or a FlowMatchEulerDiscreteScheduler, since the network "
                 "is the velocity of "
@@ -207,11 +209,11 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
     def prepare_scheduler(self, num_inference_steps: int) -> FlowMatchODEScheduler | FlowMatchEulerDiscreteScheduler:
         """A copy of the scheduler with its grid set, since it counts its steps, and several calls may run at once."""
         scheduler, device = copy(self.scheduler), self._execution_device
-        if isinstance(scheduler, FlowMatchODEScheduler):
-            scheduler.set_timesteps(num_inference_steps, device=device)
-        else:  # the stock scheduler's own grid stops short of the data
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # whose own grid stops short of the data
             sigmas = np.linspace(1, 0, num_inference_steps + 1)[:-1]
             scheduler.set_timesteps(sigmas=sigmas, device=device)
+        else:
+            scheduler.set_timesteps(num_inference_steps, device=device)
         return scheduler
 
     def prepare_latents(

@@ -33,7 +33,7 @@ def test_info_says_what_the_checkpoint_stores(run, model):
     facts = json.loads(out)
     assert code == 0 and facts["normalization"] == "image" and facts["default_num_inference_steps"] == 19
     assert "uncertainty_scale" in run("info", model)[1]
-    assert json.loads(run("info", "--json")[1])["parameters"] == 3_704_097
+    assert json.loads(run("info", "--json")[1])["parameters"] == 3_706_692
 
 
 def test_info_refuses_a_folder_without_a_pipeline(run, tmp_path):

@@ -220,7 +220,7 @@ def test_tiles_share_their_statistics_so_that_their_size_hardly_matters():
     hazy = np.random.default_rng(0).poisson(hazy).astype(np.uint16)
     results = [
         pipe(hazy, num_inference_steps=4, generator=seeded(), tile_size=tile_size).prediction
-        for tile_size in (112, 192)
+        for tile_size in (128, 192)
     ]
     assert (results[0] - results[1]).std() < 0.03 * results[0].std()
 
@@ -454,7 +454,7 @@ def test_the_default_checkpoint_loads_offline_from_the_package(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     pipe = HazeMatchingPipeline.from_default()
     assert pipe.unet.dtype == torch.float32
-    assert sum(p.numel() for p in pipe.unet.parameters()) == 3_704_097
+    assert sum(p.numel() for p in pipe.unet.parameters()) == 3706692
 
 
 def test_half_precision_stays_close(pipe, image):

@@ -168,6 +168,8 @@ def test_training_makes_pairs_of_a_dataset_of_specimens(run, tmp_path):
     arguments = [
         "--dataset_name",
         str(tmp_path / "specimens"),
+        "--resolution",
+        "32",
         "--simulation_size",
         "48",
         "--simulated_fraction",
