@@ -98,9 +98,8 @@ def measure(pipe, pairs, num_images, steps, number):
     drawn = [rng.integers(len(calibrated), size=len(calibrated)) for _ in range(RESAMPLES)]
     results = {
         "num_images": num_images,
-        "num_specimens": len(images),
         "scores": {name: scores(*values) for name, values in curves.items()},
-        # 95 % of what other specimens of this number would have given
+        # 95 % of what other images of this number would have given
         "ENCE_interval": np.quantile([ence_of(calibrated, each) for each in drawn], (0.025, 0.975)).tolist(),
         "interval_coverage": {},
     }

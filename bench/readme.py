@@ -62,7 +62,7 @@ def real_specimens():
     rows = []
     for group, methods in results["gain"].items():
         for method in methods:
-            if method == "input" or (group != "all" and method not in (OURS, TUNED)):
+            if method in ("input", "num_images") or (group != "all" and method not in (OURS, TUNED)):
                 continue
             values = methods[method]
             rows.append(
@@ -251,8 +251,8 @@ def calibration():
         large = results["large_ensemble"]
         notes += [
             "",
-            f"{kind[0].upper()}{kind[1:]}: {results['num_images']} pairs of {results['num_specimens']} held-out "
-            f"specimens, {measured['num_samples']} samples "
+            f"{kind[0].upper()}{kind[1:]}: {results['num_images']} held-out "
+            f"pairs, {measured['num_samples']} samples "
             f"of "
             f"{measured['num_inference_steps']} steps. Resampling gives a calibrated ENCE of {low:.2f} to {high:.2f}. "
             f"`out.interval` covered "
