@@ -26,7 +26,7 @@ from conftest import ROOT
 from haze_pipeline.evaluation.baselines import richardson_lucy, rolling_ball
 from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
 from haze_pipeline.loading import Device, DType, load_pipeline, place_pipeline
-from haze_pipeline.presets import Preset, choose_solver
+from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.reliability.assessment import assess
 from haze_pipeline.simulation.optics import Optics
 from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_series
@@ -104,17 +104,11 @@ def micrograph(*leading: int, size: int = 96, seed: int = 0) -> np.ndarray:
     return np.stack([plane.numpy() for plane in planes]).astype(np.uint16).reshape(*leading, size, size)
 
 
-def dehazed(pipe, image: np.ndarray, preset: Preset, members: int, seed: int):
+def dehazed(pipe, image: np.ndarray, preset: Preset, members: int | None = None, seed: int = 0):
     """What the pipeline itself makes of an image."""
-    scheduler = pipe.scheduler
-    pipe.scheduler, steps = choose_solver(pipe, preset, None)
-    try:
-        return pipe(
-            image, num_inference_steps=steps, ensemble_size=members, generator=torch.Generator().manual_seed(seed),
-            output_uncertainty=steps > 1,
-        )  # fmt: skip
-    finally:
-        pipe.scheduler = scheduler
+    prepared, steps, members = with_preset(pipe, preset, ensemble_size=members)
+    generator = torch.Generator().manual_seed(seed)
+    return prepared(image, steps, members, generator=generator, output_uncertainty=steps > 1)
 
 
 def test_a_plane_of_a_stack_is_dehazed_as_by_the_pipeline(space, pipe, tmp_path):
@@ -151,7 +145,7 @@ def test_any_bit_depth(space, pipe, tmp_path, dtype):
     image = (micrograph(1, size=48)[0] // 64).astype(dtype)
     tifffile.imwrite(tmp_path / "image.tif", image)
     files, *_ = space.client().predict(handle_file(tmp_path / "image.tif"), api_name="/dehaze")
-    expected = dehazed(pipe, image, Preset.fast, 4, 0)
+    expected = dehazed(pipe, image, Preset.fast)
     np.testing.assert_array_equal(read_micrograph(files[0]).data, expected.prediction)
 
 
@@ -209,7 +203,10 @@ def test_cancelling_stops_the_network_and_leaves_nothing_behind(space, pipe, tmp
     files, *_ = space.client().predict(handle_file(tmp_path / "image.tif"), api_name="/dehaze")
     # To the end it would have taken steps / step times as long as it had.
     assert time.monotonic() - cancelled_at < (cancelled_at - started_at) * int(steps) / int(step) / 2
-    np.testing.assert_array_equal(read_micrograph(files[0]).data, dehazed(pipe, image, Preset.fast, 4, 0).prediction)
+    np.testing.assert_array_equal(
+        read_micrograph(files[0]).data,
+        dehazed(pipe, image, Preset.fast).prediction,
+    )
 
 
 def bomb(path: Path):
@@ -340,7 +337,9 @@ def test_simulating_and_comparing_do_what_the_package_does(space, pipe, tmp_path
     source = handle_file(tmp_path / "image.tif")
     *_, files = client.predict(source, ball=12, airy_radius=2, iterations=5, api_name="/compare")
     ours, ball, lucy = (read_micrograph(file).data for file in files)
-    np.testing.assert_array_equal(ours, dehazed(pipe, image, Preset.fast, 4, 0).prediction)
+    np.testing.assert_array_equal(
+        ours, dehazed(pipe, image, Preset.fast).prediction
+    )
     np.testing.assert_array_equal(ball, rolling_ball(image, 12).prediction)
     np.testing.assert_array_equal(lucy, richardson_lucy(image, 2, 5).prediction)
 
