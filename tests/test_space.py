@@ -337,9 +337,7 @@ def test_simulating_and_comparing_do_what_the_package_does(space, pipe, tmp_path
     source = handle_file(tmp_path / "image.tif")
     *_, files = client.predict(source, ball=12, airy_radius=2, iterations=5, api_name="/compare")
     ours, ball, lucy = (read_micrograph(file).data for file in files)
-    np.testing.assert_array_equal(
-        ours, dehazed(pipe, image, Preset.fast).prediction
-    )
+    np.testing.assert_array_equal(ours, dehazed(pipe, image, Preset.fast).prediction)
     np.testing.assert_array_equal(ball, rolling_ball(image, 12).prediction)
     np.testing.assert_array_equal(lucy, richardson_lucy(image, 2, 5).prediction)
 
