@@ -150,8 +150,6 @@ def build_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
         `ValueError`: If there are no rows.
     """
     datasets = import_datasets()
-    from datasets.arrow_writer import ArrowWriter
-
     features = datasets.Features(
         {
             "hazy": datasets.Image(),
@@ -163,13 +161,20 @@ def build_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
             "source": datasets.Value("string"),
         }
     )
+    return write_rows(rows, features, path, "pair")
+
+
+def write_rows(rows: Iterable[dict], features: "datasets.Features", path: str | Path, name: str) -> "datasets.Dataset":
+    """Write rows, each called `name` in errors, one by one to an Arrow file, and map it into memory."""
+    from datasets.arrow_writer import ArrowWriter
+
     with ArrowWriter(path=str(path), features=features, writer_batch_size=16) as writer:
         for row in rows:
             writer.write(row)
         num_rows, _ = writer.finalize()
     if num_rows == 0:
-        raise ValueError("A dataset needs at least one pair, got none.")
-    return datasets.Dataset.from_file(str(path))
+        raise ValueError(f"A dataset needs at least one {name}, got none.")
+    return import_datasets().Dataset.from_file(str(path))
 
 
 def split_by_specimen(

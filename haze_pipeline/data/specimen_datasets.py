@@ -13,7 +13,7 @@ import numpy as np
 from haze_pipeline.io.micrograph_files import read_micrograph
 from haze_pipeline.simulation.real_specimens import RealSpecimen, channels_of, is_stack
 
-from .hub_datasets import decode_plane, encode_plane, import_datasets
+from .hub_datasets import decode_plane, encode_plane, import_datasets, write_rows
 
 
 if TYPE_CHECKING:
@@ -109,8 +109,6 @@ def build_specimen_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.
         `ValueError`: If there are no rows.
     """
     datasets = import_datasets()
-    from datasets.arrow_writer import ArrowWriter
-
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -123,10 +121,4 @@ def build_specimen_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.
             **{name: datasets.Value("string") for name in FACTS},
         }
     )
-    with ArrowWriter(path=str(path), features=features, writer_batch_size=16) as writer:
-        for row in rows:
-            writer.write(row)
-        number, _ = writer.finalize()
-    if number == 0:
-        raise ValueError("A dataset needs at least one specimen, got none.")
-    return datasets.Dataset.from_file(str(path))
+    return write_rows(rows, features, path, "specimen")
