@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from checkpoint import weights_hash
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.presets import PRESETS, Preset, choose_members
 from haze_pipeline.sampling.initial_noise import draw_noise
-from haze_pipeline.sampling.tiled_sampler import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE
+from haze_pipeline.sampling.tiled_sampler import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE, predict_packed
 from haze_pipeline.sampling.tiling import tile_intervals
 from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 from haze_pipeline.utils.devices import fastest_dtype, map_on_cores
@@ -63,12 +62,12 @@ def tile_noise(pipe, number, generator):
 @torch.no_grad()
 def reference_tiles(unet, hazy, corners, noise, times):
     """Samples `[T, 1, 128, 128]` of the tiles at `corners` by Euler steps along `times`, one tile a network call."""
-    samples, packing = [], math.isqrt(unet.config.out_channels)
+    samples, packing = [], math.isqrt(unet.config.in_channels // 2)
     for (y, x), state in zip(corners, noise, strict=True):
         condition = hazy[None, None, y : y + TILE, x : x + TILE]
         for now, following in itertools.pairwise(times):
-            states = pixel_unshuffle(torch.cat([state[None], condition], dim=1), packing)
-            velocity = pixel_shuffle(unet(states, now).sample, packing)
+            states = torch.cat([state[None], condition], dim=1)
+            velocity = predict_packed(lambda *inputs: unet(*inputs).sample, states, now, packing)
             state = state + (following - now) * velocity[0]
         samples.append(state)
     return torch.stack(samples)

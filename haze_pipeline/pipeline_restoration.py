@@ -31,8 +31,8 @@ class RestorationPipeline(DiffusionPipeline):
 
     def prepare_network(self, unet: UNet2DModel, num_states: int) -> None:
         """
-        Check the channels of the network, which is shown `num_states` states or conditions and predicts one image, and
-        keep what the registered configuration says about units.
+        Check the channels of the network, which is shown `num_states` states or conditions and predicts one image,
+        or also a gain of the hazy one, and keep what the registered configuration says about units.
 
         Raises:
             `ValueError`: If the channels do not fit the `pixel_packing`.
@@ -40,12 +40,11 @@ class RestorationPipeline(DiffusionPipeline):
         packing = self.config.pixel_packing
         if packing < 1:
             raise ValueError(f"`pixel_packing` must be 1 or more pixels, got {packing}.")
-        channels, expected = (unet.config.in_channels, unet.config.out_channels), (num_states * packing**2, packing**2)
-        if channels != expected:
+        channels, packed = (unet.config.in_channels, unet.config.out_channels), packing**2
+        if channels not in [(num_states * packed, packed), (num_states * packed, 2 * packed)]:
             raise ValueError(
-                f"`unet` must have {expected[0]} input channels (state, hazy) and {expected[1]} output channel(s) "
-                f"with "
-                f"`pixel_packing` {packing}, got {channels[0]} and {channels[1]}."
+                f"`unet` must have {num_states * packed} input channels (state, hazy) and {packed} output channel(s), "
+                f"or {2 * packed} with a gain, with `pixel_packing` {packing}, got {channels[0]} and {channels[1]}."
             )
         config = self.config
         self.image_processor = HazeImageProcessor(

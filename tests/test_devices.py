@@ -9,10 +9,14 @@ from haze_pipeline.utils import arrays, devices
 
 
 def test_free_memory_follows_what_is_taken():
-    before = devices.free_memory(torch.device("cpu"))
-    block = np.ones(2**30, np.uint8)  # more than other processes are likely to give back meanwhile
-    assert before - devices.free_memory(torch.device("cpu")) > 2**29
-    assert block[0] == 1
+    falls = []
+    for _ in range(10):  # other processes may give back as much meanwhile, but not always
+        before = devices.free_memory(torch.device("cpu"))
+        block = np.ones(2**30, np.uint8)
+        falls.append(before - devices.free_memory(torch.device("cpu")))
+        assert block[0] == 1
+        del block
+    assert max(falls) > 2**29
 
 
 def test_bfloat16_is_taken_only_where_the_cpu_multiplies_it():

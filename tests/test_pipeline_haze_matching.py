@@ -16,6 +16,7 @@ from torchcfm_unet import reference_unet
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.image_processing import Normalization
+from haze_pipeline.models.unet_haze_matching import add_gain
 from haze_pipeline.sampling import tiled_sampler
 from haze_pipeline.sampling.uncertainty import local_light, predicted_deviation
 from haze_pipeline.sharing.conversion import unet_from_torchcfm
@@ -579,6 +580,20 @@ def test_packed_pixels_are_unpacked_where_they_came_from(packed):
         rtol=1e-4,
         atol=1e-3,
     )
+
+
+def test_a_network_may_predict_a_gain_of_the_hazy_image(packed, image):
+    """A gain of 0, with which `add_gain` begins, changes nothing; a gain of 1 adds the hazy image in its own units."""
+    plane = image[0]
+    plain = packed(plane, num_inference_steps=1).prediction
+    add_gain(packed.unet)
+    assert packed.unet.config.out_channels == 8
+    pipe = HazeMatchingPipeline(**packed.components)
+    np.testing.assert_array_equal(pipe(plane, num_inference_steps=1).prediction, plain)
+    with torch.no_grad():
+        pipe.unet.conv_out.bias[4:] = 1
+    added = pipe(plane, num_inference_steps=1).prediction - plain
+    np.testing.assert_allclose(added, plane - plane.mean(), rtol=1e-4, atol=1e-3 * plane.std())
 
 
 def test_a_mean_without_noise_takes_one_call_and_no_seed(packed, image):

@@ -257,9 +257,11 @@ def test_a_packed_network_for_means_without_noise_is_trained_in_pieces(pairs, tm
 
     config = HazeMatchingPipeline.from_pretrained(pieces).config
     assert config.pixel_packing == 2 and config.zero_state_mean
-    train(pairs, tmp_path / "tuned", "--init_from", pieces, "--train_batch_size", 2, "--max_train_steps", 1)
-    config = HazeMatchingPipeline.from_pretrained(tmp_path / "tuned").config
-    assert config.pixel_packing == 2 and config.zero_state_mean
+    few = ("--init_from", pieces, "--predict_gain", "--train_batch_size", 2, "--max_train_steps", 1)
+    train(pairs, tmp_path / "tuned", *few)
+    tuned = HazeMatchingPipeline.from_pretrained(tmp_path / "tuned")
+    assert tuned.config.pixel_packing == 2 and tuned.config.zero_state_mean
+    assert tuned.unet.config.out_channels == 8
     result = train(
         pairs,
         tmp_path / "no",

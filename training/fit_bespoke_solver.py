@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.data.pairs import load_pairs
 from haze_pipeline.models.unet_haze_matching import check_network
 from haze_pipeline.sampling.initial_noise import draw_noise
+from haze_pipeline.sampling.tiled_sampler import predict_packed
 from haze_pipeline.utils.atomic_files import replace_when_complete
 from haze_pipeline.utils.devices import map_on_cores
 
@@ -74,10 +74,12 @@ def main():
     def slope(state, sigma):
         """dx/dσ = −v, patch by patch."""
         t = torch.tensor(1 - sigma, dtype=torch.float32, device=pipe.device)
-        inputs = pixel_unshuffle(torch.cat([state, hazy], dim=1), packing).split(1)
         workers = torch.get_num_threads() if pipe.device.type == "cpu" else 1
-        slopes = torch.cat(list(map_on_cores(lambda each: pipe.unet(each, t).sample, inputs, workers)))
-        return -pixel_shuffle(slopes, packing)
+
+        def velocity(states):
+            return predict_packed(lambda *inputs: pipe.unet(*inputs).sample, states, t, packing)
+
+        return -torch.cat(list(map_on_cores(velocity, torch.cat([state, hazy], dim=1).split(1), workers)))
 
     step = -1 / CONVERGED_STEPS
     trajectory = [noise]

@@ -34,15 +34,16 @@ from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from huggingface_hub import whoami
 from huggingface_hub.utils import validate_repo_id
-from torch.nn.functional import avg_pool2d, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import avg_pool2d
 from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
 from haze_pipeline.data.training_data import add_data_arguments, check_arguments, load_training_data
-from haze_pipeline.models.unet_haze_matching import build_unet, check_network
+from haze_pipeline.models.unet_haze_matching import add_gain, build_unet, check_network
 from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.reliability.out_of_domain import fit_domain
+from haze_pipeline.sampling.tiled_sampler import predict_packed
 from haze_pipeline.sharing.model_card import make_model_card, shareable_command
 from haze_pipeline.sharing.publishing import push_pipeline
 from haze_pipeline.training_utils import (
@@ -101,6 +102,11 @@ def parse_args():
         help="So many × so many pixels become the channels of one: the network sees so much farther, and is faster. "
         "1, or what "
         "--init_from has.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--predict_gain", action="store_true",
+        help="Let the network also predict a gain of the hazy image, so that what is not haze passes as it is. A "
+        "network of --init_from that has none gets one, of 0 at first.",
     )  # fmt: skip
     # Optimisation.
     parser.add_argument("--seed", type=int, default=0, help="Decides initial weights, patches, times and noises.")
@@ -358,6 +364,8 @@ def train(args, command, accelerator, output_dir):
     else:
         unet = build_unet(pixel_packing=pixel_packing)
         unet.register_to_config(sample_size=args.resolution)
+    if args.predict_gain and unet.config.out_channels == pixel_packing**2:
+        add_gain(unet)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     check_network(unet, args.resolution, pixel_packing)
@@ -410,6 +418,7 @@ def train(args, command, accelerator, output_dir):
         "resolution": args.resolution,
         "noise corner frequency": noise_corner_frequency,
         "pixel packing": pixel_packing,
+        "predicts gain": args.predict_gain,
         "schedule": f"{args.lr_scheduler} after {args.lr_warmup_steps} steps",
         "weakened haze": args.weakened_haze,
         "added haze": args.added_haze,
@@ -451,9 +460,9 @@ def train(args, command, accelerator, output_dir):
         with accelerator.accumulate(unet):
             t = batch["t"].view(-1, 1, 1, 1)
             latents = (1 - t) * batch["noise"] + t * batch["clear"]  # [B,1,h,w]
-            states = pixel_unshuffle(torch.cat([latents, batch["hazy"]], dim=1), pixel_packing)  # [B,2p²,h/p,w/p]
-            velocity = unet(states, batch["t"], return_dict=False)[0]  # [B,p²,h/p,w/p]
-            error = pixel_shuffle(velocity.float(), pixel_packing) - (batch["clear"] - batch["noise"])  # [B,1,h,w]
+            states = torch.cat([latents, batch["hazy"]], dim=1)  # [B,2,h,w]
+            velocity = predict_packed(lambda *inputs: unet(*inputs).sample, states, batch["t"], pixel_packing)
+            error = velocity - (batch["clear"] - batch["noise"])  # [B,1,h,w]
             weight = balance(batch["hazy"]) if args.balanced_loss else torch.ones_like(error)  # [B,1,h,w]
             mean_error = (weight * error).mean(dim=(1, 2, 3)) / weight.mean(dim=(1, 2, 3))
             mean_share = weight.mean(dim=(1, 2, 3)) * mean_error.square()

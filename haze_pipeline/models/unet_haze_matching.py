@@ -1,6 +1,8 @@
 """HazeMatching's two networks as stock `UNet2DModel`s."""
 
+import torch
 from diffusers import UNet2DModel
+from torch import nn
 
 
 # Channels of each level, by patch size. Attention stands where the feature map of a patch has 16 px a side, which is
@@ -36,17 +38,29 @@ def build_unet(patch_size: int = 128, pixel_packing: int = 1) -> UNet2DModel:
     )
 
 
+def add_gain(unet: UNet2DModel) -> None:
+    """
+    Let a network that predicts one image also predict a gain of the hazy image, 0 at first, see [`predict_packed`].
+    """
+    convolution = unet.conv_out
+    wider = nn.Conv2d(convolution.in_channels, 2 * convolution.out_channels, 3, padding=1)
+    for name in ("weight", "bias"):
+        old = getattr(convolution, name).data
+        getattr(wider, name).data = torch.cat([old, torch.zeros_like(old)])
+    unet.conv_out = wider
+    unet.register_to_config(out_channels=wider.out_channels)
+
+
 def check_network(unet: UNet2DModel, resolution: int, pixel_packing: int = 1) -> None:
     """
     Raise a `ValueError` if a network does not map the state and the hazy image to one image, of packed pixels, or
     patches of `resolution` pixels cannot be packed and halved at every level of it but the last.
     """
     channels, packed = (unet.config.in_channels, unet.config.out_channels), pixel_packing**2
-    if channels != (2 * packed, packed):
+    if channels not in [(2 * packed, packed), (2 * packed, 2 * packed)]:
         raise ValueError(
             f"The network must have {2 * packed} input channels, for the state and the hazy image, and {packed} "
-            f"output channel(s), "
-            f"but has {channels[0]} and {channels[1]}."
+            f"output channel(s), or {2 * packed} with a gain, but has {channels[0]} and {channels[1]}."
         )
     factor = pixel_packing * 2 ** (len(unet.config.block_out_channels) - 1)
     if resolution % factor:

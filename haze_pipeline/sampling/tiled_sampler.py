@@ -41,6 +41,32 @@ Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Predict = Callable[[Network, torch.Tensor, torch.Tensor, Callable | None], torch.Tensor]
 
 
+def predict_packed(
+    unet: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], states: torch.Tensor, t: torch.Tensor, packing: int
+) -> torch.Tensor:
+    """
+    What a network predicts that takes `packing` × `packing` pixels for the channels of one.
+
+    A network with two outputs predicts a gain of the hazy image and what to add to it: an image without haze then
+    passes as it is, however bright, which is hard to say for layers that normalise their features.
+
+    Args:
+        unet (`Callable`): From `[B, C·packing², h / packing, w / packing]` and the time to packed outputs.
+        states (`torch.Tensor` of shape `[B, C, h, w]`): States and conditions, the hazy image last.
+        t (`torch.Tensor`): Time, one or one for each of B.
+        packing (`int`): Pixels along each side.
+
+    Returns:
+        `torch.Tensor` of shape `[B, 1, h, w]`, float32.
+    """
+    packed = unet(pixel_unshuffle(states, packing), t)
+    predicted = pixel_shuffle(packed.float(), packing)  # [B,1 or 2,h,w]
+    if predicted.shape[1] == 1:
+        return predicted.contiguous()
+    remainder, gain = predicted.chunk(2, dim=1)
+    return remainder + gain * states[:, -1:]
+
+
 class TiledSampler:
     """
     Restores whole fields, showing the network as much at once as memory allows, and less when it runs out.
@@ -245,15 +271,18 @@ class TiledSampler:
 
     def _call_unet(self, states: torch.Tensor, t: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
         """
-        Prediction `[b, c, h, w]` in float32 of `[b, C, h, w]`, all of which the network sees at once, pixels packed.
+        Prediction `[b, 1, h, w]` in float32 of `[b, C, h, w]`, all of which the network sees at once.
         """
-        states = pixel_unshuffle(states, self.pixel_packing)  # [b,Cp²,h/p,w/p]
         # Convolutions are faster where the channels of a pixel lie side by side, but torch's own GroupNorm then loses
         # three digits of float32 on the CPU.
-        if channels_last or self.unet.dtype != torch.float32:
-            states = states.contiguous(memory_format=torch.channels_last)
-        predicted = self.unet(states.to(self.unet.dtype), t, return_dict=False)[0]  # [b,cp²,h/p,w/p]
-        return pixel_shuffle(predicted.float(), self.pixel_packing).contiguous()
+        channels_last = channels_last or self.unet.dtype != torch.float32
+
+        def unet(packed: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            if channels_last:
+                packed = packed.contiguous(memory_format=torch.channels_last)
+            return self.unet(packed.to(self.unet.dtype), t, return_dict=False)[0]
+
+        return predict_packed(unet, states, t, self.pixel_packing)
 
     def _pad(self, fields: torch.Tensor) -> torch.Tensor:
         """

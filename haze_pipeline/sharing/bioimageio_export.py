@@ -16,7 +16,7 @@ from torch import nn
 from haze_pipeline.image_processing import HazeImageProcessor
 from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 from haze_pipeline.sampling.initial_noise import draw_noise
-from haze_pipeline.sampling.tiled_sampler import FLIPS
+from haze_pipeline.sampling.tiled_sampler import FLIPS, predict_packed
 from haze_pipeline.utils.console import require
 
 
@@ -34,9 +34,8 @@ class Velocity(nn.Module):
         self.pixel_packing = pixel_packing
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        packed = F.pixel_unshuffle(inputs, self.pixel_packing)
-        velocity = self.unet(packed, torch.zeros(len(inputs), device=inputs.device), return_dict=False)[0]
-        return F.pixel_shuffle(velocity, self.pixel_packing)
+        t = torch.zeros(len(inputs), device=inputs.device)
+        return predict_packed(lambda *states: self.unet(*states, return_dict=False)[0], inputs, t, self.pixel_packing)
 
 
 class PosteriorMean(nn.Module):
