@@ -23,10 +23,10 @@ from scipy import ndimage
 
 from haze_pipeline.evaluation.baselines import BASELINES
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
-from haze_pipeline.image_processing import subtract_background
 from haze_pipeline.io.micrograph_files import read_micrograph
 from haze_pipeline.loading import load_pipeline
 from haze_pipeline.presets import Preset, choose_members
+from haze_pipeline.utils.background import subtract_background
 
 
 HERE = Path(__file__).parent

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from scipy import ndimage
 
 from haze_pipeline.utils.arrays import allocate
+from haze_pipeline.utils.bad_pixels import fill_masked, replace_hot_pixels
+
+from .visualization import VisualizationMixin
 
 
 # Rows that are worked on at once, so that temporary arrays of large planes stay small.
@@ -28,8 +31,19 @@ class Normalization:
     target_mean: torch.Tensor
     target_std: torch.Tensor
 
+    def without(self, is_blank: list[bool]) -> "Normalization":
+        """One map for each of as many planes as `is_blank` has, such that every prediction of a blank one is 0."""
+        maps = (each.expand(len(is_blank), 1, 1, 1).clone() for each in vars(self).values())
+        input_mean, input_std, target_mean, target_std = maps
+        target_mean[is_blank], target_std[is_blank] = 0, 0
+        return Normalization(input_mean, input_std, target_mean, target_std)
 
-class HazeImageProcessor:
+    def is_blank(self, plane: int) -> bool:
+        """Whether every prediction of plane number `plane` is 0."""
+        return self.target_std[plane % len(self.target_std)].item() == 0
+
+
+class HazeImageProcessor(VisualizationMixin):
     """
     Checks images, cuts them into planes and knows how the checkpoint normalises them.
 
@@ -70,43 +84,55 @@ class HazeImageProcessor:
         """What the absence of light in the clear image is in network units."""
         return -self.target_mean / self.target_std
 
-    def preprocess(self, image: np.ndarray | torch.Tensor) -> torch.Tensor:
+    def preprocess(self, image: np.ndarray | torch.Tensor, allow_masked: bool = False) -> torch.Tensor:
         """
         Check an image and cut it into planes.
 
         Args:
-            image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`): Intensities, of any real dtype but bool.
+            image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`, or what NumPy can turn into such an array):
+                Intensities of any real dtype but bool.
+            allow_masked (`bool`, defaults to `False`):
+                Accept NaN as the mark of pixels without a measurement, such as the border of a registered image.
 
         Returns:
-            `torch.Tensor` of shape `[N, 1, H, W]`, float32, on the CPU, N being the product of the leading axes.
+            `torch.Tensor` of shape `[N, 1, H, W]`, float32, on the CPU, N being the product of the leading axes; NaN
+            where the image is NaN.
 
         Raises:
-            `ValueError`: If the image has fewer than two dimensions, no pixels, another dtype, NaNs or infinities.
+            `ValueError`: If the image has fewer than two dimensions, no pixels, another dtype, infinities or NaNs.
         """
-        if isinstance(image, torch.Tensor):
-            image = image.detach().cpu()
-            image = image.float().numpy() if image.dtype == torch.bfloat16 else image.numpy()
-        if not isinstance(image, np.ndarray):
-            raise ValueError(f"`image` must be an array, a tensor or a list of them, got {type(image).__name__}.")
-        if image.dtype.kind not in "uif":
-            raise ValueError(f"`image` must hold integers or real floating-point numbers, got dtype {image.dtype}.")
-        if image.ndim < 2:
-            raise ValueError(f"`image` must have at least two dimensions [..., H, W], got shape {image.shape}.")
-        if image.size == 0:
-            raise ValueError(f"`image` must not be empty, got shape {image.shape}.")
+        image = _as_array(image)
         planes = allocate(*image.shape).reshape(-1, 1, *image.shape[-2:])  # [N,1,H,W]
         with np.errstate(over="ignore"):  # what overflows is reported below
             planes.numpy()[:] = image.reshape(planes.shape)
         low, high = (float(value) for value in planes.aminmax())  # NaN where there is one
-        if not np.isfinite([low, high]).all():
+        is_masked = bool(np.isnan(low))
+        if is_masked:
+            low, high = (float(reduce(planes.numpy(), axis=None)) for reduce in (np.fmin.reduce, np.fmax.reduce))
+        if np.isinf([low, high]).any() or (is_masked and not allow_masked):
             raise ValueError("`image` must be finite in float32, got NaN or infinite values.")
         # float32 has 24 bits: a signal on an offset millions of times larger would be rounded away.
         rounding = max(-low, high) * 2.0**-23
-        if image.dtype.itemsize >= 4 and 0 < image.std(dtype=np.float64) < 10 * rounding:
+        std = np.nanstd if is_masked else np.std
+        if image.dtype.itemsize >= 4 and 0 < std(image, dtype=np.float64) < 10 * rounding:
             raise ValueError(
                 "`image` must fit float32, but its contrast is lost beside its offset; subtract the offset."
             )
         return planes
+
+    @staticmethod
+    def replace_hot_pixels(planes: torch.Tensor) -> int:
+        """
+        Give isolated outliers of planes `[N, 1, H, W]` the median of their neighbours, in place, and return their
+        number, see [`find_hot_pixels`].
+        """
+        number = 0
+        for plane in planes[:, 0].numpy():
+            filled, valid = fill_masked(plane)
+            number += replace_hot_pixels(filled)
+            if valid is not None:
+                plane[valid] = filled[valid]
+        return number
 
     def compute_normalization(self, planes: torch.Tensor) -> Normalization:
         """The maps between image and network units for planes `[N, 1, H, W]`, of each by itself."""
@@ -127,10 +153,12 @@ class HazeImageProcessor:
         """
         statistics = []
         for plane in planes[:, 0]:
+            values, valid = fill_masked(plane.numpy())
             if clipped:
-                low, high = np.percentile(plane.numpy(), CLIP_PERCENTILES)
-                plane = plane.clamp(float(low), float(high))
-            statistics.append([_mean(plane), _band_pass_std(plane.numpy())])
+                low, high = np.percentile(values[valid] if valid is not None else values, CLIP_PERCENTILES)
+                values = values.clip(low, high)
+            mean, band_pass = _mean(values, valid), _band_pass_std(values, valid)
+            statistics.append([mean, band_pass])
         return torch.tensor(statistics, dtype=torch.float64).reshape(-1, 2)
 
     @staticmethod
@@ -159,154 +187,37 @@ class HazeImageProcessor:
             target_std=self.target_std * band_pass,
         )
 
-    @staticmethod
-    def visualize_intensity(
-        image: np.ndarray, low: float | None = None, high: float | None = None, colormap: str = "gray"
-    ) -> Image.Image:
-        """
-        One plane as an 8-bit picture, for the eye only: values live in the output arrays.
 
-        Args:
-            image (`np.ndarray` of shape `[H, W]`): Intensities or deviations.
-            low (`float`, *optional*): Value shown as black; the 0.5th percentile by default.
-            high (`float`, *optional*): Value shown brightest; the 99.8th percentile by default.
-            colormap (`str`, defaults to `"gray"`): `"gray"`, or `"fire"` for maps that are not intensities.
-        """
-        if image.ndim != 2:
-            raise ValueError(f"`image` must be one plane [H, W], got shape {image.shape}.")
-        low = float(np.percentile(image, 0.5)) if low is None else low
-        high = float(np.percentile(image, 99.8)) if high is None else high
-        scaled = np.clip((image.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
-        if colormap == "gray":
-            return Image.fromarray((255 * scaled).round().astype(np.uint8))
-        if colormap != "fire":
-            raise ValueError(f'`colormap` must be "gray" or "fire", got {colormap!r}.')
-        # Black, red, yellow, white: lightness rises all the way, so that the order of values is kept in print.
-        channels = [np.clip(3 * scaled - shift, 0, 1) for shift in (0, 1, 2)]
-        return Image.fromarray((255 * np.stack(channels, axis=-1)).round().astype(np.uint8))
-
-    def visualize_together(
-        self, images: dict[str, np.ndarray], same_contrast: bool = True
-    ) -> tuple[list[Image.Image], str]:
-        """
-        Pictures of planes to be compared, at least 512 px high or wide, each from its own 0.5th percentile on.
-
-        Args:
-            images (`dict`): Planes `[H, W]` by name.
-            same_contrast (`bool`, defaults to `True`):
-                Show as many counts between black and white as of the first plane, up to its 99.8th percentile. Every
-                plane has a contrast of its own otherwise, and where predictions are not in the units of the input.
-
-        Returns:
-            The pictures, and a sentence that says which values they show as black and as white.
-        """
-        pictures, captions, span = [], [], None
-        for name, image in images.items():
-            low, high = (float(np.percentile(image, share)) for share in (0.5, 99.8))
-            if span is None or not same_contrast or self.normalization != "image":
-                span = high - low
-            picture = self.visualize_intensity(image, low, low + span)
-            if max(picture.size) < 512:  # whole magnifications, so that pixels stay pixels
-                zoom = -(-512 // max(picture.size))
-                picture = picture.resize((zoom * picture.width, zoom * picture.height), Image.Resampling.NEAREST)
-            pictures.append(picture)
-            black, white = (np.format_float_positional(v, 3, fractional=False, trim="-") for v in (low, low + span))
-            captions.append(f"{name} {black} to {white}")
-        return pictures, f"Counts from black to white: {'; '.join(captions)}."
-
-    @classmethod
-    def visualize_side_by_side(
-        cls,
-        hazy: np.ndarray,
-        prediction: np.ndarray,
-        uncertainty: np.ndarray | None = None,
-        pixel_size: float | None = None,
-        unit: str = "µm",
-    ) -> Image.Image:
-        """
-        Input and result (and uncertainty) of one plane in a row. Every panel states the values that it shows as black
-        and as white; a scale bar is drawn where the pixel size is known.
-
-        Args:
-            hazy (`np.ndarray` of shape `[H, W]`): The input.
-            prediction (`np.ndarray` of shape `[H, W]`): The result.
-            uncertainty (`np.ndarray` of shape `[H, W]`, *optional*): Its standard deviation.
-            pixel_size (`float`, *optional*): Width of a pixel in `unit`.
-            unit (`str`, defaults to `"µm"`): Unit of `pixel_size`.
-        """
-        panels = [("hazy input", hazy, "gray"), ("prediction", prediction, "gray")]
-        if uncertainty is not None:
-            panels.append(("standard deviation", uncertainty, "fire"))
-
-        # Panels between 384 and 1024 px high or wide: whole magnifications of small images, so that pixels stay
-        # pixels.
-        longest = max(hazy.shape)
-        zoom = max(1, -(-384 // longest)) if longest < 384 else min(1.0, 1024 / longest)
-        height, width = (max(1, round(side * zoom)) for side in hazy.shape)
-        panel_width = max(width, 320)  # narrow images still need room for their caption
-        gap, caption = 8, 48
-        canvas = Image.new("RGB", ((panel_width + gap) * len(panels) - gap, height + caption), "white")
-        draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)
-        for index, (name, plane, colormap) in enumerate(panels):
-            low, high = float(np.percentile(plane, 0.5)), float(np.percentile(plane, 99.8))
-            picture = cls.visualize_intensity(plane, low, high, colormap).convert("RGB")
-            method = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BOX
-            left = index * (panel_width + gap)
-            canvas.paste(picture.resize((width, height), method), (left, caption))
-            draw.text((left + 2, 4), name, fill="black", font=font)
-            draw.text((left + 2, 24), f"black {low:.4g}, white {high:.4g}", fill="dimgray", font=font)
-
-        if pixel_size is not None and width >= 64:
-            length = round_length(0.25 * width / zoom * pixel_size)
-            right, bottom = width - 12, caption + height - 12
-            left = right - round(length / pixel_size * zoom)
-            draw.rectangle((left, bottom - 4, right, bottom), fill="white", outline="black")
-            label = f"{length:g} {unit.replace('µ', 'u')}"  # Pillow's font has no µ
-            text_left = (left + right) / 2 - draw.textlength(label, font=font) / 2
-            text_left = min(text_left, right - draw.textlength(label, font=font))
-            draw.text((text_left, bottom - 26), label, fill="white", font=font, stroke_width=1, stroke_fill="black")
-        return canvas
+def _as_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    """An image as a real array `[..., H, W]` with pixels; a `ValueError` if it is none."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = image.float() if image.dtype == torch.bfloat16 else image
+    elif isinstance(image, Image.Image) and len(image.getbands()) > 1:
+        raise ValueError(f"`image` is a picture of mode {image.mode!r}: convert it to one channel of intensities.")
+    elif not (hasattr(image, "__array__") or hasattr(image, "__array_interface__")):
+        raise ValueError(f"`image` must be an array, a tensor or a list of them, got {type(image).__name__}.")
+    image = np.asarray(image)
+    if image.dtype.kind not in "uif":
+        raise ValueError(f"`image` must hold integers or real floating-point numbers, got dtype {image.dtype}.")
+    if image.ndim < 2:
+        raise ValueError(f"`image` must have at least two dimensions [..., H, W], got shape {image.shape}.")
+    if image.size == 0:
+        raise ValueError(f"`image` must not be empty, got shape {image.shape}.")
+    return image
 
 
-def round_length(available: float) -> float:
-    """The longest of …, 1, 2, 5, 10, … that fits: what a scale bar stands for."""
-    decade = 10.0 ** np.floor(np.log10(available))
-    return next(step * decade for step in (5, 2, 1) if step * decade <= available)
+def _mean(plane: np.ndarray, valid: np.ndarray | None) -> float:
+    """Mean of a plane where it is valid, in double precision; 0 if that is nowhere."""
+    if valid is None:
+        return float(plane.mean(dtype=np.float64))
+    return float(plane[valid].mean(dtype=np.float64)) if valid.any() else 0.0
 
 
-def _mean(plane: torch.Tensor) -> float:
-    """Mean of a plane in double precision."""
-    return sum(float(band.double().sum()) for band in plane.split(BAND_ROWS)) / plane.numel()
-
-
-def subtract_background(plane: np.ndarray, width: int) -> np.ndarray:
+def _band_pass_std(plane: np.ndarray, valid: np.ndarray | None) -> float:
     """
-    A plane without what is at least `width` pixels broad in both directions: its white top-hat (Serra 1982).
-
-    Args:
-        plane (`np.ndarray` of shape `[H, W]`): Intensities.
-        width (`int`): Side of the square that the background has room for, pixels.
-
-    Returns:
-        `np.ndarray` of shape `[H, W]`, float32, nowhere negative.
-
-    Raises:
-        `ValueError`: If the plane is no image or not finite.
-    """
-    plane = HazeImageProcessor().preprocess(plane)[0, 0].numpy()
-    result = allocate(*plane.shape).numpy()
-    margin = 2 * width  # more than the opening sees on either side
-    for start in range(0, len(plane), BAND_ROWS):
-        first = max(0, start - margin)
-        band = ndimage.white_tophat(plane[first : start + BAND_ROWS + margin], size=width)
-        result[start : start + BAND_ROWS] = band[start - first :][:BAND_ROWS]
-    return result
-
-
-def _band_pass_std(plane: np.ndarray) -> float:
-    """
-    Standard deviation of a plane between Gaussians of 1 px and 10 px: fine structure, without most of the noise and of
-    the haze.
+    Standard deviation of a plane between Gaussians of 1 px and 10 px, where it is valid: fine structure, without most
+    of the noise and of the haze.
     """
     total = squares = 0.0
     margin = 40  # what SciPy's Gaussian of 10 px sees on either side
@@ -317,8 +228,11 @@ def _band_pass_std(plane: np.ndarray) -> float:
         fine = ndimage.gaussian_filter(band, 1.0, mode="reflect")
         coarse = ndimage.gaussian_filter(band, 10.0, mode="reflect")
         difference = (fine - coarse)[start - first : stop - first].astype(np.float64)
+        if valid is not None:
+            difference = difference[valid[start:stop]]
         total += difference.sum()
         squares += np.square(difference).sum()
-    deviation = float(np.sqrt(max(0.0, squares / plane.size - (total / plane.size) ** 2)))
+    size = plane.size if valid is None else max(1, np.count_nonzero(valid))
+    std = float(np.sqrt(max(0.0, squares / size - (total / size) ** 2)))
     # What rounding leaves of a constant plane is not structure.
-    return deviation if deviation > 1e-6 * float(max(-plane.min(), plane.max())) else 0.0
+    return std if std > 1e-6 * float(max(-plane.min(), plane.max())) else 0.0

@@ -81,8 +81,11 @@ class HazeRegressionPipeline(RestorationPipeline):
         Raises:
             `ValueError`: If an argument is out of range or the image is not finite, empty or less than 2-D.
         """
-        planes = self.image_processor.preprocess(image)  # [N,1,H,W]
+        planes = self.image_processor.preprocess(image, allow_masked=True)  # [N,1,H,W]
+        shape = tuple(np.shape(image))
         self.check_tiles(batch_size, tile_size, tile_overlap, output_type)
+        masked = planes.isnan() if planes.isnan().any() else None  # [N,1,H,W]
+        hot_pixels = self.image_processor.replace_hot_pixels(planes)
         hazy, normalization = self.normalize(planes)  # [N,1,H,W]
         sampler = self.prepare_sampler(hazy.shape[-2:], tile_size, tile_overlap, batch_size)
         ensemble = Ensemble(hazy.shape, 1, keep_spread=False, keep_samples=False)
@@ -97,5 +100,6 @@ class HazeRegressionPipeline(RestorationPipeline):
                 ensemble.add(plane, 0, result)
         self.maybe_free_model_hooks()
         return RestorationOutput(
-            prediction=self.postprocess(ensemble.mean, normalization, tuple(image.shape), output_type)
+            prediction=self.postprocess(ensemble.mean, shape, output_type, hazy, normalization, masked),
+            hot_pixels=hot_pixels,
         )

@@ -10,38 +10,42 @@ from diffusers.utils import BaseOutput
 @dataclass
 class RestorationOutput(BaseOutput):
     """
-    Everything is in the units of the clear training target; with a checkpoint that normalises every image by itself,
-    as the embedded one does, these are the counts of the input.
+    Everything is in the units of the clear training target. With a checkpoint that normalises every image by itself,
+    such as the one of the package, these are the counts of the input. Pixels that are NaN in the input are NaN.
 
     Args:
         prediction (`np.ndarray` or `torch.Tensor` of the shape of the image, float32):
             Mean (or median) of the ensemble, the estimate of E[clear | hazy].
         uncertainty (`np.ndarray` or `torch.Tensor` of the shape of the image, float32, *optional*):
-            Deviation of a pixel to expect between prediction and truth: from the spread of the ensemble, and the light
+            Standard deviation to expect of the error of a pixel: from the spread of the ensemble and the intensity
             around the pixel, by [`predicted_deviation`] with the calibration of the checkpoint; without one, from the
             spread alone.
         samples (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, float32, *optional*):
             The members of the ensemble.
         interval_factors (`dict`, *optional*):
-            What `interval` multiplies deviations with, by alpha; `None` if the checkpoint is not calibrated for such
-            ensembles.
+            What `interval` multiplies the uncertainty with, by alpha; `None` if the checkpoint is not calibrated for
+            such ensembles.
+        hot_pixels (`int`):
+            Number of isolated outliers, see [`find_hot_pixels`]. The network saw the median of their neighbours
+            instead, and so the prediction there is that of their surroundings.
     """
 
     prediction: np.ndarray | torch.Tensor | list
     uncertainty: np.ndarray | torch.Tensor | list | None = None
     samples: np.ndarray | torch.Tensor | list | None = None
     interval_factors: dict[str, float] | None = None
+    hot_pixels: int = 0
 
     def interval(self, alpha: float = 0.1) -> tuple:
         """
         Lower and upper bound of every pixel, prediction ∓ factor · uncertainty.
 
-        On average over specimens like those that the checkpoint was calibrated on, the truth lies outside in a share
-        of the pixels of at most `alpha` ([`conformal_factors`]). That promises nothing for a single image or
-        structure, nor for specimens of another kind.
+        On average over specimens like those that the checkpoint was calibrated on, the truth lies outside in at most
+        the fraction `alpha` of the pixels ([`conformal_factors`]). This holds neither for a single image or structure
+        nor for specimens of another kind.
 
         Args:
-            alpha (`float`, defaults to `0.1`): One of the shares that the checkpoint was calibrated for.
+            alpha (`float`, defaults to `0.1`): One of the fractions that the checkpoint was calibrated for.
 
         Raises:
             `ValueError`: If there is no uncertainty, or the checkpoint is not calibrated for `alpha`.
@@ -50,8 +54,8 @@ class RestorationOutput(BaseOutput):
             raise ValueError("Intervals need the uncertainty: call the pipeline with `output_uncertainty=True`.")
         if not self.interval_factors:
             raise ValueError(
-                "The checkpoint is not calibrated for means of so many members and steps: choose those that its "
-                "configuration names in `calibrated_for`, or calibrate it for yours."
+                "The checkpoint is not calibrated for this number of members and steps: use those in "
+                "`pipe.config.calibrated_for`, or calibrate it for yours with `haze-pipeline calibrate`."
             )
         factors = {float(key): factor for key, factor in self.interval_factors.items()}
         alpha = min(factors, key=lambda known: abs(known - alpha)) if np.isclose(alpha, list(factors)).any() else alpha

@@ -1,15 +1,22 @@
 """What restoration pipelines share: units, tiles, ensembles, and the way back to counts."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
 from haze_pipeline.sampling.tiled_sampler import FLIPS, TiledSampler
+from haze_pipeline.utils.bad_pixels import fill_masked
 
 from .image_processing import HazeImageProcessor, Normalization
 from .pipeline_output import RestorationOutput
+
+
+# Of the call that a thread is in: its number of steps, and whether it should stop.
+_CALL = threading.local()
 
 
 class RestorationPipeline(DiffusionPipeline):
@@ -59,6 +66,24 @@ class RestorationPipeline(DiffusionPipeline):
         config = {name: value for name, value in self.config.items() if name[0] != "_"}
         return {**config, **super().components}
 
+    @property
+    def num_timesteps(self) -> int:
+        """Number of step callbacks of this thread's current or last call."""
+        return getattr(_CALL, "num_timesteps", 0)
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a step callback to stop early. The call then raises a `RuntimeError`."""
+        return self._interrupt
+
+    @property
+    def _interrupt(self) -> bool:
+        return getattr(_CALL, "interrupt", False)
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool):
+        _CALL.interrupt = value
+
     def check_tiles(self, batch_size: int | None, tile_size: int | None, tile_overlap: int | None, output_type: str):
         """Raise a `ValueError` that names the first argument at fault."""
         if batch_size is not None and batch_size < 1:
@@ -80,7 +105,8 @@ class RestorationPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, Normalization]:
         """
         Bring planes `[N, 1, H, W]` to network units, in place, with the maps that are given or those that the
-        checkpoint asks for.
+        checkpoint asks for. Pixels without a measurement (NaN) get the value of the nearest one. A plane without
+        contrast gets maps that turn every prediction into 0.
 
         Raises:
             `ValueError`: If there is neither one map for all planes nor one for each.
@@ -92,6 +118,11 @@ class RestorationPipeline(DiffusionPipeline):
                 f"`normalization` must be one for all planes or one for each of {len(planes)}, got "
                 f"{len(normalization.input_mean)}."
             )
+        for plane in planes[:, 0].numpy():
+            plane[:] = fill_masked(plane)[0]
+        is_blank = (planes.amax(dim=(1, 2, 3)) == planes.amin(dim=(1, 2, 3))).tolist()
+        if any(is_blank):
+            normalization = normalization.without(is_blank)
         return planes.sub_(normalization.input_mean).div_(normalization.input_std), normalization
 
     def prepare_sampler(
@@ -104,6 +135,45 @@ class RestorationPipeline(DiffusionPipeline):
             tile_overlap, batch_size, self._execution_device,
         )  # fmt: skip
 
+    @contextmanager
+    def follow_steps(self, num_timesteps: int, callback: Callable | None, names: Iterable[str]) -> Iterator[Callable]:
+        """
+        Progress bar and step callbacks of one call.
+
+        Args:
+            num_timesteps (`int`): Steps in all.
+            callback (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after every step.
+            names (iterable of `str`): Tensors that the callback gets; `"latents"` is the state.
+
+        Yields:
+            `Callable`: To be called with the timestep and the state after every step; returns the state to go on with.
+
+        Raises:
+            `RuntimeError`: If the callback interrupts the call.
+        """
+        _CALL.interrupt, _CALL.num_timesteps = False, num_timesteps
+        step = 0
+
+        def on_step(timestep: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+            nonlocal step
+            if callback is not None:
+                tensors = {}
+                for name in names:
+                    tensors[name] = {"latents": state}[name]
+                replaced = callback(self, step, timestep, tensors) or {}
+                state = replaced.get("latents", state)
+            step += 1
+            progress_bar.update()
+            if self.interrupt:
+                raise RuntimeError(f"Interrupted after {step} solver steps; there is no image yet.")
+            return state
+
+        with self.progress_bar(total=num_timesteps) as progress_bar:
+            try:
+                yield on_step
+            finally:
+                self.maybe_free_model_hooks()
+
     def flips(self, members: Iterable[int]) -> list[tuple[int, ...]]:
         """Axes along which the network is shown the members of an ensemble mirrored, in turn."""
         return [FLIPS[member % len(FLIPS)] if self.config.mirror_members else () for member in members]
@@ -111,23 +181,48 @@ class RestorationPipeline(DiffusionPipeline):
     def postprocess(
         self,
         units: torch.Tensor | None,
-        normalization: Normalization,
         shape: tuple[int, ...],
         output_type: str,
-        offset=True,
+        hazy: torch.Tensor,
+        normalization: Normalization,
+        masked: torch.Tensor | None = None,
+        strength: float = 1.0,
+        is_spread: bool = False,
     ) -> np.ndarray | torch.Tensor | None:
-        """Results in network units, with or without their offset, in counts and `shape`. In place."""
+        """
+        Results in network units as counts, in place.
+
+        Args:
+            units (`torch.Tensor` of shape `[..., N, 1, H, W]`, *optional*): The results.
+            shape (`tuple[int, ...]`): To return them in.
+            output_type (`str`): `"np"` or `"pt"`.
+            hazy (`torch.Tensor` of shape `[N, 1, H, W]`): The input in network units.
+            normalization ([`Normalization`]): Between counts and network units.
+            masked (`torch.Tensor` of shape `[N, 1, H, W]`, *optional*): Pixels that become NaN.
+            strength (`float`, defaults to `1.0`): Fraction of the difference between input and result to apply.
+            is_spread (`bool`, defaults to `False`): The results are standard deviations, which have no offset.
+        """
         if units is None:
             return None
         units.mul_(normalization.target_std)
-        if offset:
+        if is_spread:
+            units.mul_(strength)
+        else:
             units.add_(normalization.target_mean)
+        if strength < 1 and not is_spread:
+            units.lerp_(hazy * normalization.input_std + normalization.input_mean, 1 - strength)
+        if masked is not None:
+            units.masked_fill_(masked, torch.nan)
         units = units.reshape(shape)
         return units.numpy() if output_type == "np" else units
 
-    @staticmethod
-    def join_outputs(outputs: list[RestorationOutput], return_dict: bool) -> RestorationOutput | tuple:
-        """The outputs of a list of images as one, whose fields are lists."""
+    def call_each(self, images: list, latents, generator, return_dict: bool, **arguments) -> RestorationOutput | tuple:
+        """Call the pipeline on every image of a list; the fields of the output are lists."""
+        if not images or latents is not None or isinstance(generator, list):
+            raise ValueError(
+                "A list of images must not be empty, and goes with neither `latents` nor lists of generators."
+            )
+        outputs = [self(image, generator=generator, **arguments) for image in images]
 
         def join(name: str) -> list | None:
             values = [getattr(output, name) for output in outputs]
@@ -135,6 +230,6 @@ class RestorationPipeline(DiffusionPipeline):
 
         joined = RestorationOutput(
             prediction=join("prediction"), uncertainty=join("uncertainty"), samples=join("samples"),
-            interval_factors=outputs[0].interval_factors,
+            interval_factors=outputs[0].interval_factors, hot_pixels=sum(output.hot_pixels for output in outputs),
         )  # fmt: skip
         return joined if return_dict else (joined.prediction, joined.uncertainty, joined.samples)

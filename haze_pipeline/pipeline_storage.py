@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Self
 
-from haze_pipeline.utils.hub import add_code, fetch_pipeline, resolve_index, stored_variant
+from haze_pipeline.utils.hub import fetch_pipeline, resolve_index, stored_variant
+from haze_pipeline.utils.stored_code import add_code
 
 from .scheduling_flow_match_ode import FlowMatchODEScheduler
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from haze_pipeline import HazeImageProcessor, image_processing
-from haze_pipeline.image_processing import subtract_background
+from haze_pipeline import HazeImageProcessor
+from haze_pipeline.utils import background
+from haze_pipeline.utils.background import subtract_background
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "uint32", "float16", "float32", "float64"])
@@ -157,7 +158,11 @@ def test_the_background_is_what_is_broad(monkeypatch, dtype, width):
     lowest = windows(np.pad(plane, ((before, after),) * 2, mode="symmetric"), (width, width)).min(axis=(2, 3))
     highest = windows(np.pad(lowest, ((after, before),) * 2, mode="symmetric"), (width, width)).max(axis=(2, 3))
     np.testing.assert_allclose(whole, plane.astype(np.float64) - highest, atol=1e-3)
-    monkeypatch.setattr(image_processing, "BAND_ROWS", 7)
+    monkeypatch.setattr(background, "BAND_ROWS", 7)
     np.testing.assert_array_equal(subtract_background(plane, width), whole)
-    with pytest.raises(ValueError, match="finite"):
-        subtract_background(np.full((9, 9), np.nan), width)
+    masked = plane.astype(np.float32)
+    masked[:3] = np.nan
+    assert np.isnan(subtract_background(masked, width)[:3]).all()
+    np.testing.assert_array_equal(subtract_background(masked, width)[3 + width :], whole[3 + width :])
+    with pytest.raises(ValueError, match="one plane"):
+        subtract_background(plane[None], width)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny_unet
 from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from PIL import Image
 from torchcfm_unet import reference_unet
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
@@ -144,9 +145,9 @@ def test_the_seed_decides_whatever_the_batch_size(pipe, image):
 
 
 def test_seeded_noise_equals_the_same_noise_given_as_latents(pipe, image):
+    """Which all planes share."""
     generator = seeded()
-    noise = torch.stack([torch.randn(1, 40, 32, generator=generator)[0] for _ in range(6)])  # plane by plane
-    noise = noise.reshape(3, 2, 40, 32).transpose(0, 1)
+    noise = torch.stack([torch.randn(1, 40, 32, generator=generator) for _ in range(2)]).expand(2, 3, 40, 32)
     given = pipe(image, num_inference_steps=2, ensemble_size=2, latents=noise).prediction
     drawn = pipe(image, num_inference_steps=2, ensemble_size=2, generator=seeded()).prediction
     np.testing.assert_allclose(given, drawn, rtol=1e-5)
@@ -186,8 +187,7 @@ def test_a_stack_may_share_its_statistics(pipe, image):
     several = pipe(image, 2, 2, generator=seeded(), normalization=shared, output_uncertainty=True)
     assert several.uncertainty.shape == image.shape
     for number in range(len(image)):
-        noise = torch.randn(3, 40, 32, generator=seeded())[number].numpy()
-        alone = pipe(image[number], num_inference_steps=2, latents=noise, normalization=shared)
+        alone = pipe(image[number], num_inference_steps=2, generator=seeded(), normalization=shared)
         np.testing.assert_allclose(alone.prediction, out.prediction[number], rtol=1e-3, atol=1e-2)
     each = processor.compute_normalization(processor.preprocess(image))
     default = pipe(image, num_inference_steps=2, generator=seeded())
@@ -526,6 +526,8 @@ def test_an_interrupted_call_returns_no_half_finished_image(pipe, image):
         ({"generator": [torch.Generator()]}, "one entry per plane"),
         ({"normalization": Normalization(*torch.ones(4, 2, 1, 1, 1))}, "one for all planes"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs"),
+        ({"generator": 5}, "must be a torch.Generator on the CPU or a list of them"),
+        ({"strength": 1.5}, "`strength` must lie between 0 and 1"),
     ],
 )
 def test_arguments_out_of_range_are_named(pipe, image, arguments, message):
@@ -533,10 +535,86 @@ def test_arguments_out_of_range_are_named(pipe, image, arguments, message):
         pipe(image, **arguments)
 
 
-@pytest.mark.parametrize("bad", [np.full((8, 8), np.nan), np.full((8, 8), np.inf), np.zeros((0, 8)), np.zeros(8), []])
+@pytest.mark.parametrize("bad", [np.full((8, 8), np.inf), np.zeros((0, 8)), np.zeros(8), "cells.tif", []])
 def test_bad_images_raise_one_clear_error(pipe, bad):
     with pytest.raises(ValueError, match="image"):
         pipe(bad)
+
+
+# Pixels without a measurement, outliers, blank planes, and the dial.
+
+
+def test_missing_pixels_stay_missing(pipe, image):
+    """A border of NaN is left out of the statistics, and is NaN in every result."""
+    framed = np.full((60, 52), np.nan, np.float32)
+    framed[:40, :32] = image[0]
+    out = pipe(framed, 2, 2, generator=seeded(), output_uncertainty=True, output_samples=True)
+    for result in (out.prediction, out.uncertainty, *out.samples):
+        np.testing.assert_array_equal(np.isnan(result), np.isnan(framed))
+    processor = pipe.image_processor
+    measured = processor.measure(processor.preprocess(framed, allow_masked=True))
+    torch.testing.assert_close(measured, processor.measure(processor.preprocess(image[0])), rtol=0.05, atol=0)
+    assert np.isnan(pipe(np.full((16, 16), np.nan)).prediction).all()
+
+
+@pytest.mark.parametrize("normalization", ["plane", "stack"])
+def test_hot_pixels_change_nothing_elsewhere(pipe, normalization):
+    clean = np.random.default_rng(1).normal(100, 10, (64, 64)).astype(np.float32)
+    hot = clean.copy()
+    hot[30, 30] = 65535
+    processor = pipe.image_processor
+
+    def dehaze(plane):
+        planes = processor.preprocess(plane)
+        processor.replace_hot_pixels(planes)
+        shared = processor.normalization_from(processor.measure(planes)) if normalization == "stack" else None
+        return pipe(plane, num_inference_steps=1, generator=seeded(), normalization=shared)
+
+    expected, found = dehaze(clean), dehaze(hot)
+    assert (expected.hot_pixels, found.hot_pixels) == (0, 1)
+    assert np.abs(found.prediction - expected.prediction).max() < 0.02 * np.ptp(expected.prediction)
+
+
+def test_planes_without_contrast_give_0_without_the_network(pipe, image):
+    stack = np.stack([image[0], np.full_like(image[0], 100), image[0]])
+    processor = pipe.image_processor
+    shared = processor.normalization_from(processor.pool(processor.measure(processor.preprocess(stack))))
+    calls = []
+    pipe.unet.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    for arguments in ({"normalization": shared}, {}):
+        out = pipe(stack, 2, 2, generator=seeded(), output_uncertainty=True, **arguments)
+        assert not out.prediction[1].any() and not out.uncertainty[1].any()
+        np.testing.assert_allclose(out.prediction[2], out.prediction[0], rtol=1e-4, atol=1e-2)
+    assert sum(calls) == 2 * 2 * 2 * 2  # calls, steps, planes, members
+
+
+def test_strength_blends_linearly_in_counts(pipe, image):
+    arguments = {"num_inference_steps": 2, "ensemble_size": 2, "output_uncertainty": True, "output_samples": True}
+
+    def run(strength):
+        return pipe(image, **arguments, generator=seeded(), strength=strength)
+
+    none, some, full = run(0), run(0.25), run(1)
+    np.testing.assert_allclose(none.prediction, image, rtol=1e-4, atol=1e-2)
+    assert not none.uncertainty.any()
+    np.testing.assert_allclose(some.prediction, 0.75 * image + 0.25 * full.prediction, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(some.samples, 0.75 * image + 0.25 * full.samples, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(some.uncertainty, 0.25 * full.uncertainty, rtol=1e-4)
+    pipe.register_to_config(normalization="fixed")
+    with pytest.raises(ValueError, match="not in the counts"):
+        run(0.5)
+
+
+def test_whatever_numpy_can_read_is_an_image(pipe, image):
+    class Lazy:
+        def __array__(self, dtype=None, copy=None):
+            return image[0] if dtype is None else image[0].astype(dtype)
+
+    expected = pipe(image[0], num_inference_steps=1, generator=seeded()).prediction
+    for taken in (Lazy(), Image.fromarray(image[0]), torch.from_numpy(image[0])):
+        np.testing.assert_array_equal(pipe(taken, num_inference_steps=1, generator=seeded()).prediction, expected)
+    with pytest.raises(ValueError, match="one channel"):
+        pipe(Image.new("RGB", (32, 32)))
 
 
 def test_a_network_of_other_channels_is_refused():

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from haze_pipeline.image_processing import Normalization, subtract_background
+from haze_pipeline.image_processing import Normalization
 from haze_pipeline.io.micrograph import Micrograph, MicrographError
 from haze_pipeline.io.micrograph_files import micrograph_writer, open_micrograph
 from haze_pipeline.io.ome_tiff_writer import OME_DTYPES
 from haze_pipeline.reliability.assessment import assess
 from haze_pipeline.utils.atomic_files import replace_when_complete
+from haze_pipeline.utils.background import subtract_background
 from haze_pipeline.utils.processes import Processes
 from haze_pipeline.utils.provenance import sampling_facts, weights_digest
 

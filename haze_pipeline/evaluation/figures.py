@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from haze_pipeline.image_processing import round_length
 from haze_pipeline.reliability.calibration import calibration_curve
+from haze_pipeline.visualization import round_length
 
 from .metrics import fit_scale_and_offset
 

@@ -9,6 +9,8 @@ models know the same trouble, and as remedies "offset noise" and the multi-resol
 2024, arXiv 2312.02145); flow matching may start from any Gaussian (Lipman et al. 2023, arXiv 2210.02747).
 """
 
+from collections.abc import Iterator
+
 import torch
 
 from haze_pipeline.utils.arrays import allocate
@@ -48,3 +50,14 @@ def draw_noise(
             part = noise[..., top : top + side, left : left + side]
             part += broad[: part.shape[-2], : part.shape[-1]]
     return noise
+
+
+def replays(generator: torch.Generator | None) -> Iterator[torch.Generator]:
+    """A CPU generator, torch's own if it is `None`, and then copies of it in the state that it has now."""
+    generator = generator or torch.default_generator
+    state = generator.get_state()
+    yield generator
+    while True:
+        copied = torch.Generator()
+        copied.set_state(state)
+        yield copied

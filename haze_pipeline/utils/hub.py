@@ -2,9 +2,7 @@
 Pipeline folders, which are also how pipelines lie on the Hub: weights, configurations, and the code that they need.
 """
 
-import ast
 import hashlib
-import json
 import re
 from pathlib import Path
 
@@ -105,83 +103,6 @@ def resolve_index(index: dict, name: str | Path, scheduler_module: str) -> dict:
                 f"diffusers."
             )
     return index
-
-
-def add_code(folder: str | Path):
-    """
-    Make the pipeline in a folder one that `DiffusionPipeline` can load where this package is not installed.
-
-    Args:
-        folder (`str` or `Path`): What `save_pretrained` wrote.
-    """
-    folder, here = Path(folder), Path(__file__)
-    is_joined = here.stem == PIPELINE[0]  # this is the joined file itself, where the package is not installed
-    root = here.parent if is_joined else here.parents[1]
-    index = json.loads((folder / "model_index.json").read_text())
-    code = here.read_text(encoding="utf-8") if is_joined else _join_modules(root, PIPELINE[0])
-    (folder / f"{PIPELINE[0]}.py").write_text(code, encoding="utf-8")
-    index["_class_name"] = PIPELINE
-    if index["scheduler"][1] == SCHEDULER[1]:
-        code = (root / f"{SCHEDULER[0]}.py").read_text(encoding="utf-8")
-        (folder / "scheduler" / f"{SCHEDULER[0]}.py").write_text(code, encoding="utf-8")
-        index["scheduler"] = SCHEDULER
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _join_modules(root: Path, last: str) -> str:
-    """
-    The code of a module of the package in `root`, and of all that it imports from there, in one file.
-
-    diffusers would ask the Hub once for every file and every import of it, some forty times, and take files that it
-    has already imported for those of another repository.
-
-    Raises:
-        `ValueError`: If two modules mean different things by one name.
-    """
-    joined, meanings = {}, {}
-
-    def join(module: str):
-        source = Path(root, *module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-        lines = source.splitlines()
-        for node in ast.parse(source).body:
-            named = {}
-            own = _own_module(node, module)
-            if own is not None and own not in joined:
-                join(own)
-            for_types = isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING"
-            if for_types or own is not None:
-                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-            elif isinstance(node, ast.ImportFrom | ast.Import):
-                origin = getattr(node, "module", "")
-                named = {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names}
-            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-                named = {node.name: module}
-            elif isinstance(node, ast.Assign):
-                named = {target.id: module for target in node.targets if isinstance(target, ast.Name)}
-            for name, meaning in named.items():
-                if meanings.setdefault(name, meaning) != meaning:
-                    raise ValueError(f"{name} is {meanings[name]} as well as {meaning}: rename one.")
-        joined[module] = "\n".join(lines).strip()
-
-    join(last)
-    head = '"""The code of haze-pipeline, for `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)`."""'
-    return (
-        "\n\n\n".join([head, *(f"# {module.replace('.', '/')}.py\n\n{code}" for module, code in joined.items())])
-        + "\n"
-    )
-
-
-def _own_module(node: ast.stmt, importer: str) -> str | None:
-    """
-    The module of this package that a statement of the module `importer` imports from, if it does, such as
-    `"sampling.tiling"`.
-    """
-    if not isinstance(node, ast.ImportFrom):
-        return None
-    if node.level == 1:
-        return ".".join([*importer.split(".")[:-1], node.module])
-    package, _, module = (node.module or "").partition(".")
-    return module if package == "haze_pipeline" else None
 
 
 def create_repository(

@@ -1,0 +1,114 @@
+"""Pixels without a valid measurement: missing ones (NaN), hot pixels, and the hits of cosmic rays."""
+
+import numpy as np
+from scipy import ndimage
+
+
+WINDOW = 11  # side of the surroundings that a pixel is compared with, px
+LARGEST_NEIGHBOUR = 0.2  # fraction of an outlier's excess that the fourth brightest pixel of 3 × 3 may have
+MIN_EXCESS = 12.0  # standard deviations of the surroundings
+MIN_LEVELS = 8  # grey levels; where photons are few, one of them stands out as much as a hot pixel
+SCREENING = 3.0  # the same for the quick test that selects candidates
+BAND_HEIGHT = 1024
+
+
+def fill_masked(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """
+    A plane whose NaNs have the value of the nearest pixel with a measurement, or 0 if there is none; and where it has
+    measurements, `None` standing for everywhere.
+    """
+    if not np.isnan(plane.sum()):
+        return plane, None
+    valid = ~np.isnan(plane)
+    if not valid.any():
+        return np.zeros_like(plane), valid
+    nearest = ndimage.distance_transform_edt(~valid, return_distances=False, return_indices=True)
+    return plane[tuple(nearest)], valid
+
+
+def find_hot_pixels(plane: np.ndarray) -> np.ndarray:
+    """
+    Coordinates of isolated outliers.
+
+    A pixel is one if it exceeds the median of the 11 × 11 pixels around it by 12 times their standard deviation, both
+    without the four brightest, and by 8 grey levels, and no more than two of its eight neighbours have a fifth of that
+    excess. Noise and edges pass, and so does the image of a point source if it is at least 2 px wide (full width at
+    half maximum), as Nyquist sampling makes it. The four corners are not looked at.
+
+    Args:
+        plane (`np.ndarray` of shape `[H, W]`): Finite intensities.
+
+    Returns:
+        `np.ndarray` of shape `[K, 2]`: Rows and columns.
+    """
+    found = [np.empty((0, 2), dtype=np.intp)]
+    least = MIN_LEVELS * _grey_level(plane)
+    margin = 32
+    for start in range(0, len(plane), BAND_HEIGHT):
+        first = max(0, start - margin)
+        band = plane[first : start + BAND_HEIGHT + margin]
+        excess = band - ndimage.uniform_filter(band, 5, mode="reflect")
+        noise = ndimage.uniform_filter(np.square(excess), 31, mode="reflect")
+        candidates = np.argwhere((excess > 0) & (np.square(excess) > SCREENING**2 * noise))
+        rows = candidates[:, 0] + first
+        candidates = candidates[(rows >= start) & (rows < start + BAND_HEIGHT)]
+        found.append(candidates[_are_isolated(band, candidates, least)] + [first, 0])
+    return np.concatenate(found)
+
+
+def replace_hot_pixels(plane: np.ndarray) -> int:
+    """
+    Give the outliers of [`find_hot_pixels`] the median of the pixels around them, in place.
+
+    Args:
+        plane (`np.ndarray` of shape `[H, W]`): Finite intensities.
+
+    Returns:
+        `int`: Number of outliers.
+    """
+    hot = find_hot_pixels(plane)
+    if len(hot) == 0:
+        return 0
+    around = _surroundings(plane, hot, 5)  # [K,25]
+    is_hot = np.zeros(plane.shape, dtype=bool)
+    is_hot[tuple(hot.T)] = True
+    around[_surroundings(is_hot, hot, 5)] = np.nan
+    plane[tuple(hot.T)] = np.nanmedian(around, axis=1)
+    return len(hot)
+
+
+def _grey_level(plane: np.ndarray) -> float:
+    """The smallest difference between values of a plane."""
+    step = max(1, plane.size // 2**14)
+    differences = np.diff(np.unique(plane.reshape(-1)[::step]))
+    return float(differences.min()) if len(differences) else 0.0
+
+
+def _are_isolated(plane: np.ndarray, candidates: np.ndarray, least: float) -> np.ndarray:
+    """Which of the pixels `[K, 2]` are outliers by at least `least`."""
+    isolated = np.zeros(len(candidates), dtype=bool)
+    for start in range(0, len(candidates), 2**14):
+        chosen = candidates[start : start + 2**14]
+        values = plane[tuple(chosen.T)]
+        fourth = np.partition(_surroundings(plane, chosen, 3), -4, axis=1)[:, -4]
+        # Most candidates are parts of structures, which this tells at little cost.
+        rank = np.flatnonzero(values > fourth)
+        around = np.sort(_surroundings(plane, chosen[rank], WINDOW), axis=1)[:, :-4].astype(np.float64)
+        excess = values[rank] - np.median(around, axis=1)
+        is_high = excess > np.maximum(least, MIN_EXCESS * around.std(axis=1))
+        is_alone = fourth[rank] - np.median(around, axis=1) < LARGEST_NEIGHBOUR * excess
+        isolated[start + rank[is_high & is_alone]] = True
+    return isolated
+
+
+def _surroundings(plane: np.ndarray, pixels: np.ndarray, side: int) -> np.ndarray:
+    """Copies `[K, side²]` of the squares around pixels, mirrored at the border of the plane."""
+    offsets = np.arange(side) - side // 2
+
+    def mirror(index: np.ndarray, size: int) -> np.ndarray:
+        index = index % (2 * size)
+        return np.where(index < size, index, 2 * size - 1 - index)
+
+    rows = mirror(pixels[:, :1] + offsets, plane.shape[0])  # [K,side]
+    columns = mirror(pixels[:, 1:] + offsets, plane.shape[1])
+    return plane[rows[:, :, None], columns[:, None, :]].reshape(len(pixels), side**2)

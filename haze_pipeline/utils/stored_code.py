@@ -1,0 +1,115 @@
+"""
+The code that a stored pipeline brings along, for users of diffusers who have not installed this package.
+
+It is one file, since diffusers would ask the Hub once for every file and every import of it, some forty times, and
+would take files that it has already imported for those of another repository.
+"""
+
+import ast
+import json
+from pathlib import Path
+
+from .hub import PIPELINE, SCHEDULER
+
+
+HEAD = '''"""
+What haze-pipeline needs to restore images, for `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)`. The
+package itself explains it and does more: https://pypi.org/project/haze-pipeline
+"""'''
+
+# Mixins that restoring does not need: diffusers stores and fetches, and other programs show pictures.
+LEFT_OUT = {"pipeline_storage": "PipelineStorageMixin", "visualization": "VisualizationMixin"}
+
+
+def add_code(folder: str | Path):
+    """
+    Make the pipeline in a folder one that `DiffusionPipeline` can load where this package is not installed.
+
+    Args:
+        folder (`str` or `Path`): What `save_pretrained` wrote.
+    """
+    folder, root = Path(folder), Path(__file__).parents[1]
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / f"{PIPELINE[0]}.py").write_text(join_modules(root, PIPELINE[0]), encoding="utf-8")
+    index["_class_name"] = PIPELINE
+    if index["scheduler"][1] == SCHEDULER[1]:
+        code = (root / f"{SCHEDULER[0]}.py").read_text(encoding="utf-8")
+        (folder / "scheduler" / f"{SCHEDULER[0]}.py").write_text(code, encoding="utf-8")
+        index["scheduler"] = SCHEDULER
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def join_modules(root: Path, last: str) -> str:
+    """
+    The code of the module `last` of the package in `root`, and of all that it imports from there, in one file. Only
+    `last` keeps its docstrings.
+
+    Raises:
+        `ValueError`: If two modules mean different things by one name.
+    """
+    joined, meanings = {}, {}
+
+    def join(module: str):
+        source = Path(root, *module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        blank = [] if module == last else _docstrings(tree)
+        for node in tree.body:
+            own = _own_module(node, module)
+            if own is not None and own not in joined and own not in LEFT_OUT:
+                join(own)
+            if own is not None or _is_for_types(node):
+                blank.append(node)
+            else:
+                for name, meaning in _names(node, module).items():
+                    if meanings.setdefault(name, meaning) != meaning:
+                        raise ValueError(f"{name} is {meanings[name]} as well as {meaning}: rename one.")
+        lines = source.splitlines()
+        for node in blank:
+            lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
+        joined[module] = "\n".join(line for line in lines if line is not None).strip()
+
+    join(last)
+    code = "\n\n\n".join([HEAD, *(f"# {module.replace('.', '/')}.py\n\n{code}" for module, code in joined.items())])
+    for base in LEFT_OUT.values():
+        code = code.replace(f"({base}, ", "(").replace(f"({base})", "")
+    return code + "\n"
+
+
+def _docstrings(tree: ast.Module) -> list[ast.stmt]:
+    """Docstrings of a module and of everything in it that has a body besides."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            if len(node.body) > 1:
+                found.append(node.body[0])
+    return found
+
+
+def _is_for_types(node: ast.stmt) -> bool:
+    """Whether a statement is `if TYPE_CHECKING:`."""
+    return isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING"
+
+
+def _names(node: ast.stmt, module: str) -> dict[str, str]:
+    """What a statement of a module defines or imports, and where that comes from."""
+    if isinstance(node, ast.ImportFrom | ast.Import):
+        origin = getattr(node, "module", "")
+        return {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names}
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name: module}
+    if isinstance(node, ast.Assign):
+        return {target.id: module for target in node.targets if isinstance(target, ast.Name)}
+    return {}
+
+
+def _own_module(node: ast.stmt, importer: str) -> str | None:
+    """
+    The module of this package that a statement of the module `importer` imports from, if it does, such as
+    `"sampling.tiling"`.
+    """
+    if not isinstance(node, ast.ImportFrom):
+        return None
+    if node.level == 1:
+        return ".".join([*importer.split(".")[:-1], node.module])
+    package, _, module = (node.module or "").partition(".")
+    return module if package == "haze_pipeline" else None
