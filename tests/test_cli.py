@@ -3,15 +3,17 @@ The command line as users meet it: real processes for exit codes and interrupts,
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+import typer
 from torchcfm_unet import reference_unet
 
-from haze_pipeline import HazeMatchingPipeline, __version__
+from haze_pipeline import HazeMatchingPipeline, __version__, cli
 
 
 def test_wrong_usage_exits_with_2(run):
@@ -26,6 +28,36 @@ def test_help_and_version(run):
     for command in ("dehaze", "simulate", "dataset", "convert", "info"):
         code, out, _ = run(command, "--help")
         assert code == 0 and "Usage" in out
+
+
+def panels_of(text):
+    """Options by panel of a help page, in order."""
+    panels = {}
+    for line in text.splitlines():
+        if title := re.match(r"╭─ (.+?) ─", line):
+            options = panels.setdefault(title[1], [])
+        elif option := re.match(r"│ (?:[* ]  )?(--[a-z0-9-]+)", line):
+            options.append(option[1])
+    return panels
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_long_help_pages_have_panels_and_every_option_lies_in_one(run, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        code, out, _ = run(name, "--help")
+        panels = panels_of(out)
+        expected = [max(param.opts, key=len) for param in command.params if param.opts[0].startswith("-")]
+        assert code == 0 and sorted(option for panel in panels.values() for option in panel) == sorted(
+            [*expected, "--help"]
+        )
+        assert len(expected) <= 10 or ("Options" not in panels and len(panels) > 2)
+        assert max(map(len, out.splitlines())) <= columns and "…" not in out  # no name is cut off
+        assert "<bool>" not in out
+        if name == "dehaze":
+            titles = ["Options used most", "Input", "Result", "Quality", "Many files", "Speed", "Other"]
+            assert list(panels) == ["Arguments", *titles]
+            assert len(panels["Options used most"]) == 10 and panels["Options used most"][0] == "--output"
 
 
 def test_info_says_what_the_checkpoint_stores(run, model):

@@ -128,10 +128,14 @@ def test_the_default_checkpoint_has_a_solver_of_its_own(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("missing.tif", None), ("empty.tif", b""), ("text.tif", b"these are no pixels"), ("picture.png",
-        b"\x89PNG\r\n\x1a\n"),
-     ("broken.tif", b"II*\x00\xff\xff\xff\xff")],
-)  # fmt: skip
+    [
+        ("missing.tif", None),
+        ("empty.tif", b""),
+        ("text.tif", b"these are no pixels"),
+        ("picture.png", b"\x89PNG\r\n\x1a\n"),
+        ("broken.tif", b"II*\x00\xff\xff\xff\xff"),
+    ],
+)
 def test_unusable_files_end_in_one_sentence(run, tmp_path, model, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -148,7 +152,7 @@ def test_unusable_files_end_in_one_sentence(run, tmp_path, model, name, content)
         (["--uncertainty"], "--preset balanced"),
         (["--uncertainty", "--preset", "quality", "--ensemble-size", "1"], "two or more"),
         (["--model", "/nowhere/model"], "/nowhere/model"),
-        (["--tile-size", "30"], "multiple of 8"),
+        (["--tile-size", "30"], "--tile-size must be a positive multiple of 8"),
         (["--preview", "out.jpg"], ".png"),
         (["-o", "out.png"], ".ome.tif"),
         (["-o", "/nowhere/out.ome.tif"], "/nowhere"),

@@ -33,6 +33,7 @@ from haze_pipeline.data.pairs import (
     pairs_from_hazematching,
     pairs_from_rows,
 )
+from haze_pipeline.data.specimen_datasets import build_specimen_dataset, specimen_rows
 from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
 
 
@@ -445,10 +446,10 @@ def hub_environment(endpoint, tmp_path):
     }  # fmt: skip
 
 
-def command(arguments, environment):
+def command(arguments, environment, folder=None):
     return subprocess.run(
         [sys.executable, "-m", "haze_pipeline", *map(str, arguments)],
-        env=environment, capture_output=True, text=True, timeout=120,
+        env=environment, capture_output=True, text=True, timeout=120, cwd=folder,
     )  # fmt: skip
 
 
@@ -507,6 +508,47 @@ def test_every_value_survives_the_way_to_the_hub_and_back(tmp_path):
     text = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)[2]
     assert data_commit["README.md"].decode().endswith(text)
     assert b"num_examples: 2" in data_commit["README.md"] and b"license: cc-by-4.0" in data_commit["README.md"]
+
+
+def test_a_name_is_a_dataset_on_the_hub_or_a_mistyped_path_after_one_request(tmp_path):
+    plane = np.random.default_rng(0).gamma(0.3, 300, (64, 64)).astype(np.uint16)
+    write_ome_tiff(tmp_path / "a.tif", Micrograph(plane, "YX", (0.1, 0.1)))
+    facts = dict.fromkeys(("structure", "modality", "licence", "origin", "notes"), "")
+    facts |= {"file": "a.tif", "quality": 5, "pixel_size_um": 0.1, "z_step_um": None}
+    rows = build_specimen_dataset(specimen_rows(tmp_path / "a.tif", facts), tmp_path / "rows.arrow")
+    rows.to_parquet(str(tmp_path / "rows.parquet"))
+    arguments = ("simulate", "pairs", "--num-images", 1, "--size", 32, "--from-images")
+    with hub_double() as hub:
+        hub.repos = {"lab/specimens": []}
+        hub.commit("lab/specimens", {"data/train-00000-of-00001.parquet": (tmp_path / "rows.parquet").read_bytes()})
+        environment = hub_environment(hub.endpoint, tmp_path)
+        missing = command([*arguments, "data/cleen"], environment, tmp_path)
+        assert [request for request in hub.requests if "cleen" in request] == ["GET /api/datasets/data/cleen"]
+        found = command([*arguments, "lab/specimens"], environment, tmp_path)
+        assert found.returncode == 0, found.stderr
+        assert len(list((tmp_path / "pairs" / "hazy").iterdir())) == 1
+    unreachable = command(["simulate", "others", "--from-images", "data/cleen"], environment, tmp_path)
+    for result, sentence in (
+        (missing, "neither a folder here nor a dataset on the Hub"),
+        (unreachable, "not a folder here, and the Hub cannot be reached"),
+    ):
+        assert result.returncode == 1 and result.stderr.count("\n") == 1 and sentence in result.stderr
+    assert not (tmp_path / "others").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("data/cleen", "data/cleen is not in the folder data: check the path, or, for a dataset on the Hub"),
+        ("data/2024/cleen", "check the path, or name a dataset on the Hub as ORG/NAME"),
+        ("cleen", "check the path, or name a dataset on the Hub as ORG/NAME"),
+    ],
+)
+def test_what_can_only_be_a_path_is_refused_without_a_request(run, tmp_path, monkeypatch, name, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    code, _, err = run("simulate", "pairs", "--from-images", name)
+    assert code == 1 and err.count("\n") == 1 and sentence in err and not (tmp_path / "pairs").exists()
 
 
 def test_a_second_upload_replaces_the_first(pairs, tmp_path):

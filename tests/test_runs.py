@@ -72,6 +72,15 @@ def test_a_folder_keeps_names_and_survives_a_bad_file(run, folder, model, tmp_pa
     )
 
 
+def test_failures_name_the_options_of_the_command_line(run, folder, model, tmp_path):
+    (folder / "broken.tif").unlink()
+    code, _, err = run("dehaze", folder, "-o", tmp_path / "out", "--model", model, "--tile-size", 30)
+    errors = [row["error"] for row in read_log(tmp_path / "out" / "dehaze_log.csv").values()]
+    assert code == 1 and len(errors) == 2
+    for message in (*errors, err):
+        assert "--tile-size must be a positive multiple of 8" in message and "tile_size" not in message
+
+
 def test_without_recursive_sub_folders_are_left(run, folder, model, tmp_path):
     (folder / "broken.tif").unlink()
     assert run("dehaze", folder, "-o", tmp_path / "out", "--model", model)[0] == 0
@@ -115,7 +124,7 @@ def test_the_log_may_be_json_and_holds_verdicts(run, folder, model, tmp_path):
 
 def test_a_dry_run_writes_nothing(run, folder, model, tmp_path):
     code, out, err = run("dehaze", folder, "-o", tmp_path / "out", "--model", model, "--dry-run")
-    assert code == 0 and len(out.splitlines()) == 3 and "broken.tif cannot be done" in out and "about" in err
+    assert code == 0 and len(out.splitlines()) == 3 and "broken.tif cannot be dehazed" in out and "about" in err
     assert not (tmp_path / "out").exists()
 
 
@@ -124,7 +133,10 @@ def test_a_dry_run_writes_nothing(run, folder, model, tmp_path):
     [
         (["in/none.tif", "-o", "out"], "does not exist"),
         (["in/none*.tif", "-o", "out"], "does not exist"),
-        (["empty", "-o", "out"], "holds no micrographs"),
+        (["empty", "-o", "out"], "holds no micrographs: search its sub-folders with --recursive"),
+        (["empty", "-o", "out", "--recursive"], "empty and its sub-folders hold no micrographs: name a folder"),
+        (["https://example.org/in/a.tif", "-o", "out"], "remote files are not read: download it, and name the copy"),
+        (["s3://bucket/*.tif", "-o", "out"], "remote files are not read: download it, and name the copy"),
         (["in", "-o", "out.tif"], "name a folder"),
         (["in/a.tif", "-o", "out.png"], "must end in"),
         (["in", "-o", "out", "--preview", "x.png"], "one input"),
@@ -137,7 +149,7 @@ def test_a_dry_run_writes_nothing(run, folder, model, tmp_path):
         (["in/a.tif", "-o", "x.tif", "--axes", "TYX"], "name each"),
         (["in/a.tif", "-o", "x.tif", "--share-noise", "Q"], "T, Z and C"),
         (["in/a.tif", "-o", "x.tif", "--log", "log.txt"], ".csv or .json"),
-        (["in/a.tif", "-o", "x.tif", "--normalization", "checkpoint"], "no fixed statistics"),
+        (["in/a.tif", "-o", "x.tif", "--normalization", "checkpoint"], "--normalization checkpoint needs fixed"),
     ],
 )
 def test_wrong_requests_write_nothing(run, folder, model, tmp_path, monkeypatch, arguments, message):

@@ -1,1 +1,1 @@
-"""Many files in many processes."""
+"""Dehaze many files across processes."""

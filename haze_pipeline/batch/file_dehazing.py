@@ -1,6 +1,4 @@
-"""
-From file to file: a micrograph is read, dehazed and written plane by plane, and its results are complete or not there.
-"""
+"""Read, dehaze and write a micrograph plane by plane. Outputs are written atomically."""
 
 import time
 from collections import Counter
@@ -24,39 +22,43 @@ from haze_pipeline.utils.provenance import sampling_facts, weights_digest
 from .tasks import Outputs
 
 
-# The statistics of a stack are those of so many of its planes, evenly spread, so that large ones start at once.
+# The statistics of a stack are measured on this many of its planes, evenly spread, so that large stacks start at once.
 MAX_MEASURED_PLANES = 8
 
 
 class FileDehazer:
     """
-    Dehazes files, all with the same settings.
+    Dehazes files with fixed settings.
 
-    Every plane has a noise of its own, that of `seed` plus its number, so that a plane can be made again alone and no
-    result depends on how many processes share the work.
+    The noise of plane n has the seed `seed` + n. Therefore, a plane can be dehazed again by itself, and results do not
+    depend on the number of processes.
 
     Args:
-        pipe ([`HazeMatchingPipeline`]): On its device, with its scheduler.
+        pipe ([`HazeMatchingPipeline`]): The pipeline, on its device and with the scheduler to use.
         num_inference_steps (`int`): Solver steps.
-        ensemble_size (`int`): Noises per plane.
-        seed (`int`): Of the noise of the first plane.
-        tile_size (`int`, *optional*): See the pipeline.
+        ensemble_size (`int`): Ensemble members per plane.
+        seed (`int`): Seed of the noise of the first plane.
+        tile_size (`int`, *optional*): Largest side of the tiles in pixels, see the pipeline.
         normalization (`str`):
-            What network units are made from: `"stack"`, the mean and deviations of all planes of a channel, so that
-            brightness does not flicker; `"plane"`, those of each plane; `"percentile"`, as stack, without the most
-            extreme 0.1 % of pixels on either side; `"checkpoint"`, the fixed ones that the checkpoint stores.
-        camera_offset (`float`): Counts that the camera adds in the dark; they are taken off the input.
+            Intensity statistics that set the network's units. `"stack"`: those of all planes of a channel, so that
+            brightness does not flicker. `"plane"`: those of each plane. `"percentile"`: as stack, with intensities
+            clipped to their percentiles 0.1 and 99.9. `"checkpoint"`: the fixed statistics in the checkpoint.
+        camera_offset (`float`): Counts of the camera in the dark, subtracted from the input.
         background_width (`int`, *optional*):
-            Pixels. What of a result is at least so broad in both directions is taken off it, and off its samples, as
-            the specimen is known not to be; see [`subtract_background`]. The result is assessed before.
+            Width in pixels. Structures that are at least this wide in both directions are subtracted from the result
+            and its samples, see [`subtract_background`]. The result is assessed before.
         shared_noise (`str`): Axes along which planes share one noise, such as `"TZ"`, so that samples are coherent.
-        output_dtype (`str`): `"same"`, rounded and saturated to the number type of the input, or `"float32"`.
-        axes (`str`, *optional*): What the axes of the files mean, where they don't say so.
-        series (`int`, *optional*): Which of several images in a file.
+        output_dtype (`str`):
+            `"same"`: the number type of the input, with values rounded and saturated. `"float32"`: values as they are.
+        axes (`str`, *optional*): Axes of the files, where their metadata does not name them.
+        series (`int`, *optional*): Number of the image in files that hold several.
         channel (`int`, *optional*): The only channel to take.
         z_range (`slice`, *optional*): The planes to take.
         t_range (`slice`, *optional*): The frames to take.
-        model (`str`, *optional*): What provenance calls the checkpoint; the default one if omitted.
+        model (`str`, *optional*): Name of the checkpoint in the provenance of outputs; the default one if omitted.
+
+    Raises:
+        `ValueError`: If `normalization` does not suit the checkpoint.
     """
 
     def __init__(
@@ -84,13 +86,16 @@ class FileDehazer:
         self.seed = seed
         self.tile_size = tile_size
         has_fixed = pipe.config.normalization == "fixed"
-        if has_fixed != (normalization == "checkpoint"):
-            stores = (
-                "stores fixed statistics: choose checkpoint"
-                if has_fixed
-                else "stores no fixed statistics: choose another"
+        if has_fixed and normalization != "checkpoint":
+            raise ValueError(
+                "`normalization` must be checkpoint for this checkpoint, which stores fixed statistics, "
+                f"got {normalization}."
             )
-            raise ValueError(f"The normalization {normalization!r} does not suit this checkpoint, which {stores}.")
+        if normalization == "checkpoint" and not has_fixed:
+            raise ValueError(
+                "`normalization` checkpoint needs fixed statistics, which this checkpoint does not store: choose "
+                "stack, plane or percentile."
+            )
         self.normalization = normalization
         self.camera_offset = camera_offset
         self.background_width = background_width
@@ -118,25 +123,25 @@ class FileDehazer:
         Dehaze a file.
 
         Args:
-            source (`Path`): What to dehaze.
+            source (`Path`): The file to read.
             outputs ([`Outputs`]): The files to write. TIFFs that exist are replaced.
-            processes ([`Processes`], *optional*): Those that share the planes of this file; only where outputs are
-                OME-Zarr.
-            on_progress (`Callable`, *optional*): Called with the planes done since the last time, a fraction, and
-                their number.
+            processes ([`Processes`], *optional*): The processes that share the planes of this file, which needs
+                OME-Zarr outputs.
+            on_progress (`Callable`, *optional*): Called with the number of planes, a fraction, dehazed since the last
+                call, and with the number of planes of this process.
 
         Returns:
             `dict`: The settings, and `source`, `planes`, `seconds`, `clipped_pixels` and `assessment`, a list with an
-                entry per plane.
+            entry per plane.
 
         Raises:
             `OSError`, `ValueError` or `RuntimeError`: If the file cannot be read, dehazed or written. No output is
-            left then.
+                left then.
         """
         processes = processes or Processes()
         started = time.perf_counter()
         with ExitStack() as stack:
-            # 1. Open the file, and measure it if its planes share statistics.
+            # 1. Open the file, and measure the statistics that its planes share.
             with processes.together():
                 micrograph = self.open(source, stack)
                 shape = micrograph.data.shape
@@ -151,7 +156,7 @@ class FileDehazer:
             partial = processes.broadcast(partial)
             version = "0.4" if (source / ".zattrs").exists() else "0.5"  # of OME-Zarr
             writers = {}
-            for turn_of_main in (True, False):  # what the main process makes, the others open
+            for turn_of_main in (True, False):  # the main process creates the files, then the others open them
                 with processes.together():
                     if processes.is_main is turn_of_main:
                         for path, (_, dtype) in contents.items():
@@ -160,7 +165,7 @@ class FileDehazer:
                             )
                             writers[path] = stack.enter_context(writer)
 
-            # 3. Plane by plane.
+            # 3. Dehaze plane by plane.
             clipped, assessments = Counter(), {}
             with processes.together():
                 numbered = list(enumerate(np.ndindex(shape[:-2])))
@@ -188,7 +193,7 @@ class FileDehazer:
                     if outputs.preview is not None and number == len(numbered) // 2:
                         self._draw(plane, results, outputs, micrograph).save(partial[outputs.preview])
 
-            # 4. Say how it was made, and give the outputs their names.
+            # 4. Store how the outputs were made, and give them their names.
             clipped = sum(processes.gather(clipped), Counter())
             assessments = dict(sorted(item for part in processes.gather(assessments) for item in part.items()))
             facts = {**self.settings, "source": source.name}
@@ -202,7 +207,7 @@ class FileDehazer:
         return {**facts, "planes": len(numbered), "seconds": seconds, "clipped_pixels": clipped[outputs.prediction]}
 
     def open(self, source: Path, stack: ExitStack) -> Micrograph:
-        """The part of a file that will be dehazed, open until the stack is closed."""
+        """Open the part of a file that is to be dehazed, until `stack` closes it."""
         micrograph = stack.enter_context(open_micrograph(source, self.axes, self.series))
         try:
             return micrograph.select(**self.part)
@@ -210,7 +215,7 @@ class FileDehazer:
             raise MicrographError(f"`{source}`: {error}") from error
 
     def _contents(self, outputs: Outputs, input_dtype: np.dtype) -> dict[Path, tuple[str, np.dtype]]:
-        """What every output holds, and in which number type."""
+        """The content and the number type of every output."""
         same = self.output_dtype == "same" and input_dtype.name in OME_DTYPES
         intensity = np.dtype(input_dtype if same else np.float32)
         contents = {outputs.prediction: ("prediction", intensity)}
@@ -228,8 +233,8 @@ class FileDehazer:
 
     def _measure_channels(self, micrograph: Micrograph, source: Path) -> dict[int, Normalization]:
         """
-        Maps to network units for the stack of every channel; none where each plane has its own, or the checkpoint
-        fixed ones.
+        The normalization of every channel, from the statistics of its stack. Empty if each plane is normalized by
+        itself, or by the fixed statistics in the checkpoint.
         """
         if self.normalization not in ("stack", "percentile"):
             return {}
@@ -254,7 +259,7 @@ class FileDehazer:
         return normalizations
 
     def _dehaze(self, plane, micrograph, index, normalizations, outputs, on_progress) -> tuple[dict, dict | None]:
-        """The results of a plane by output, and what speaks against them."""
+        """The results of a plane by output, and its assessment."""
         out = self.pipe(
             plane,
             num_inference_steps=self.num_inference_steps,
@@ -275,7 +280,8 @@ class FileDehazer:
             assessment = assessed.to_dict()
         results |= {path: out.samples[member] for member, path in enumerate(outputs.samples)}
         if self.background_width is not None:
-            # Not of the hazy image, whose noise lets the background fall too low and which the network would not know.
+            # The background is not subtracted from the hazy image: noise makes its estimate there too low, and the
+            # network was not trained on images without a background.
             foreground = subtract_background(out.prediction, self.background_width)
             background = out.prediction - foreground
             results[outputs.prediction] = foreground
@@ -284,7 +290,7 @@ class FileDehazer:
         return results, assessment
 
     def _noise_number(self, micrograph: Micrograph, index: tuple[int, ...]) -> int:
-        """Number of a plane among those that don't share their noise."""
+        """Number of the noise of a plane; planes along the axes of `shared_noise` have the same number."""
         number = 0
         for axis, size, position in zip(micrograph.axes, micrograph.data.shape, index, strict=False):
             if axis not in self.shared_noise:
@@ -292,7 +298,7 @@ class FileDehazer:
         return number
 
     def _draw(self, plane, results, outputs, micrograph):
-        """The picture of a plane."""
+        """The preview of a plane."""
         return self.pipe.image_processor.visualize_side_by_side(
             plane,
             results[outputs.prediction],
@@ -304,8 +310,8 @@ class FileDehazer:
 
 def convert(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
     """
-    Values in another number type, and how many of them it cannot hold. For integers they are rounded to the nearest,
-    and those beyond its range become its least or greatest value.
+    Convert values to another number type, and count those outside its range. For an integer type, values are rounded,
+    and those outside its range are set to its smallest or largest value.
     """
     if dtype.kind == "f":
         return values.astype(dtype), 0

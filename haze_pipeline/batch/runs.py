@@ -1,4 +1,4 @@
-"""Many files in one run: shared between processes, whatever becomes of any, with a log."""
+"""Run many files across processes; failures are isolated and logged."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,28 +21,34 @@ from .file_dehazing import FileDehazer
 from .tasks import Task
 
 
-# Of the log.
+# Columns of the log.
 COLUMNS = ("source", "status", "planes", "seconds", "seed", "clipped_pixels", "verdict", "error", "written")
 
 
 def dehaze_files(
-    dehazer: FileDehazer, tasks: list[Task], processes: Processes, log: Path | None, stop_at_failure: bool
+    dehazer: FileDehazer,
+    tasks: list[Task],
+    processes: Processes,
+    log: Path | None,
+    stop_at_failure: bool,
+    describe_error: Callable[[Exception], str],
 ) -> list[dict]:
     """
-    Do all tasks that are not skipped, whatever becomes of any.
+    Dehaze the files of all tasks that are not skipped. A file that fails does not stop the others.
 
     Args:
-        dehazer ([`FileDehazer`]): What does them.
-        tasks (`list[Task]`): The same on all processes. OME-Zarrs are done by all of them together, plane by plane;
-            other files by one process each.
-        processes ([`Processes`]): Those that share the work.
-        log (`Path`, *optional*): CSV or JSON file that says what became of every file. If the run is interrupted, it
-            holds what the main process has done.
-        stop_at_failure (`bool`): Raise what goes wrong with a file, instead of noting it.
+        dehazer ([`FileDehazer`]): Dehazes one file.
+        tasks (`list[Task]`): The same list on all processes. All processes share the planes of an OME-Zarr; any other
+            file is dehazed by one process.
+        processes ([`Processes`]): The processes that share the work.
+        log (`Path`, *optional*): CSV or JSON file for the outcome of every file. If the run is interrupted, it holds
+            the files that the main process has finished.
+        stop_at_failure (`bool`): Raise the error of a file instead of recording it.
+        describe_error (`Callable`): Words the error of a file for the terminal and the log.
 
     Returns:
-        `list[dict]`: For every task its `source`, `status` (done, skipped or failed), `written`, `planes`, `seconds`,
-        `seed`, `clipped_pixels`, `verdict` and `error`, and whatever the dehazer says, on all processes.
+        `list[dict]`: The record of every task, on all processes: `source`, `status` (done, skipped or failed),
+        `written`, `planes`, `seconds`, `seed`, `clipped_pixels`, `verdict`, `error`, and what the dehazer returned.
     """
     records = {number: _record(task, "skipped") for number, task in enumerate(tasks) if task.is_skipped}
     waiting = [(number, task) for number, task in enumerate(tasks) if not task.is_skipped]
@@ -64,7 +71,7 @@ def dehaze_files(
                 except (OSError, ValueError, RuntimeError, MemoryError, ImportError) as error:
                     if stop_at_failure:
                         raise
-                    message = " ".join(str(error).split()) or type(error).__name__
+                    message = describe_error(error)
                     records[number] = _record(task, "failed", seed=dehazer.seed, error=message)
                     if processes.is_main or not task.is_shared:
                         progress.console.print(f"Error: {message}", highlight=False, markup=False, soft_wrap=True)
@@ -79,7 +86,7 @@ def dehaze_files(
 
 
 def write_log(path: Path, records: list[dict]):
-    """Write what became of every file as a table (.csv) or as a list of objects (.json)."""
+    """Write the outcome of every file as a table (.csv) or as a list of objects (.json)."""
     make_parents(path)
     rows = [{name: record[name] for name in COLUMNS} for record in records]
     if path.suffix.lower() == ".json":
@@ -96,20 +103,20 @@ def write_log(path: Path, records: list[dict]):
 
 def print_plan(dehazer: FileDehazer, tasks: list[Task]):
     """
-    What would be done, and about how long one process would take, from the time of a small field and the number of
-    pixels.
+    Print the outputs of every task, and an estimate of the time that one process needs, from the time for a small
+    field and the number of pixels.
     """
     pixels = 0
     for task in tasks:
         if task.is_skipped:
-            print(f"{task.source} is done already")
+            print(f"{task.source} would be skipped, since its outputs exist")
             continue
         try:
             with ExitStack() as stack:
                 pixels += math.prod(dehazer.open(task.source, stack).data.shape)
             print(f"{task.source} -> {', '.join(map(str, task.outputs.paths))}")
         except (OSError, ValueError, ImportError) as error:
-            print(f"{task.source} cannot be done: {error}")
+            print(f"{task.source} cannot be dehazed: {error}")
     side = 256
     small = np.random.default_rng(0).poisson(100, (side, side)).astype(np.float32)
     for _ in range(2):  # the first call also warms up
@@ -120,7 +127,7 @@ def print_plan(dehazer: FileDehazer, tasks: list[Task]):
 
 
 def _record(task: Task, status: str, **facts) -> dict:
-    """What became of a file."""
+    """The outcome of a task."""
     assessments = [each["verdict"] for each in facts.get("assessment", [])]
     verdicts = Counter(assessments)
     counted = [f"{count} of {len(assessments)} planes: {verdict}" for verdict, count in verdicts.most_common()]

@@ -1,13 +1,15 @@
-"""The `haze-pipeline` command. Heavy imports are local to the commands, so that `--help` answers at once."""
+"""The `haze-pipeline` command. Its sub-commands import large libraries when they run, so that `--help` is quick."""
 
 import sys
 from typing import Annotated
 
 import typer
 
+from haze_pipeline.utils.console import one_line
 from haze_pipeline.version import __version__
 
 from .calibrate import calibrate
+from .command import Command
 from .convert import convert
 from .dataset import dataset
 from .dehaze import dehaze
@@ -22,18 +24,10 @@ app = typer.Typer(
     help="Turn hazy (widefield) fluorescence micrographs into clear, confocal-like ones.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # breaks the lines of paragraphs anew for the width of the terminal
 )
-
-
-app.command()(dehaze)
-app.command()(simulate)
-app.command()(dataset)
-app.command()(calibrate)
-app.command()(evaluate)
-app.command()(push)
-app.command()(export_bioimageio)
-app.command()(convert)
-app.command()(info)
+for command in (dehaze, simulate, dataset, calibrate, evaluate, push, export_bioimageio, convert, info):
+    app.command(cls=Command)(command)
 
 
 def _version(value: bool):
@@ -53,14 +47,14 @@ def _root(
 
 def main():
     """
-    Run the command. Exit codes: 0 done, 1 a file or a computation failed, 2 wrong usage, 130 interrupted. A failure is
-    one sentence on standard error.
+    Run the command. A failure prints one sentence on standard error.
+
+    Exit codes: 0 done, 1 a file or a computation failed, 2 wrong usage, 130 interrupted.
     """
     try:
         app()
-    except (OSError, ValueError, MemoryError, RuntimeError, ImportError) as error:
-        # RuntimeError: torch, out of memory; ImportError: an extra that is not installed
-        print(f"Error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    except (OSError, ValueError, MemoryError, ImportError) as error:  # ImportError: an extra is not installed
+        print(f"Error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 

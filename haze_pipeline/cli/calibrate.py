@@ -12,7 +12,7 @@ from haze_pipeline.loading import Device, DType, fetch_model, load_pipeline, pla
 from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.utils.console import make_parents, progress_bar, require
 
-from .options import DeviceOption, DTypeOption, ModelOption, SeedOption
+from .options import MAIN, OTHER, QUALITY, RESULT, DeviceOption, DTypeOption, ModelOption, SeedOption
 
 
 def calibrate(
@@ -20,48 +20,80 @@ def calibrate(
         str,
         typer.Argument(
             metavar="PAIRS",
-            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset of the Hub; specimens that "
-            "were not "
-            "trained on.",
+            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset on the Hub. Its specimens "
+            "must not have been used for training.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Pipeline folder to write.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Pipeline folder to write.", rich_help_panel=MAIN),
+    ],
     model: ModelOption = None,
-    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "validation",
-    preset: Annotated[Preset, typer.Option(help="Steps, members and solver of the ensembles.")] = Preset.balanced,
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="Split of a dataset.", rich_help_panel=MAIN)
+    ] = "validation",
+    preset: Annotated[
+        Preset,
+        typer.Option(
+            metavar="NAME",
+            help="Preset to calibrate for: balanced or quality. It sets the steps, the ensemble members and the "
+            "solver.",
+            rich_help_panel=MAIN,
+        ),
+    ] = Preset.balanced,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also draw the error against the predicted standard deviation, before and after, as a PNG.",
+            rich_help_panel=RESULT,
+        ),
+    ] = None,
     num_inference_steps: Annotated[
-        int | None, typer.Option(min=2, help="Solver steps, in place of the preset's.")
+        int | None,
+        typer.Option(
+            min=2, metavar="N", help="Solver steps.", show_default="set by the preset", rich_help_panel=QUALITY
+        ),
     ] = None,
     ensemble_size: Annotated[
-        int | None, typer.Option(min=2, help="Members per plane, in place of the preset's.")
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="N",
+            help="Ensemble members per plane.",
+            show_default="set by the preset",
+            rich_help_panel=QUALITY,
+        ),
     ] = None,
-    max_pairs: Annotated[int, typer.Option(min=1, help="Only so many pairs are looked at.")] = 500,
-    seed: SeedOption = 0,
-    plot: Annotated[
-        Path | None, typer.Option(help="Also write a PNG: error against predicted deviation, before and after.")
-    ] = None,
+    max_pairs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Largest number of pairs to use.", rich_help_panel=QUALITY)
+    ] = 500,
     device: DeviceOption = Device.auto,
     dtype: DTypeOption = DType.auto,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
+    seed: SeedOption = 0,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object about what was done.", rich_help_panel=OTHER)
+    ] = False,
 ):
     """
-    Fit how far a checkpoint's deviations are to be believed, and write a copy of it that knows.
+    Calibrate the uncertainty of a checkpoint, and write a copy of it that stores the calibration.
 
-    Its `--uncertainty` then is the error to expect, and in Python `out.interval(0.1)` bounds the truth in 90 % of the
-    pixels, on average over images like these. The clear images must be in the unit of the predictions: that of the
-    hazy ones, or of the training targets for a checkpoint with fixed statistics.
+    With the copy, `--uncertainty` gives the standard deviation of the error to expect. In Python, `out.interval(0.1)`
+    gives bounds that hold the true intensity in 90 % of the pixels, on average over images like these. The clear
+    images must be in the unit of the predictions: that of the hazy images, or that of the training targets for a
+    checkpoint with fixed statistics.
 
     Example: haze-pipeline calibrate runs/validation --model runs/first/best -o runs/first_calibrated --plot
-        calibration.png
+    calibration.png
     """
     if preset is Preset.fast:
-        raise ValueError("--preset fast yields means, which have no spread: choose balanced or quality.")
+        raise ValueError("--preset fast gives posterior means, which have no spread: choose balanced or quality.")
     if output.exists():
-        raise FileExistsError(f"{output} exists; choose another name.")
+        raise FileExistsError(f"{output} exists: choose another name.")
     if plot is not None and plot.suffix.lower() != ".png":
-        raise ValueError(f"{plot} must end in .png.")
+        raise ValueError(f"--plot must end in .png, got {plot}.")
     if plot is not None and not plot.parent.is_dir():
-        raise FileNotFoundError(f"{plot.parent} is not a folder; create it first.")
+        raise FileNotFoundError(f"{plot.parent} is not a folder: create it first.")
 
     import shutil
 
@@ -121,13 +153,13 @@ def calibrate(
         return
     print(f"{len(specimens)} specimens, {members} members of {steps} steps")
     print("line: scale {scale:.3f}, offset {offset:.3f}".format(**line))
-    print(f"curve: weight of light {fitted['uncertainty_curve']['light_weight']:.2f}")
+    print(f"curve: weight of the local intensity {fitted['uncertainty_curve']['light_weight']:.2f}")
     for name, values in facts.items():
         if name.startswith(("before", "with", "after")):
             print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
     factors = ", ".join(
         f"{100 * (1 - float(alpha)):g} %: {factor:.2f}" for alpha, factor in fitted["interval_factors"].items()
     )
-    print(f"deviations that bound the truth in a share of the pixels: {factors}")
+    print(f"standard deviations that bound the true intensity in a fraction of the pixels: {factors}")
     for path in written:
         print(path)

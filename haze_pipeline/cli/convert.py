@@ -23,12 +23,19 @@ class Subset(StrEnum):
 
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="best_model.pth of the official HazeMatching code.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Pipeline folder to write.")],
-    subset: Annotated[Subset, typer.Option(help="The data that it was trained on, which decides the statistics.")],
-    channel: Annotated[int, typer.Option(min=0, help="Channel of the zebrafish data: 0, 1 or 2.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Pipeline folder to write.")],
+    subset: Annotated[
+        Subset,
+        typer.Option(
+            metavar="NAME",
+            help="Data that the checkpoint was trained on, which sets the intensity statistics: zebrafish, "
+            "organoids1, organoids2, microtubule or neuron.",
+        ),
+    ],
+    channel: Annotated[int, typer.Option(min=0, metavar="N", help="Channel of the zebrafish data: 0, 1 or 2.")] = 0,
 ):
     """
-    Turn a published HazeMatching checkpoint into a pipeline folder.
+    Convert a published HazeMatching checkpoint to a pipeline folder.
 
     Example: haze-pipeline convert best_model.pth --subset organoids1 -o hazematching-organoids1
     """
@@ -40,7 +47,7 @@ def convert(
     from haze_pipeline.sharing.conversion import convert_hazematching_checkpoint
 
     if output.exists():
-        raise FileExistsError(f"{output} exists; choose another name.")
+        raise FileExistsError(f"{output} exists: choose another name.")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         unet, config = convert_hazematching_checkpoint(checkpoint, subset.value, channel)
@@ -48,7 +55,7 @@ def convert(
         Console(stderr=True).print(f"Warning: {warning.message}", style="yellow", highlight=False, markup=False)
     make_parents(output)
     with replace_when_complete(output) as folder:
-        # It was trained without mirroring.
+        # The published networks were trained without mirrored images.
         HazeMatchingPipeline(
             unet, FlowMatchODEScheduler(), normalization="fixed", mirror_members=False, **config
         ).save_pretrained(folder)

@@ -12,7 +12,7 @@ from haze_pipeline.utils.console import make_parents, progress_bar
 
 
 class Layout(StrEnum):
-    """How the files of a dataset lie in their folder."""
+    """Layout of the files in the folder of a dataset."""
 
     pairs = "pairs"
     hazematching = "hazematching"
@@ -20,40 +20,55 @@ class Layout(StrEnum):
 
 def dataset(
     source: Annotated[
-        Path, typer.Argument(help="Folder with hazy/ and clear/, or of a published HazeMatching subset.")
+        Path, typer.Argument(help="Folder with hazy/ and clear/, or folder of a published HazeMatching subset.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make, laid out as a Hub repository.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write, laid out as a repository of the Hub."),
+    ],
     layout: Annotated[
         Layout,
-        typer.Option(help="pairs: TIFFs of equal names in hazy/ and clear/; hazematching: two-channel TIFFs."),
+        typer.Option(
+            metavar="NAME",
+            help="pairs: TIFFs of equal names in hazy/ and clear/. hazematching: TIFFs of two channels.",
+        ),
     ] = Layout.pairs,
     level: Annotated[
         float | None,
-        typer.Option(min=0, help="Pinhole of the hazy images of pairs in Airy units; omit it for widefield images."),
+        typer.Option(
+            min=0,
+            metavar="X",
+            help="Pinhole of the hazy images of --layout pairs, in Airy units. Leave it out for widefield images.",
+        ),
     ] = None,
     validation_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Expected share of the specimens kept for validation.")
+        float,
+        typer.Option(min=0, max=1, metavar="FRACTION", help="Expected fraction of the specimens in validation."),
     ] = 0.0,
     test_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Expected share of the specimens kept for tests.")
+        float,
+        typer.Option(min=0, max=1, metavar="FRACTION", help="Expected fraction of the specimens in test."),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds split differently.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of the random split.")] = 0,
     license_id: Annotated[
-        str | None, typer.Option("--license", help="Licence of the images, such as cc-by-4.0; needed for --push-to.")
+        str | None,
+        typer.Option(
+            "--license", metavar="NAME", help="Licence of the images, such as cc-by-4.0. Needed for --push-to."
+        ),
     ] = None,
     push_to: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="Also upload to this dataset repository of the Hub.")
+        str | None, typer.Option(metavar="ORG/NAME", help="Also upload to this dataset repository on the Hub.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the new repository of --push-to private.")] = False,
 ):
     """
-    Make a dataset of pairs that `datasets.load_dataset` reads, from the folder or streamed from the Hub.
+    Make a dataset of pairs that `datasets.load_dataset` reads from a folder or streams from the Hub.
 
-    All planes of a specimen, which is a file or a sub-folder of files, go into the same split. Every value is kept
-    exactly.
+    All planes of a specimen, which is a file or a sub-folder of files, go into the same split. All intensities are
+    stored exactly.
 
     Example: haze-pipeline dataset pairs -o pairs_dataset --validation-share 0.1 --license cc-by-4.0 --push-to
-        lab/pairs
+    lab/pairs
     """
     import shlex
     import tempfile
@@ -78,23 +93,25 @@ def dataset(
     )
     from haze_pipeline.io.micrograph_files import replace_when_complete
 
-    # Whatever can be refused without reading the images is refused first.
+    # Refuse wrong requests before the images are read.
     if output.exists():
-        raise FileExistsError(f"{output} exists; choose another name.")
+        raise FileExistsError(f"{output} exists: choose another name.")
     if not source.is_dir():
-        raise NotADirectoryError(f"{source} is not a folder; name the folder of the pairs.")
+        raise NotADirectoryError(f"{source} is not a folder: name the folder of the pairs.")
     if level == 0:
-        raise ValueError("--level must be positive; leave it out for widefield images.")
+        raise ValueError("--level must be positive, got 0: leave it out for widefield images.")
     if validation_share + test_share >= 1:
-        raise ValueError("--validation-share and --test-share must leave something to train on.")
+        raise ValueError(
+            "--validation-share and --test-share must sum to less than 1, to leave something to train on."
+        )
     if push_to is not None and license_id is None:
         raise ValueError("--push-to needs --license, so that others know what they may do with the images.")
     if private and push_to is None:
-        raise ValueError("--private needs --push-to.")
+        raise ValueError("--private needs --push-to: add it, or leave out --private.")
     if layout is Layout.hazematching and (validation_share or test_share or level is not None):
         raise ValueError(
-            "--layout hazematching keeps the published splits of widefield images: leave out --validation-share, "
-            "--test-share and --level."
+            "--layout hazematching keeps the published splits of widefield images: leave out --level, "
+            "--validation-share and --test-share."
         )
     if push_to is not None:
         validate_repo_id(push_to)
@@ -117,12 +134,12 @@ def dataset(
 
             return build_dataset(rows(), Path(arrow, f"{split}.arrow"))
 
-        # Neither the card nor the command in it say where the folders of the user are.
+        # The card and the command in it do not reveal the paths of the user.
         arguments = ["haze-pipeline", "dataset", source.resolve().name, "-o", output.name]
         if layout is Layout.hazematching:
             arguments += ["--layout", "hazematching"]
             origin = f"Imported from the folder `{source.resolve().name}` of the published HazeMatching data."
-            split_rule = "As published. The files don't say which specimen they show, so that each counts as one."
+            split_rule = "As published. The files do not name their specimens, so each file counts as one."
             splits = datasets.DatasetDict(
                 {split: build(pairs_from_hazematching(source, split), split) for split in hazematching_splits(source)}
             )
@@ -134,12 +151,11 @@ def dataset(
             if notes := simulation_notes(source):
                 origin += f" {describe_simulation(notes)}"
             split_rule = (
-                "By specimen: all planes of a specimen are in one split, which follows from a hash of `specimen_id` "
-                "and "
-                f"the seed {seed}. Expected shares: validation {validation_share:g}, test {test_share:g}."
+                "By specimen: all planes of a specimen are in one split, chosen by a hash of `specimen_id` and the "
+                f"seed {seed}. Expected fractions: validation {validation_share:g}, test {test_share:g}."
             )
             if not validation_share and not test_share:
-                split_rule = "Everything is in `train`."
+                split_rule = "All pairs are in `train`."
             everything = build(pairs_from_folder(source, level), "all")
             splits = split_by_specimen(everything, validation_share, test_share, seed)
         card = make_dataset_card(splits, push_to or output.name, origin, split_rule, shlex.join(arguments), license_id)
@@ -148,13 +164,12 @@ def dataset(
         if push_to is not None:
             try:
                 url = push_dataset(splits, card, push_to, private or None)
-            except ValueError as error:  # a licence that the Hub doesn't know, or a public repository for --private
+            except ValueError as error:  # an unknown licence, or a public repository with --private
                 raise ValueError(f"{output} is complete, but was not uploaded: {error}") from error
-            except Exception as error:  # a network fails in many ways, of which not all are an OSError
+            except Exception as error:  # errors of the network have many types, not all of which are an OSError
                 mend = f"hf upload {push_to} {output} --repo-type dataset{' --private' * private}"
                 raise OSError(
-                    f"{output} is complete, but could not be uploaded to {push_to}; log in with `hf auth login`, then "
-                    f"run "
+                    f"{output} is complete, but was not uploaded to {push_to}; log in with `hf auth login`, then run "
                     f"`{mend}`: {error}"
                 ) from error
     print(output)

@@ -13,7 +13,19 @@ from haze_pipeline.loading import Device, DType, load_pipeline, place_pipeline
 from haze_pipeline.presets import PRESETS, Preset, with_preset
 from haze_pipeline.utils.console import make_parents
 
-from .options import DeviceOption, DTypeOption, ModelOption, SeedOption
+from .options import (
+    INPUT,
+    MAIN,
+    MANY_FILES,
+    OTHER,
+    QUALITY,
+    RESULT,
+    SPEED,
+    DeviceOption,
+    DTypeOption,
+    ModelOption,
+    SeedOption,
+)
 
 
 class OutputDType(StrEnum):
@@ -24,7 +36,7 @@ class OutputDType(StrEnum):
 
 
 class Statistics(StrEnum):
-    """What brightness and contrast are measured on before the network sees a plane."""
+    """The pixels whose brightness and contrast set the network's units."""
 
     stack = "stack"
     plane = "plane"
@@ -33,116 +45,221 @@ class Statistics(StrEnum):
 
 
 def dehaze(
+    ctx: typer.Context,
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...",
-            help="TIFF, ImageJ TIFF, OME-TIFF or OME-Zarr (CZI, ND2 and LIF with bioio); several of them, a pattern "
-            "or a folder.",
+            metavar="INPUT",
+            help='Files, folders, and patterns such as "day1/*.tif". TIFF, ImageJ TIFF, OME-TIFF and OME-Zarr are '
+            "read, and CZI, ND2 and LIF if bioio is installed.",
         ),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="OME-TIFF (.tif) or OME-Zarr (.zarr) to write; for several inputs, a folder."
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="OME-TIFF (.tif) or OME-Zarr (.zarr) to write. For several inputs, a folder.",
+            rich_help_panel=MAIN,
         ),
     ],
-    model: ModelOption = None,
     preset: Annotated[
         Preset,
         typer.Option(
-            help="Steps, members and solver. fast: posterior mean; balanced: with uncertainty; quality: as the paper."
+            metavar="NAME",
+            help="fast: the posterior mean, quickly. balanced: an ensemble, which --uncertainty needs. quality: the "
+            "larger ensemble of the paper, slowly. A preset sets the steps, the ensemble members and the solver.",
+            rich_help_panel=MAIN,
         ),
     ] = Preset.fast,
-    num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, help="Solver steps, in place of the preset's.")
-    ] = None,
-    ensemble_size: Annotated[
-        int | None, typer.Option(min=1, help="Noises per plane, in place of the preset's.")
-    ] = None,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Also write OUTPUT's …_uncertainty, float32.")
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Also write the standard deviation of every pixel, as OUTPUT_uncertainty. Needs --preset balanced "
+            "or quality.",
+            rich_help_panel=MAIN,
+        ),
     ] = False,
-    samples: Annotated[bool, typer.Option("--samples", help="Also write one …_sample000 per member.")] = False,
-    preview: Annotated[
-        Path | None, typer.Option(help="Also write a PNG: a plane of input and result side by side. One input only.")
-    ] = None,
     assess: Annotated[
         bool,
         typer.Option(
-            "--assess", help="Also say what speaks against the result, and write where: OUTPUT's …_unexplained."
+            "--assess",
+            help="Also print reasons to doubt the result, and map the structure that it does not explain, as "
+            "OUTPUT_unexplained.",
+            rich_help_panel=MAIN,
         ),
     ] = False,
-    output_dtype: Annotated[
-        OutputDType,
-        typer.Option(help="same: that of the input, rounded; what it cannot hold is saturated and counted."),
-    ] = OutputDType.same,
-    axes: Annotated[
-        str | None,
-        typer.Option(help="What the axes of the input mean, such as TYX, if its metadata is wrong or missing."),
-    ] = None,
-    series: Annotated[int | None, typer.Option(min=0, help="Which of several images in a file, from 0.")] = None,
-    channel: Annotated[int | None, typer.Option(min=0, help="Take this channel only, from 0.")] = None,
-    z_range: Annotated[
-        str | None,
-        typer.Option(metavar="FIRST:STOP", help="Take these planes only, from 0, without STOP: 5:8 are three."),
-    ] = None,
-    t_range: Annotated[
-        str | None, typer.Option(metavar="FIRST:STOP", help="Take these frames only, likewise.")
-    ] = None,
-    normalization: Annotated[
-        Statistics | None,
+    preview: Annotated[
+        Path | None,
         typer.Option(
-            help="What brightness and contrast are taken from: all planes of a channel, so that nothing flickers; "
-            "each plane; "
-            "the stack, clipped to its percentiles 0.1 and 99.9; the fixed values of the checkpoint.",
-            show_default="checkpoint if it has fixed values, else stack",
+            metavar="FILE",
+            help="Also draw input and result of the middle plane side by side, as a PNG. For one input only.",
+            rich_help_panel=MAIN,
         ),
     ] = None,
-    camera_offset: Annotated[float, typer.Option(help="Counts of the camera in the dark, taken off the input.")] = 0.0,
     background_width: Annotated[
         int | None,
         typer.Option(
             min=2,
-            help="Take off the result what is at least so many pixels broad in both directions (white top-hat), if "
-            "you know that the "
-            "specimen is not. No calibration knows of it.",
+            metavar="N",
+            help="Subtract structures that are N or more pixels wide in both directions (white top-hat), if nothing "
+            "in focus is that wide. The uncertainty does not include this step.",
+            rich_help_panel=MAIN,
+        ),
+    ] = None,
+    model: ModelOption = None,
+    channel: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Take only this channel, counted from 0.", rich_help_panel=MAIN),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Also search the sub-folders of input folders.", rich_help_panel=MAIN)
+    ] = False,
+    skip_existing: Annotated[
+        bool,
+        typer.Option("--skip-existing", help="Skip inputs whose outputs all exist.", rich_help_panel=MAIN),
+    ] = False,
+    z_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:STOP",
+            help="Take only the planes FIRST to STOP - 1, counted from 0: 5:8 takes the planes 5, 6 and 7.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    t_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:STOP", help="Take only these frames, counted as for --z-range.", rich_help_panel=INPUT
+        ),
+    ] = None,
+    series: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Take this image of a file that holds several, counted from 0.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    axes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXES",
+            help="Axes of the input, such as TYX, if its metadata does not name them or is wrong.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    camera_offset: Annotated[
+        float,
+        typer.Option(
+            metavar="COUNTS",
+            help="Subtract the counts of the camera in the dark from the input.",
+            rich_help_panel=INPUT,
+        ),
+    ] = 0.0,
+    samples: Annotated[
+        bool,
+        typer.Option(
+            "--samples",
+            help="Also write every ensemble member, as OUTPUT_sample000 and so on. Needs two or more steps.",
+            rich_help_panel=RESULT,
+        ),
+    ] = False,
+    output_dtype: Annotated[
+        OutputDType,
+        typer.Option(
+            metavar="NAME",
+            help="Number type of the result. same: that of the input; values are rounded, and values outside its "
+            "range are saturated and counted. float32: values stay as they are.",
+            rich_help_panel=RESULT,
+        ),
+    ] = OutputDType.same,
+    num_inference_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Solver steps.", show_default="set by the preset", rich_help_panel=QUALITY
+        ),
+    ] = None,
+    ensemble_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Ensemble members per plane, each from its own noise.",
+            show_default="set by the preset",
+            rich_help_panel=QUALITY,
+        ),
+    ] = None,
+    normalization: Annotated[
+        Statistics | None,
+        typer.Option(
+            metavar="NAME",
+            help="How brightness and contrast are measured. stack: over all planes of a channel, so that a stack does "
+            "not flicker. plane: for each plane by itself. percentile: as stack, with intensities clipped to their "
+            "percentiles 0.1 and 99.9. checkpoint: the fixed values in the checkpoint.",
+            show_default="checkpoint if it has fixed values, else stack",
+            rich_help_panel=QUALITY,
         ),
     ] = None,
     share_noise: Annotated[
         str,
         typer.Option(
-            help="Axes along which planes share their noise, such as T, so that movies of samples don't flicker."
+            metavar="AXES",
+            help="Axes along which all planes share one noise, such as T, so that samples of a movie do not flicker.",
+            rich_help_panel=QUALITY,
         ),
     ] = "",
-    recursive: Annotated[bool, typer.Option("--recursive", help="Folders with their sub-folders.")] = False,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave inputs whose outputs are all there.")
-    ] = False,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes of this machine that share the files (extra train).")
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Processes on this machine that share the files. Needs the extra train.",
+            rich_help_panel=MANY_FILES,
+        ),
     ] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and about how long it would take.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only list what would be done, and estimate the time.",
+            rich_help_panel=MANY_FILES,
+        ),
     ] = False,
     log: Annotated[
         Path | None,
-        typer.Option(help="What became of every file, .csv or .json; dehaze_log.csv in OUTPUT if that is a folder."),
-    ] = None,
-    seed: SeedOption = 0,
-    tile_size: Annotated[
-        int | None, typer.Option(min=1, help="Largest side of the tiles; hardly changes the result. By default 272.")
+        typer.Option(
+            metavar="FILE",
+            help="Table to write, .csv or .json, with the outcome of every file.",
+            show_default="dehaze_log.csv in OUTPUT if that is a folder",
+            rich_help_panel=MANY_FILES,
+        ),
     ] = None,
     device: DeviceOption = Device.auto,
     dtype: DTypeOption = DType.auto,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
+    tile_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Largest side of the tiles in pixels, by default 272. It hardly changes the result.",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object about what was done.", rich_help_panel=OTHER)
+    ] = False,
 ):
     """
-    Dehaze files.
+    Remove the haze from micrographs.
 
-    An output has the axes, pixel size, units, channel names and number type of its input, is in the counts of the
-    input, and says how it was made. A file that fails is reported and the others are done all the same; the exit code
-    is then 1.
+    An output has the axes, pixel size, units, channel names and number type of its input. Its intensities are in the
+    counts of the input, and its metadata state how it was made. If one of several files fails, the others are dehazed
+    all the same, and the exit code is 1.
 
     Example: haze-pipeline dehaze cells.tif -o cells_clear.ome.tif --preset balanced --uncertainty
 
@@ -154,36 +271,34 @@ def dehaze(
     from haze_pipeline.utils import processes as launching
     from haze_pipeline.utils.atomic_files import remove_leftovers
 
-    # 1. Whatever can be refused without computing is refused first.
+    # 1. Refuse wrong requests before anything is computed.
     steps = num_inference_steps or PRESETS[preset]["num_inference_steps"]
     members = ensemble_size or PRESETS[preset]["ensemble_size"]
     if samples and steps == 1:
         raise ValueError(
             "--samples needs two or more steps, since one step gives the posterior mean and no sample: choose "
-            "--preset balanced or "
-            "quality without --num-inference-steps 1."
+            "--preset balanced or quality without --num-inference-steps 1."
         )
     if uncertainty and (steps == 1 or members == 1):
         raise ValueError(
             f"--uncertainty needs two or more steps and members, got {steps} and {members}: choose --preset balanced "
-            f"or "
-            "quality without --num-inference-steps 1 or --ensemble-size 1."
+            "or quality without --num-inference-steps 1 or --ensemble-size 1."
         )
     if set(share_noise.upper()) - set("TZC"):
-        raise ValueError(f"--share-noise takes axes among T, Z and C, got {share_noise!r}.")
+        raise ValueError(f"--share-noise takes the axes T, Z and C, got {share_noise!r}.")
     if log is not None and log.suffix.lower() not in (".csv", ".json"):
-        raise ValueError(f"{log} must end in .csv or .json.")
+        raise ValueError(f"--log must end in .csv or .json, got {log}.")
     part = {"channel": channel, "z_range": _range("--z-range", z_range), "t_range": _range("--t-range", t_range)}
     found, is_folder_run = find_inputs(inputs, output, recursive)
     if preview is not None and is_folder_run:
-        raise ValueError("--preview goes with one input and one output file.")
+        raise ValueError("--preview needs one input and one output file: leave it out, or dehaze the files singly.")
     tasks = plan(found, is_folder_run, uncertainty, assess, members if samples else 0, preview)
     log = log or (output / "dehaze_log.csv" if is_folder_run else None)
 
     # 2. Join the processes that share the work, or start them.
     if workers > 1 and not dry_run and not launching.is_launched():
         raise typer.Exit(launching.launch(workers, sys.argv[1:]))
-    # So that nothing half-written is left when a cluster or a launcher ends this process.
+    # A cluster or a launcher ends this process by SIGTERM. An exit lets it remove its unfinished outputs.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     processes = launching.join_processes(use_cpu=device is Device.cpu)
     with processes.together():
@@ -204,16 +319,30 @@ def dehaze(
     pipe.set_progress_bar_config(disable=True)
     default = Statistics.checkpoint if pipe.config.normalization == "fixed" else Statistics.stack
     dehazer = FileDehazer(
-        pipe, steps, members, seed, tile_size, (normalization or default).value, camera_offset,
-        background_width, share_noise.upper(), output_dtype.value, axes, series, **part, model=model,
-    )  # fmt: skip
+        pipe,
+        steps,
+        members,
+        seed,
+        tile_size,
+        (normalization or default).value,
+        camera_offset,
+        background_width,
+        share_noise.upper(),
+        output_dtype.value,
+        axes,
+        series,
+        **part,
+        model=model,
+    )
     if dry_run:
         if processes.is_main:
             print_plan(dehazer, tasks)
         return
 
-    # 4. Dehaze, and say what was done.
-    records = dehaze_files(dehazer, tasks, processes, log, stop_at_failure=not is_folder_run)
+    # 4. Dehaze the files and report on them.
+    records = dehaze_files(
+        dehazer, tasks, processes, log, stop_at_failure=not is_folder_run, describe_error=ctx.command.describe_error
+    )
     if not processes.is_main:
         return
     failed = [record for record in records if record["status"] == "failed"]
@@ -239,20 +368,22 @@ def _range(option: str, text: str | None) -> slice | None:
         return None
     first, colon, stop = text.partition(":")
     if not colon or not all(end.isdigit() or not end for end in (first, stop)):
-        raise ValueError(f"{option} takes FIRST:STOP, counted from 0, such as 5:8, got {text!r}.")
+        raise ValueError(f"{option} must be FIRST:STOP, counted from 0, such as 5:8, got {text!r}.")
     return slice(int(first) if first else None, int(stop) if stop else None)
 
 
 def _print_findings(record: dict, is_folder_run: bool):
-    """What the user should know about a file, on standard error."""
+    """Print warnings about the results of a file to standard error."""
     name = f"{record['source']}: " if is_folder_run else ""
     if record["status"] == "skipped" and not is_folder_run:
-        print(f"{record['source']} is done already; leave out --skip-existing to do it again", file=sys.stderr)
+        print(
+            f"{record['source']} was skipped, since its outputs exist; leave out --skip-existing to dehaze it again",
+            file=sys.stderr,
+        )
     if record["clipped_pixels"]:
         print(
-            f"{name}{record['clipped_pixels']} pixels of the result lie beyond the input's number type and were "
-            f"saturated; "
-            "--output-dtype float32 keeps them",
+            f"{name}{record['clipped_pixels']} pixels of the result lie outside the range of the input's number type "
+            "and were saturated; --output-dtype float32 keeps them",
             file=sys.stderr,
         )
     assessments = record.get("assessment", [])

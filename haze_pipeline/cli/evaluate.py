@@ -16,56 +16,99 @@ from haze_pipeline.utils.console import make_parents, progress_bar, require
 from haze_pipeline.utils.provenance import weights_digest
 from haze_pipeline.version import __version__
 
-from .options import DeviceOption, DTypeOption, ModelOption, SeedOption
+from .options import MAIN, OTHER, RESULT, DeviceOption, DTypeOption, ModelOption, SeedOption
+
+
+METHODS = "Methods and scores"  # panel of the help
 
 
 def evaluate(
     dataset: Annotated[
         str,
         typer.Option(
-            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset of the Hub; specimens that "
-            "were not "
-            "trained on."
+            metavar="PAIRS",
+            help="Folder with hazy/ and clear/, published HazeMatching folder, or dataset on the Hub. Its specimens "
+            "must not have been used for training.",
+            rich_help_panel=MAIN,
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make for the report.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write the report to.", rich_help_panel=MAIN),
+    ],
     model: ModelOption = None,
-    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "test",
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split of a dataset.", rich_help_panel=MAIN)] = "test",
     preset: Annotated[
         list[Preset] | None,
-        typer.Option(help="May be given several times; fast and balanced by default. quality takes long."),
-    ] = None,
-    regression: Annotated[
-        Path | None, typer.Option(help="Pipeline folder of training/train_regression.py to compare with.")
+        typer.Option(
+            metavar="NAME",
+            help="fast, balanced or quality, which takes long. May be given several times.",
+            show_default="fast and balanced",
+            rich_help_panel=MAIN,
+        ),
     ] = None,
     baselines: Annotated[
-        bool, typer.Option(help="Also run the classical methods, each at its best setting for each image.")
+        bool,
+        typer.Option(
+            help="Also run the classical methods, each with its best setting for every image.",
+            rich_help_panel=METHODS,
+        ),
     ] = True,
+    regression: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also run this pipeline of training/train_regression.py.",
+            rich_help_panel=METHODS,
+        ),
+    ] = None,
     perceptual: Annotated[
-        bool, typer.Option("--perceptual", help="Also LPIPS and FID-768, whose networks are downloaded once.")
+        bool,
+        typer.Option(
+            "--perceptual",
+            help="Also compute LPIPS and FID-768. Their networks are downloaded once.",
+            rich_help_panel=METHODS,
+        ),
     ] = False,
     dinov2: Annotated[
-        str | None, typer.Option(help="Also the Fréchet distance of this DINOv2, such as facebook/dinov2-small.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also compute the Fréchet distance of the features of this DINOv2, such as facebook/dinov2-small.",
+            rich_help_panel=METHODS,
+        ),
     ] = None,
-    max_pairs: Annotated[int, typer.Option(min=1, help="Only so many pairs are looked at.")] = 100,
-    num_figures: Annotated[int, typer.Option(min=0, help="Pairs shown with predictions and error maps.")] = 4,
-    seed: SeedOption = 0,
+    max_pairs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Largest number of pairs to use.", rich_help_panel=RESULT)
+    ] = 100,
+    num_figures: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Number of pairs shown with their predictions and error maps.",
+            rich_help_panel=RESULT,
+        ),
+    ] = 4,
     device: DeviceOption = Device.auto,
     dtype: DTypeOption = DType.auto,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
+    seed: SeedOption = 0,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the scores as one JSON object.", rich_help_panel=OTHER)
+    ] = False,
 ):
     """
     Compare a checkpoint with classical methods on pairs, and write a report that opens offline.
 
-    The folder holds report.html, evaluation.json with every score of every image, and model-index.json for a model
+    The folder holds report.html, evaluation.json with all scores of every image, and model-index.json for a model
     card.
 
     Example: haze-pipeline evaluate --model runs/first/best --dataset runs/test -o report
     """
     if output.exists():
-        raise FileExistsError(f"{output} exists; choose another name.")
+        raise FileExistsError(f"{output} exists: choose another name.")
     if regression is not None and not (regression / "model_index.json").is_file():
-        raise ValueError(f"{regression} is not a pipeline folder: there is no model_index.json in it.")
+        raise ValueError(f"{regression} is not a pipeline folder: it holds no model_index.json.")
     require("eval", "jinja2", "matplotlib", "microssim", "skimage", "torchmetrics")
     if perceptual:
         require("perceptual", "torchvision", "torch_fidelity")
@@ -93,9 +136,8 @@ def evaluate(
     small = [pair for pair in pairs if min(pair.clear.shape) < perceptual_metrics.PATCH]
     if (perceptual or dinov2 is not None) and small:
         raise ValueError(
-            f"{small[0].source} has {small[0].clear.shape} px, too few for the patches of {perceptual_metrics.PATCH} "
-            f"px of "
-            "--perceptual and --dinov2."
+            f"{small[0].source} has {small[0].clear.shape} pixels, too few for the patches of --perceptual and "
+            f"--dinov2, whose side is {perceptual_metrics.PATCH} pixels: leave out these options or the image."
         )
     pipe = load_pipeline(model)
     revision = weights_digest(pipe)
@@ -107,7 +149,7 @@ def evaluate(
         prepared, steps, members = with_preset(pipe, name)
 
         def run(pair):
-            generator = torch.Generator().manual_seed(seed + number[id(pair)])  # noise of its own for every image
+            generator = torch.Generator().manual_seed(seed + number[id(pair)])  # every image has its own noise
             out = prepared(
                 pair.hazy,
                 num_inference_steps=steps,
@@ -137,11 +179,11 @@ def evaluate(
         set_metrics |= {"LPIPS": (perceptual_metrics.lpips, False), "FID-768": (perceptual_metrics.fid, False)}
         num_features["FID-768"] = 768
     if dinov2 is not None:
-        tokens = perceptual_metrics.ClassTokens(dinov2)  # now, since after an hour it would be too late to fail
+        tokens = perceptual_metrics.ClassTokens(dinov2)  # loaded now, so that a wrong name fails at once
         set_metrics["DINOv2 distance"] = (partial(perceptual_metrics.dinov2_distance, tokens=tokens), False)
         num_features["DINOv2 distance"] = tokens.num_features
     protocol = {name: PROTOCOL[name] for name in (*IMAGE_METRICS, *JOINT_METRICS, *set_metrics)}
-    # The covariance of features takes more patches than there are features.
+    # The covariance of n features needs more than n patches.
     num_patches = sum(math.prod(side // perceptual_metrics.PATCH for side in pair.clear.shape) for pair in pairs)
     unreliable = [name for name, number in num_features.items() if num_patches <= number]
     for name in unreliable:
@@ -160,13 +202,12 @@ def evaluate(
         results = score_images(
             pairs, {name: counted(method) for name, method in methods.items()}, set_metrics, num_figures
         )
+    model_name = "default checkpoint"
+    if model is not None:
+        model_name = Path(model).resolve().name if Path(model).exists() else model
     facts = {
         "package": f"haze-pipeline {__version__}",
-        "model": "default checkpoint"
-        if model is None
-        else Path(model).resolve().name
-        if Path(model).exists()
-        else model,
+        "model": model_name,
         "revision": revision,
         "dataset": Path(dataset).resolve().name if Path(dataset).is_dir() else dataset,
         "split": None if Path(dataset, "hazy").is_dir() else split,  # a folder of pairs has none

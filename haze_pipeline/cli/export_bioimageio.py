@@ -11,41 +11,50 @@ from haze_pipeline.utils.console import make_parents, require
 
 
 def export_bioimageio(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Package to write, ending in .zip.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Package to write, a .zip.")],
     model: Annotated[
-        str | None, typer.Argument(help="Pipeline folder or repository of the Hub; the default if omitted.")
+        str | None,
+        typer.Argument(
+            help="Checkpoint: a pipeline folder, or a repository on the Hub as ORG/NAME or ORG/NAME@REVISION.",
+            show_default="the checkpoint in the package",
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="What users see it called; by default the name of the model.")
+        str | None,
+        typer.Option(metavar="TEXT", help="Title of the package.", show_default="the name of the checkpoint"),
     ] = None,
     license_id: Annotated[
         str | None,
         typer.Option(
-            "--license", help="Licence of the weights, such as apache-2.0; by default what the training was told."
+            "--license",
+            metavar="NAME",
+            help="Licence of the weights, such as apache-2.0.",
+            show_default="the licence that was given to the training",
         ),
     ] = None,
     example: Annotated[
-        Path | None, typer.Option(help="Hazy TIFF to test with and to show; by default a simulated one.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Hazy TIFF to test with and to show.", show_default="a simulated image"),
     ] = None,
 ):
     """
-    Write a package for bioimage.io, which Fiji, deepImageJ and others run.
+    Write a package for bioimage.io, which Fiji, deepImageJ and other programs run.
 
-    It yields the posterior mean of a plane, always the same one for the same image, and no uncertainty. It is written
-    only if it passes the tests of bioimage.io.
+    The package gives the posterior mean of a plane. The same image always gives the same result, without uncertainty.
+    The package is written only if it passes the tests of bioimage.io.
 
     Example: haze-pipeline export-bioimageio runs/first/best -o microscope.zip --license apache-2.0
     """
     if output.suffix != ".zip":
         raise ValueError(f"{output} must end in .zip.")
     if output.exists():
-        raise FileExistsError(f"{output} exists; choose another name.")
+        raise FileExistsError(f"{output} exists: choose another name.")
     require("bioimageio", "bioimageio")
     folder = None if model is None else fetch_model(model)
     if license_id is None:
         training = None if folder is None else folder / "training.json"
-        told = json.loads(training.read_text())["license"] if training is not None and training.is_file() else None
-        license_id = "apache-2.0" if folder is None else told
+        noted = json.loads(training.read_text())["license"] if training is not None and training.is_file() else None
+        license_id = "apache-2.0" if folder is None else noted
     if license_id is None:
         raise ValueError(f"The licence of {model} is not known: name it with --license.")
 

@@ -11,23 +11,28 @@ from haze_pipeline.utils.provenance import weights_digest
 
 def info(
     model: Annotated[
-        str | None, typer.Argument(help="Pipeline folder or repository of the Hub; the default if omitted.")
+        str | None,
+        typer.Argument(
+            help="Checkpoint: a pipeline folder, or a repository on the Hub as ORG/NAME or ORG/NAME@REVISION.",
+            show_default="the checkpoint in the package",
+        ),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ):
-    """Print what a checkpoint says about itself."""
+    """Print the settings and the calibration that a checkpoint stores."""
     pipe = load_pipeline(model)
+    config = {
+        key: value
+        for key, value in pipe.config.items()
+        if key not in ("unet", "scheduler", "domain") and key[0] != "_"
+    }
     facts = {
         "model": model or "default checkpoint",
         "revision": weights_digest(pipe),
         "parameters": pipe.unet.num_parameters(),
         "block_out_channels": list(pipe.unet.config.block_out_channels),
         "scheduler": type(pipe.scheduler).__name__,
-        **{
-            key: value
-            for key, value in pipe.config.items()
-            if key not in ("unet", "scheduler", "domain") and key[0] != "_"
-        },
+        **config,
         "domain": "stored" if pipe.config.domain else None,
     }
     if json_output:

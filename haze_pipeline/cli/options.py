@@ -1,4 +1,4 @@
-"""The options that several commands share."""
+"""The options that several commands share, and the panels of the help."""
 
 from typing import Annotated
 
@@ -7,15 +7,29 @@ import typer
 from haze_pipeline.loading import Device, DType
 
 
+# Panels of the help. They appear in the order of the first option of each.
+MAIN, INPUT, RESULT, QUALITY = "Options used most", "Input", "Result", "Quality"
+MANY_FILES, SPEED, OTHER = "Many files", "Speed", "Other"
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        help="Pipeline folder, or repository of the Hub: ORG/NAME or ORG/NAME@REVISION; by default the checkpoint in "
-        "the package."
+        metavar="NAME",
+        help="Checkpoint: a pipeline folder, or a repository on the Hub as ORG/NAME or ORG/NAME@REVISION.",
+        show_default="the checkpoint in the package",
+        rich_help_panel=MAIN,
     ),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where the network runs.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of the noise.", rich_help_panel=OTHER)
+]
+DeviceOption = Annotated[Device, typer.Option(help="Where the network runs.", rich_help_panel=SPEED)]
 DTypeOption = Annotated[
-    DType, typer.Option(help="Arithmetic of the network; auto is bfloat16 where the device is fast at it.")
+    DType,
+    typer.Option(
+        metavar="NAME",
+        help="Number type of the network's arithmetic: float32, bfloat16, float16, or auto for the fastest one on "
+        "the device.",
+        rich_help_panel=SPEED,
+    ),
 ]

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,104 +12,180 @@ import typer
 
 from haze_pipeline.utils.console import make_parents, progress_bar
 
+from .options import MAIN
 
-SPECIMENS, STACK, IMAGES = "Random specimens", "From a confocal stack", "From haze-free images"  # panels of the help
+
+# Panels of the help.
+SPECIMENS, IMAGES, STACK = "Random specimens", "From haze-free images", "From a confocal stack"
 
 
 def simulate(
-    output: Annotated[Path, typer.Argument(help="Folder to make, with hazy/, clear/ and parameters.jsonl.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write: hazy/, clear/ and parameters.jsonl.")],
     num_images: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Number of pairs, or of series; 10, or one for every plane of the stacks, if omitted."
+            min=1,
+            metavar="N",
+            help="Number of pairs, or of series with --pinholes.",
+            show_default="10; with --from-stack one per plane",
+            rich_help_panel=MAIN,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds give other specimens and noise.")] = 0,
     size: Annotated[
         int | None,
         typer.Option(
             min=16,
-            rich_help_panel=SPECIMENS,
-            help="Side of the images in pixels, also with --from-images; 512 if omitted.",
+            metavar="N",
+            help="Side of the images in pixels, by default 512. Not for --from-stack.",
+            rich_help_panel=MAIN,
         ),
     ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            metavar="N",
+            help="Seed of the specimens, cameras and noise.",
+            rich_help_panel=MAIN,
+        ),
+    ] = 0,
     pinholes: Annotated[
         str | None,
         typer.Option(
+            metavar="LIST",
             rich_help_panel=SPECIMENS,
-            help='Series of ever hazier images, by pinholes in Airy units, "open" for widefield: 1,2,4,open.',
+            help="Record every specimen as a series through these pinholes in Airy units, such as 1,2,4,open. open "
+            "stands for widefield.",
         ),
     ] = None,
     bleaching: Annotated[
         float | None,
-        typer.Option(min=0, rich_help_panel=SPECIMENS, help="Share of the light lost from one image to the next."),
+        typer.Option(
+            min=0,
+            metavar="FRACTION",
+            rich_help_panel=SPECIMENS,
+            help="Fraction of the fluorescence lost from one image of a series to the next.",
+        ),
     ] = None,
     drift: Annotated[
         float | None,
-        typer.Option(min=0, rich_help_panel=SPECIMENS, help="Deviation in pixels of the step before every image."),
-    ] = None,
-    from_stack: Annotated[
-        Path | None,
         typer.Option(
-            rich_help_panel=STACK,
-            help="Confocal z-stack (ZYX) whose planes become the clear images, or a folder of them.",
+            min=0,
+            metavar="PIXELS",
+            rich_help_panel=SPECIMENS,
+            help="Standard deviation of the shift from one image of a series to the next.",
         ),
     ] = None,
     from_images: Annotated[
         str | None,
         typer.Option(
+            metavar="SOURCE",
             rich_help_panel=IMAGES,
-            help="Folder of haze-free micrographs (confocal, deconvolved, light sheet), or a dataset of them, a "
-            "folder or ORG/NAME of "
-            "the Hub. Each plane is an in-focus layer; haze and camera are computed, with random optics.",
+            help="Folder of haze-free micrographs (confocal, deconvolved, light sheet), or dataset of them: a folder "
+            "or ORG/NAME on the Hub. Each plane becomes an in-focus layer. Haze and camera are simulated with random "
+            "optics.",
         ),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(rich_help_panel=IMAGES, help="Split of a dataset, such as validation; train if omitted."),
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=IMAGES,
+            help="Split of a dataset, by default train.",
+        ),
+    ] = None,
+    from_stack: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            rich_help_panel=STACK,
+            help="Confocal z-stack (ZYX), or a folder of them. Its planes become the clear images.",
+        ),
+    ] = None,
+    na: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", rich_help_panel=STACK, help="Numerical aperture of the objective. Needed with --from-stack."
+        ),
+    ] = None,
+    pixel_size: Annotated[
+        float | None,
+        typer.Option(
+            metavar="µm", rich_help_panel=STACK, help="Side of a pixel.", show_default="from the metadata of the stack"
+        ),
+    ] = None,
+    z_step: Annotated[
+        float | None,
+        typer.Option(
+            metavar="µm",
+            rich_help_panel=STACK,
+            help="Distance between planes.",
+            show_default="from the metadata of the stack",
+        ),
     ] = None,
     z_range: Annotated[
         str | None,
-        typer.Option(rich_help_panel=STACK, help="START:STOP, planes to make pairs of; the others only add haze."),
+        typer.Option(
+            metavar="START:STOP",
+            rich_help_panel=STACK,
+            help="Planes that become pairs, STOP excluded. The others only add haze.",
+        ),
     ] = None,
     background: Annotated[
         float | None,
-        typer.Option(rich_help_panel=STACK, help="Intensity without light; its 1st percentile if omitted."),
+        typer.Option(
+            metavar="COUNTS",
+            rich_help_panel=STACK,
+            help="Intensity of the stack where there is no signal.",
+            show_default="its 1st percentile",
+        ),
     ] = None,
-    pixel_size: Annotated[
-        float | None, typer.Option(rich_help_panel=STACK, help="In µm; from its metadata if omitted.")
-    ] = None,
-    z_step: Annotated[
-        float | None, typer.Option(rich_help_panel=STACK, help="In µm; from its metadata if omitted.")
-    ] = None,
-    na: Annotated[float | None, typer.Option(rich_help_panel=STACK, help="Numerical aperture; needed.")] = None,
     emission: Annotated[
-        float | None, typer.Option(rich_help_panel=STACK, help="Emission wavelength, µm; 0.52 if omitted.")
+        float | None,
+        typer.Option(metavar="µm", rich_help_panel=STACK, help="Emission wavelength, by default 0.52."),
     ] = None,
     excitation: Annotated[
-        float | None, typer.Option(rich_help_panel=STACK, help="Excitation wavelength, µm; 0.488 if omitted.")
+        float | None,
+        typer.Option(metavar="µm", rich_help_panel=STACK, help="Excitation wavelength, by default 0.488."),
     ] = None,
     immersion_index: Annotated[
         float | None,
-        typer.Option(rich_help_panel=STACK, help="1, 1.33 or 1.515 by the numerical aperture if omitted."),
+        typer.Option(
+            metavar="X",
+            rich_help_panel=STACK,
+            help="Refractive index of the immersion medium.",
+            show_default="1, 1.33 or 1.515, by the numerical aperture",
+        ),
     ] = None,
     sample_index: Annotated[
         float | None,
-        typer.Option(rich_help_panel=STACK, help="Index of the specimen; that of the immersion if omitted."),
+        typer.Option(
+            metavar="X",
+            rich_help_panel=STACK,
+            help="Refractive index of the specimen.",
+            show_default="that of the immersion medium",
+        ),
     ] = None,
     depth: Annotated[
         float | None,
         typer.Option(
-            rich_help_panel=STACK, help="Depth of the specimen below the coverslip, µm; with --sample-index."
+            metavar="µm",
+            rich_help_panel=STACK,
+            help="Depth of the specimen below the coverslip, by default 0. Needs --sample-index.",
         ),
     ] = None,
     pinhole: Annotated[
-        float | None, typer.Option(rich_help_panel=STACK, help="Pinhole in Airy units; 1 if omitted.")
+        float | None,
+        typer.Option(
+            metavar="X",
+            rich_help_panel=STACK,
+            help="Pinhole of the stack in Airy units, by default 1.",
+        ),
     ] = None,
 ):
     """
-    Simulate pairs of hazy and clear micrographs: of random specimens, from confocal stacks, or from any haze-free
-    images.
+    Simulate pairs of hazy and clear micrographs from random specimens, confocal stacks or haze-free images.
 
     Example: haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
 
@@ -121,30 +196,36 @@ def simulate(
     from haze_pipeline.io.micrograph_files import replace_when_complete
 
     if output.exists():
-        raise FileExistsError(f"{output} exists; choose another name.")
-    of_random = {"--size": size, "--pinholes": pinholes, "--bleaching": bleaching, "--drift": drift}
-    of_stack = {
-        "--z-range": z_range, "--background": background, "--pixel-size": pixel_size, "--z-step": z_step, "--na": na,
-        "--emission": emission, "--excitation": excitation, "--immersion-index": immersion_index,
-        "--sample-index": sample_index, "--depth": depth, "--pinhole": pinhole,
-    }  # fmt: skip
+        raise FileExistsError(f"{output} exists: choose another name.")
     if from_images is not None and from_stack is not None:
         raise ValueError("--from-images and --from-stack exclude each other: leave out one.")
-    if from_images is not None:
-        del of_random["--size"]
-        refused, what = (
-            {**of_random, **of_stack},
-            "does not go with --from-images, whose optics are drawn: leave it out.",
-        )
-    elif from_stack is not None:
-        refused, what = of_random, "is for random specimens: leave out --from-stack."
-    else:
-        refused, what = of_stack, "is for a confocal stack: add --from-stack."
     if split is not None and from_images is None:
         raise ValueError("--split is for a dataset of haze-free images: add --from-images.")
+    of_random = {"--size": size, "--pinholes": pinholes, "--bleaching": bleaching, "--drift": drift}
+    of_stack = {
+        "--z-range": z_range,
+        "--background": background,
+        "--pixel-size": pixel_size,
+        "--z-step": z_step,
+        "--na": na,
+        "--emission": emission,
+        "--excitation": excitation,
+        "--immersion-index": immersion_index,
+        "--sample-index": sample_index,
+        "--depth": depth,
+        "--pinhole": pinhole,
+    }
+    if from_images is not None:
+        del of_random["--size"]
+        refused, reason = {**of_random, **of_stack}, "does not go with --from-images: leave it out."
+    elif from_stack is not None:
+        refused, reason = of_random, "is for random specimens: leave it out, or leave out --from-stack."
+    else:
+        refused, reason = of_stack, "is for a confocal stack: add --from-stack."
     for flag, value in refused.items():
         if value is not None:
-            raise ValueError(f"{flag} {what}")
+            raise ValueError(f"{flag} {reason}")
+
     if from_images is not None:
         num_images = num_images or 10
         series = _pairs_of_images(from_images, split, num_images, size or 512, seed)
@@ -154,9 +235,9 @@ def simulate(
         series = _series_of_specimens(num_images, size or 512, seed, arguments)
     else:
         if na is None:
-            raise ValueError("--from-stack needs the numerical aperture of its objective: add --na.")
+            raise ValueError("--from-stack needs the numerical aperture of the objective: add --na.")
         if depth is not None and sample_index is None:
-            raise ValueError("--depth matters in a specimen of another index than the immersion: add --sample-index.")
+            raise ValueError("--depth needs the refractive index of the specimen: add --sample-index.")
         immersion = next((n for n in (1.0, 1.33) if na < 0.96 * n), 1.515)
         optics = {
             "numerical_aperture": na,
@@ -190,12 +271,12 @@ def _parse_pinholes(text: str | None) -> tuple[float, ...]:
         return tuple(math.inf if part.strip() == "open" else float(part) for part in (text or "open").split(","))
     except ValueError as error:
         raise ValueError(
-            f'--pinholes must be numbers and "open" between commas, such as 1,2,4,open, got {text}.'
+            f"--pinholes must be numbers or open, separated by commas, such as 1,2,4,open, got {text}."
         ) from error
 
 
 def _series_of_specimens(number: int, size: int, seed: int, arguments: dict) -> Iterator[tuple[str, list]]:
-    """Name and pairs of every random specimen."""
+    """Yield the name and the pairs of every random specimen."""
     from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_series
 
     for index in range(number):
@@ -203,15 +284,13 @@ def _series_of_specimens(number: int, size: int, seed: int, arguments: dict) -> 
 
 
 def _pairs_of_images(source: str, split: str | None, number: int, size: int, seed: int) -> Iterator[tuple[str, list]]:
-    """File and pair of every image, file by file, and again until there are `number`."""
+    """Yield the file and the pair of every image, file by file, again and again until there are `number` pairs."""
     from haze_pipeline.data.specimen_datasets import load_specimens
     from haze_pipeline.simulation.real_specimens import pair_series, read_specimen_folder
 
     folder = Path(source)
     if folder.is_file():
         raise ValueError(f"--from-images needs a folder of images, but {source} is a file: name its folder.")
-    if not folder.is_dir() and (not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or folder.parent.is_dir()):
-        raise ValueError(f"{source} is not there: name a folder of images, or a dataset ORG/NAME of the Hub.")
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
         if split is not None:
             raise ValueError(f"--split is for a dataset, but {source} is a folder of images: leave it out.")
@@ -233,8 +312,8 @@ def _pairs_of_stacks(
     optics: dict,
 ) -> Iterator[tuple[str, list]]:
     """
-    Name of the stack and the pair of every plane, stack by stack; then again, with other cameras and noise, until
-    there are `num_images`.
+    Yield the name of the stack and the pair of every plane, stack by stack. Repeat this with other cameras and noise
+    until there are `num_images` pairs.
     """
     from haze_pipeline.io.micrograph_files import list_tiffs, read_micrograph
     from haze_pipeline.simulation.optics import Optics
@@ -242,7 +321,7 @@ def _pairs_of_stacks(
 
     paths = [source / name for name in list_tiffs(source)] if source.is_dir() else [source]
     if not paths:
-        raise ValueError(f"{source} holds no TIFF files; name a confocal z-stack or a folder of them.")
+        raise ValueError(f"{source} holds no TIFF files: name a confocal z-stack or a folder of them.")
     made = 0
     for index, path in enumerate(itertools.cycle(paths)):
         if made == num_images or (num_images is None and index == len(paths)):
@@ -252,13 +331,13 @@ def _pairs_of_stacks(
         step = micrograph.z_step_um if z_step is None else z_step
         if micrograph.data.ndim != 3:
             raise ValueError(
-                f"{path} has axes {micrograph.axes}, but --from-stack needs a stack ZYX; save one channel and time "
-                f"point."
+                f"{path} has the axes {micrograph.axes}, but --from-stack needs a stack ZYX: save one of its channels "
+                "and time points."
             )
         if size is None:
-            raise ValueError(f"{path} does not say the size of its (square) pixels: add --pixel-size in µm.")
+            raise ValueError(f"{path} does not state the size of square pixels: add --pixel-size in µm.")
         if step is None:
-            raise ValueError(f"{path} does not say how far apart its planes are: add --z-step in µm.")
+            raise ValueError(f"{path} does not state the distance of its planes: add --z-step in µm.")
         focus = _parse_range(z_range, len(micrograph.data), path)
         try:
             pairs = pairs_from_stack(
@@ -277,14 +356,14 @@ def _pairs_of_stacks(
 
 
 def _parse_range(text: str | None, length: int, path: Path) -> range:
-    """The planes of `--z-range` START:STOP in a stack of `length` planes."""
+    """The planes that `--z-range` takes of a stack of `length` planes."""
     try:
         start, stop = (int(part) if part else None for part in (text or ":").split(":"))
     except ValueError as error:
         raise ValueError(f"--z-range must be START:STOP, such as 0:24, got {text}.") from error
     planes = range(length)[start:stop]
     if not planes:
-        raise ValueError(f"--z-range {text} leaves none of the {length} planes of {path}.")
+        raise ValueError(f"--z-range {text} leaves none of the {length} planes of {path}: count from 0.")
     return planes
 
 

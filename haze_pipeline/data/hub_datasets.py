@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from huggingface_hub import HfApi, errors
+from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from haze_pipeline.utils.hub import create_repository
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # What Pillow calls the types of a plane. Pillow 10.1 opens 16-bit PNGs as "I"; we store nothing else that opens so.
 DTYPES = {"L": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "uint16", "F": "float32"}
+
+HUB_TIMEOUT = 10  # seconds to wait for an answer of the Hub
 
 
 def encode_plane(plane: np.ndarray) -> dict:
@@ -277,6 +281,60 @@ def push_dataset(
     card.push_to_hub(url.repo_id, commit_message="Upload dataset card")
     splits.push_to_hub(url.repo_id)
     return str(url)
+
+
+def stream_split(source: str, split: str) -> "datasets.IterableDataset":
+    """
+    The rows of one split of a dataset, read while they are used.
+
+    Args:
+        source (`str`): The dataset, a folder or a repository on the Hub.
+        split (`str`): Name of the split.
+
+    Raises:
+        `ImportError`: If the library `datasets` is missing.
+        `ValueError`: If `source` is neither a folder nor a dataset on the Hub, or has no such split.
+        `OSError`: If `source` is not a folder, and the Hub cannot be reached.
+    """
+    datasets = import_datasets()
+    if not Path(source).is_dir():
+        _check_dataset_on_hub(source)
+    # A cached copy could be that of another folder, since `datasets` tells folders by name, card and size only.
+    return datasets.load_dataset(source, split=split, streaming=True)
+
+
+def _check_dataset_on_hub(source: str):
+    """
+    Refuse a name that is no dataset on the Hub, such as a mistyped path. One request decides; `datasets` itself would
+    repeat its requests for half a minute.
+    """
+    owner = Path(source).parent
+    try:
+        validate_repo_id(source)
+        is_name = source.count("/") == 1
+    except errors.HFValidationError:
+        is_name = False
+    if not is_name or Path(source).exists():
+        raise ValueError(f"{source} is not a folder: check the path, or name a dataset on the Hub as ORG/NAME.")
+    if owner.is_dir():
+        raise ValueError(
+            f"{source} is not in the folder {owner}: check the path, or, for a dataset on the Hub, run the command "
+            f"where there is no folder {owner}."
+        )
+    try:
+        HfApi().dataset_info(source, timeout=HUB_TIMEOUT)
+    except errors.OfflineModeIsEnabled:
+        pass  # `datasets` looks for a copy in its cache
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{source} is neither a folder here nor a dataset on the Hub that you may read: check the path or name, "
+            "or log in with `hf auth login`."
+        ) from error
+    except Exception as error:  # errors of the network have many types, not all of which are an OSError
+        raise OSError(
+            f"{source} is not a folder here, and the Hub cannot be reached to look for a dataset of this name: check "
+            "the path or the connection."
+        ) from error
 
 
 def import_datasets():

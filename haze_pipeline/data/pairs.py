@@ -12,7 +12,7 @@ import numpy as np
 
 from haze_pipeline.io.micrograph_files import list_tiffs, read_micrograph
 
-from .hub_datasets import decode_plane, import_datasets
+from .hub_datasets import decode_plane, stream_split
 
 
 @dataclass
@@ -52,7 +52,9 @@ def load_pairs(source: str | Path, split: str) -> Iterator[Pair]:
 
     Raises:
         `FileNotFoundError`: If there are no pairs.
-        `ValueError`: If an image cannot be read or has no partner of its size, or the dataset has no such split.
+        `ValueError`: If an image cannot be read or has no partner of its size, there is no such dataset, or it has no
+            such split.
+        `OSError`: If `source` is not a folder, and the Hub cannot be reached.
     """
     folder = Path(source)
     if isinstance(source, Path) or (folder.is_dir() and not any(folder.rglob("*.parquet"))):
@@ -62,9 +64,7 @@ def load_pairs(source: str | Path, split: str) -> Iterator[Pair]:
         if is_published and not has_hazematching_split(folder, split):
             raise ValueError(f"{folder} has no split {split}, only {', '.join(hazematching_splits(folder))}.")
         return pairs_from_hazematching(folder, split) if is_published else pairs_from_folder(folder)
-    # Streamed, and so never the cached copy of another folder, which `datasets` tells by name, card and size only.
-    rows = import_datasets().load_dataset(str(source), split=split, streaming=True)
-    return pairs_from_rows(rows)
+    return pairs_from_rows(stream_split(source, split))
 
 
 def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterator[Pair]:

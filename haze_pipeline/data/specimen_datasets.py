@@ -13,7 +13,7 @@ import numpy as np
 from haze_pipeline.io.micrograph_files import read_micrograph
 from haze_pipeline.simulation.real_specimens import RealSpecimen, channels_of, is_stack
 
-from .hub_datasets import decode_plane, encode_plane, import_datasets, write_rows
+from .hub_datasets import decode_plane, encode_plane, import_datasets, stream_split, write_rows
 
 
 if TYPE_CHECKING:
@@ -90,12 +90,11 @@ def load_specimens(source: str, split: str) -> dict[str, list[RealSpecimen]]:
         split (`str`): `"train"`, `"validation"` or `"test"`.
 
     Raises:
-        `ValueError`: If the dataset has no such split, or no column `image`.
+        `ValueError`: If there is no such dataset, or it has no such split, or no column `image`.
+        `OSError`: If `source` is not a folder, and the Hub cannot be reached.
     """
-    # Streamed, and so never the cached copy of another folder, which `datasets` tells by name, card and size only.
-    rows = import_datasets().load_dataset(source, split=split, streaming=True)
     files: dict[str, list[RealSpecimen]] = {}
-    for specimen, _ in specimens_from_rows(rows):
+    for specimen, _ in specimens_from_rows(stream_split(source, split)):
         files.setdefault(specimen.file, []).append(specimen)
     return files
 

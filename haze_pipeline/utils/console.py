@@ -39,6 +39,11 @@ def require(extra: str, *modules: str):
         raise ImportError(f"This needs {', '.join(missing)}: pip install 'haze-pipeline[{extra}]'.")
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line; the name of its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def make_parents(path: Path):
     """Make the folders above `path`; a file among them is an error that names it."""
     try:
