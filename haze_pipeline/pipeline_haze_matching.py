@@ -60,6 +60,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
             Whether the network was trained with states of zeros at t = 0, where its velocity is the posterior mean
             itself. One step then needs neither noise nor seed.
         domain (`dict`, *optional*): Features of the training images, see [`fit_domain`], for [`assess`].
+        benefit (`dict`, *optional*): What predicts the gain of dehazing, see [`fit_benefit`], for [`assess`].
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
     """
@@ -86,6 +87,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         pixel_packing: int = 1,
         zero_state_mean: bool = False,
         domain: dict | None = None,
+        benefit: dict | None = None,
         training_patch_size: int | None = None,
         training_pixel_size: dict | None = None,
     ):
@@ -112,6 +114,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
             pixel_packing=pixel_packing,
             zero_state_mean=zero_state_mean,
             domain=domain,
+            benefit=benefit,
             training_patch_size=training_patch_size,
             training_pixel_size=training_pixel_size,
         )

@@ -8,7 +8,7 @@ from conftest import tiny_unet
 from scipy import ndimage
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.pipeline_output import HazeMatchingOutput
+from haze_pipeline.pipeline_output import RestorationOutput
 from haze_pipeline.reliability.assessment import assess, reblur
 from haze_pipeline.reliability.out_of_domain import fit_domain
 from haze_pipeline.utils.noise_level import noise_deviation
@@ -42,8 +42,8 @@ def test_a_right_result_explains_the_input_and_a_wrong_one_does_not(specimen):
     assert right[0] < 0.1 and right[1] > 0.98 and right[2] == pytest.approx(1, abs=0.1)
     missing = clear.copy()
     missing[40:80, 40:80] = 0
-    unexplained, correlation, _, error_map, correlation_map = reblur(hazy, missing, noise=4)
-    assert unexplained > 0.2 and correlation < right[1]
+    unexplained, correlation, _, lost, error_map, correlation_map = reblur(hazy, missing, noise=4)
+    assert unexplained > 0.2 and correlation < right[1] and lost > right[3] + 0.015
     inside, outside = error_map[45:75, 45:75], error_map[100:, 100:]
     assert inside.mean() > 4 * outside.mean()
     assert correlation_map[60, 60] < 0.5 < correlation_map[120:150, 120:150].mean()
@@ -58,13 +58,13 @@ def test_warnings_say_what_is_wrong(pipe, specimen):
     clear, hazy = specimen
     turned = [np.roll(np.rot90(hazy, k), 9 * k, axis=0) for k in range(60)]
     pipe.register_to_config(domain=fit_domain(turned, num_crops=100))
-    good = assess(pipe, hazy, HazeMatchingOutput(prediction=clear), pixel_size=0.1)
-    assert good.pixel_size_in_range and good.out_of_domain < 1.5 and 0 < good.share_removed < 1
-    assert good.excess < 0.01 and good.not_checked == []
+    good = assess(pipe, hazy, RestorationOutput(prediction=clear), pixel_size=0.1)
+    assert good.pixel_size_in_range and good.out_of_domain < 1.5 and 0 < good.fraction_removed < 1
+    assert good.excess < 0.01 and good.not_checked == ["whether dehazing such images helps"]
     assert good.error_map.shape == good.correlation_map.shape == hazy.shape
     numbers = json.loads(json.dumps(good.to_dict()))
     assert numbers["verdict"] == good.verdict and "error_map" not in numbers
-    bad = assess(pipe, hazy.max() - hazy, HazeMatchingOutput(prediction=np.rot90(clear)), pixel_size=1.0)
+    bad = assess(pipe, hazy.max() - hazy, RestorationOutput(prediction=np.rot90(clear)), pixel_size=1.0)
     assert not bad.pixel_size_in_range and len(bad.warnings) >= 3
     for words in ("unlike those", "1 µm", "does not explain"):
         assert words in bad.verdict
@@ -75,24 +75,25 @@ def test_warnings_say_what_is_wrong(pipe, specimen):
     # Light that was not there, however smooth.
     y, x = np.mgrid[:160, :160]
     cloud = 2000 * np.exp(-((y - 80) ** 2 + (x - 80) ** 2) / (2 * 40**2))
-    added = assess(pipe, hazy, HazeMatchingOutput(prediction=clear + cloud.astype(np.float32)))
-    assert "light that the input does not have" in added.verdict
+    added = assess(pipe, hazy, RestorationOutput(prediction=clear + cloud.astype(np.float32)))
+    assert "intensity where the input has none" in added.verdict
 
 
 def test_a_check_that_was_not_possible_is_named(pipe, specimen):
     clear, hazy = specimen
     pipe.register_to_config(domain=None)
-    unknown = assess(pipe, hazy, HazeMatchingOutput(prediction=clear))
+    unknown = assess(pipe, hazy, RestorationOutput(prediction=clear))
     assert unknown.out_of_domain is None and unknown.pixel_size_in_range is None
-    assert "Not checked: whether such images were trained on, whether such pixels" in unknown.verdict
+    assert "whether such images were trained on, whether such pixel sizes" in unknown.verdict
     dark = np.where(hazy > np.quantile(hazy, 0.7), hazy, hazy.min())  # an 8-bit camera's clipped background
-    assert assess(pipe, dark, HazeMatchingOutput(prediction=clear)).invented is None
+    assert assess(pipe, dark, RestorationOutput(prediction=clear)).invented is None
     fixed = HazeMatchingPipeline(
         tiny_unet(), FlowMatchODEScheduler(), "fixed", input_mean=9.0, input_std=2.0, target_mean=1.0, target_std=1.0
     )
     fixed.set_progress_bar_config(disable=True)
-    assessment = assess(fixed, hazy, HazeMatchingOutput(prediction=100 * clear))
-    assert assessment.share_removed is None and assessment.excess is None and "light was added" in assessment.verdict
+    assessment = assess(fixed, hazy, RestorationOutput(prediction=100 * clear))
+    assert assessment.fraction_removed is None and assessment.excess is None
+    assert "intensity was added" in assessment.verdict
 
 
 def test_few_bright_dots_of_a_large_field_are_no_noise(pipe):
@@ -101,12 +102,12 @@ def test_few_bright_dots_of_a_large_field_are_no_noise(pipe):
     clear[rng.integers(0, 512, 6), rng.integers(0, 512, 6)] = 1e5
     clear = ndimage.gaussian_filter(clear, 1.5)
     hazy = (clear + rng.normal(100, 1, clear.shape)).astype(np.float32)
-    assert assess(pipe, hazy, HazeMatchingOutput(prediction=clear.astype(np.float32))).invented < 0.2
+    assert assess(pipe, hazy, RestorationOutput(prediction=clear.astype(np.float32))).invented < 0.2
 
 
 def test_the_solver_of_the_pipeline_is_left_as_it_was(pipe, specimen):
     scheduler = pipe.scheduler
-    assess(pipe, specimen[1], HazeMatchingOutput(prediction=specimen[0]))
+    assess(pipe, specimen[1], RestorationOutput(prediction=specimen[0]))
     assert pipe.scheduler is scheduler
 
 
@@ -114,6 +115,6 @@ def test_stacks_and_other_shapes_are_refused(pipe, specimen):
     clear, hazy = specimen
     for image, prediction in ((np.stack([hazy, hazy]), np.stack([clear, clear])), (hazy, clear[:-1])):
         with pytest.raises(ValueError, match="plane by plane"):
-            assess(pipe, image, HazeMatchingOutput(prediction=prediction))
-    flat = assess(pipe, np.full((64, 64), 7, np.uint16), HazeMatchingOutput(prediction=np.zeros((64, 64), np.float32)))
-    assert np.isfinite([flat.unexplained, flat.correlation, flat.linearity]).all() and flat.share_removed is None
+            assess(pipe, image, RestorationOutput(prediction=prediction))
+    flat = assess(pipe, np.full((64, 64), 7, np.uint16), RestorationOutput(prediction=np.zeros((64, 64), np.float32)))
+    assert np.isfinite([flat.unexplained, flat.correlation, flat.linearity]).all() and flat.fraction_removed is None

@@ -62,8 +62,9 @@ def test_a_folder_keeps_names_and_survives_a_bad_file(run, folder, model, tmp_pa
     ]
     good = rows[str(folder / "b.ome.tif")]
     assert (good["planes"], good["seed"], good["error"]) == ("2", "3", "") and float(good["seconds"]) > 0
-    clipped = read_micrograph(output / "b.ome.tif").provenance["clipped_pixels"]
-    assert int(good["clipped_pixels"]) == clipped
+    provenance = read_micrograph(output / "b.ome.tif").provenance
+    for count in ("hot_pixels", "below_range", "above_range"):
+        assert int(good[count]) == provenance[count]
 
     # A file alone gives the same result as in a folder.
     assert run("dehaze", folder / "b.ome.tif", "-o", tmp_path / "alone.tif", "--model", model, "--seed", 3)[0] == 0
@@ -166,14 +167,15 @@ def test_wrong_requests_write_nothing(run, folder, model, tmp_path, monkeypatch,
 
 def test_values_are_rounded_and_saturated_and_counted():
     values = np.array([-3.0, -0.5, 0.4, 1.5, 254.5, 255.4, 255.6, 300.0], np.float32)
-    stored, beyond = convert(values, np.dtype(np.uint8))
-    assert stored.tolist() == [0, 0, 0, 2, 254, 255, 255, 255] and beyond == 3
-    stored, beyond = convert(values, np.dtype(np.float32))
+    stored, below, above = convert(values, np.dtype(np.uint8))
+    assert stored.tolist() == [0, 0, 0, 2, 254, 255, 255, 255] and (below, above) == (1, 2)
+    stored, *outside = convert(values, np.dtype(np.float32))
     np.testing.assert_array_equal(stored, values)
-    assert beyond == 0
+    assert outside == [0, 0]
+    assert convert(np.array([np.nan, 3.0]), np.dtype(np.uint8), 7)[0].tolist() == [7, 3]
 
 
-def test_the_report_of_clipped_pixels_is_exact(run, model, tmp_path):
+def test_the_report_of_pixels_outside_the_range_is_exact(run, model, tmp_path):
     write_ome_tiff(tmp_path / "in.tif", Micrograph(counts(2, 24, 24), "ZYX"))
     reports = {}
     for dtype in ("same", "float32"):
@@ -182,7 +184,7 @@ def test_the_report_of_clipped_pixels_is_exact(run, model, tmp_path):
             "dehaze", tmp_path / "in.tif", "-o", output, "--model", model, "--output-dtype", dtype, "--json"
         )
         assert code == 0
-        reports[dtype] = read_micrograph(output).data, json.loads(out)["clipped_pixels"]
+        reports[dtype] = read_micrograph(output).data, json.loads(out)["below_range"]
     exact = reports["float32"][0]
     assert exact.dtype == np.float32 and reports["same"][0].dtype == np.uint16
     np.testing.assert_array_equal(reports["same"][0], np.rint(exact).clip(0, 65535))

@@ -22,6 +22,9 @@ from haze_pipeline.utils.provenance import sampling_facts, weights_digest
 from .tasks import Outputs
 
 
+# So many planes of a file, evenly spread, are assessed if no map of unexplained structure is written.
+MAX_ASSESSED_PLANES = 4
+
 # The statistics of a stack are measured on this many of its planes, evenly spread, so that large stacks start at once.
 MAX_MEASURED_PLANES = 8
 
@@ -30,14 +33,14 @@ class FileDehazer:
     """
     Dehazes files with fixed settings.
 
-    The noise of plane n has the seed `seed` + n. Therefore, a plane can be dehazed again by itself, and results do not
-    depend on the number of processes.
+    Planes share one noise, so that equal planes have equal results. A plane can be dehazed again by itself. Results do
+    not depend on the number of processes.
 
     Args:
         pipe ([`HazeMatchingPipeline`]): The pipeline, on its device and with the scheduler to use.
         num_inference_steps (`int`): Solver steps.
         ensemble_size (`int`): Ensemble members per plane.
-        seed (`int`): Seed of the noise of the first plane.
+        seed (`int`): Seed of the noise.
         tile_size (`int`, *optional*): Largest side of the tiles in pixels, see the pipeline.
         normalization (`str`):
             Intensity statistics that set the network's units. `"stack"`: those of all planes of a channel, so that
@@ -47,7 +50,10 @@ class FileDehazer:
         background_width (`int`, *optional*):
             Width in pixels. Structures that are at least this wide in both directions are subtracted from the result
             and its samples, see [`subtract_background`]. The result is assessed before.
-        shared_noise (`str`): Axes along which planes share one noise, such as `"TZ"`, so that samples are coherent.
+        shared_noise (`str`): Axes along which planes share one noise. Along others, every plane has its own.
+        strength (`float`): Fraction of what was taken for haze that is removed.
+        mask_value (`float`, *optional*): Intensity that marks pixels without a measurement, besides NaN.
+        assessed (`bool`): Assess results: of all planes if a map of unexplained structure is written, else of up to 4.
         output_dtype (`str`):
             `"same"`: the number type of the input, with values rounded and saturated. `"float32"`: values as they are.
         axes (`str`, *optional*): Axes of the files, where their metadata does not name them.
@@ -71,7 +77,10 @@ class FileDehazer:
         normalization: str = "stack",
         camera_offset: float = 0.0,
         background_width: int | None = None,
-        shared_noise: str = "",
+        shared_noise: str = "TZC",
+        strength: float = 1.0,
+        mask_value: float | None = None,
+        assessed: bool = True,
         output_dtype: str = "same",
         axes: str | None = None,
         series: int | None = None,
@@ -100,6 +109,9 @@ class FileDehazer:
         self.camera_offset = camera_offset
         self.background_width = background_width
         self.shared_noise = shared_noise
+        self.strength = strength
+        self.mask_value = mask_value
+        self.assessed = assessed
         self.output_dtype = output_dtype
         self.axes, self.series = axes, series
         self.part = {"channel": channel, "z_range": z_range, "t_range": t_range}
@@ -110,6 +122,8 @@ class FileDehazer:
             "camera_offset": camera_offset,
             "background_width": background_width,
             "shared_noise": shared_noise,
+            "strength": strength,
+            "mask_value": mask_value,
         }
 
     def __call__(
@@ -131,8 +145,9 @@ class FileDehazer:
                 call, and with the number of planes of this process.
 
         Returns:
-            `dict`: The settings, and `source`, `planes`, `seconds`, `clipped_pixels` and `assessment`, a list with an
-            entry per plane.
+            `dict`: The settings, and `source`, `planes`, `seconds`, the number of `hot_pixels` in the input, the
+                numbers of pixels of the result `below_range` and `above_range` of its number type, and `assessment`, a
+                list with an entry for every assessed plane.
 
         Raises:
             `OSError`, `ValueError` or `RuntimeError`: If the file cannot be read, dehazed or written. No output is
@@ -166,19 +181,21 @@ class FileDehazer:
                             writers[path] = stack.enter_context(writer)
 
             # 3. Dehaze plane by plane.
-            clipped, assessments = Counter(), {}
+            counts, assessments = Counter(), {}
             with processes.together():
                 numbered = list(enumerate(np.ndindex(shape[:-2])))
                 mine = numbered[processes.index :: processes.number]
+                assessed = self._assessed_planes(len(numbered), outputs)
                 for number, index in mine:
                     try:
                         plane = self._read(micrograph, index)
-                        results, assessment = self._dehaze(
+                        results, hot_pixels, assessment = self._dehaze(
                             plane,
                             micrograph,
                             index,
                             normalizations,
                             outputs,
+                            number in assessed,
                             lambda part: on_progress(part, len(mine)),
                         )
                     except MicrographError:
@@ -186,25 +203,31 @@ class FileDehazer:
                     except ValueError as error:
                         raise ValueError(f"{source}, plane {number}: {error}") from error
                     for path, result in results.items():
-                        stored, beyond = convert(result, contents[path][1])
+                        stored, below, above = convert(result, contents[path][1], self.mask_value)
                         writers[path].write(index, stored)
-                        clipped[path] += beyond
-                    assessments[number] = assessment
+                        counts.update({(path, "below_range"): below, (path, "above_range"): above})
+                    counts["hot_pixels"] += hot_pixels
+                    if assessment is not None:
+                        assessments[number] = {"plane": number, **assessment}
                     if outputs.preview is not None and number == len(numbered) // 2:
                         self._draw(plane, results, outputs, micrograph).save(partial[outputs.preview])
 
             # 4. Store how the outputs were made, and give them their names.
-            clipped = sum(processes.gather(clipped), Counter())
+            counts = sum(processes.gather(counts), Counter())
             assessments = dict(sorted(item for part in processes.gather(assessments) for item in part.items()))
-            facts = {**self.settings, "source": source.name}
-            if outputs.unexplained is not None:
+            facts = {**self.settings, "source": source.name, "hot_pixels": counts["hot_pixels"]}
+            if assessed:
                 facts["assessment"] = list(assessments.values())
+
+            def outside(path: Path) -> dict[str, int]:
+                return {side: counts[path, side] for side in ("below_range", "above_range")}
+
             with processes.together():
                 for path, (content, _) in contents.items():
-                    writers[path].provenance = {**facts, "content": content, "clipped_pixels": clipped[path]}
+                    writers[path].provenance = {**facts, "content": content, **outside(path)}
                 stack.close()
         seconds = round(time.perf_counter() - started, 3)
-        return {**facts, "planes": len(numbered), "seconds": seconds, "clipped_pixels": clipped[outputs.prediction]}
+        return {**facts, "planes": len(numbered), "seconds": seconds, **outside(outputs.prediction)}
 
     def open(self, source: Path, stack: ExitStack) -> Micrograph:
         """Open the part of a file that is to be dehazed, until `stack` closes it."""
@@ -228,8 +251,20 @@ class FileDehazer:
         return contents
 
     def _read(self, micrograph: Micrograph, index: tuple[int, ...]) -> np.ndarray:
+        """A plane without the camera's offset; NaN where it has the value of the mask."""
         plane = np.asarray(micrograph.data[index])
-        return plane - np.float32(self.camera_offset) if self.camera_offset else plane
+        masked = None if self.mask_value is None else plane == self.mask_value
+        if self.camera_offset:
+            plane = plane - np.float32(self.camera_offset)
+        return plane if masked is None or not masked.any() else np.where(masked, np.float32(np.nan), plane)
+
+    def _assessed_planes(self, number: int, outputs: Outputs) -> set[int]:
+        """Numbers of the planes to assess."""
+        if outputs.unexplained is not None:
+            return set(range(number))
+        if not self.assessed:
+            return set()
+        return set(np.linspace(0, number - 1, min(number, MAX_ASSESSED_PLANES)).round().astype(int).tolist())
 
     def _measure_channels(self, micrograph: Micrograph, source: Path) -> dict[int, Normalization]:
         """
@@ -248,22 +283,29 @@ class FileDehazer:
             statistics = []
             for index in (indices[each] for each in chosen):
                 try:
-                    planes = processor.preprocess(self._read(micrograph, index))
+                    planes = processor.preprocess(self._read(micrograph, index), allow_masked=True)
                 except MicrographError:
                     raise
                 except ValueError as error:
                     number = np.ravel_multi_index(index, leading) if index else 0
                     raise ValueError(f"{source}, plane {number}: {error}") from error
+                processor.replace_hot_pixels(planes)
                 statistics.append(processor.measure(planes, clipped=self.normalization == "percentile"))
-            normalizations[channel] = processor.normalization_from(processor.pool(torch.cat(statistics)))
+            statistics = torch.cat(statistics)
+            has_contrast = statistics[:, 1] > 0  # blank planes say nothing about the others
+            statistics = statistics[has_contrast] if has_contrast.any() else statistics
+            normalizations[channel] = processor.normalization_from(processor.pool(statistics))
         return normalizations
 
-    def _dehaze(self, plane, micrograph, index, normalizations, outputs, on_progress) -> tuple[dict, dict | None]:
-        """The results of a plane by output, and its assessment."""
+    def _dehaze(
+        self, plane, micrograph, index, normalizations, outputs, is_assessed, on_progress
+    ) -> tuple[dict, int, dict | None]:
+        """The results of a plane by output, its number of hot pixels, and its assessment."""
         out = self.pipe(
             plane,
             num_inference_steps=self.num_inference_steps,
             ensemble_size=self.ensemble_size,
+            strength=self.strength,
             tile_size=self.tile_size,
             generator=torch.Generator().manual_seed(self.seed + self._noise_number(micrograph, index)),
             normalization=normalizations.get(_channel_of(index, micrograph.axes)),
@@ -274,10 +316,11 @@ class FileDehazer:
         results, assessment = {outputs.prediction: out.prediction}, None
         if outputs.uncertainty is not None:
             results[outputs.uncertainty] = out.uncertainty
-        if outputs.unexplained is not None:
+        if is_assessed:
             assessed = assess(self.pipe, plane, out, micrograph.pixel_size_um, self.seed)
-            results[outputs.unexplained] = assessed.error_map
             assessment = assessed.to_dict()
+            if outputs.unexplained is not None:
+                results[outputs.unexplained] = assessed.error_map
         results |= {path: out.samples[member] for member, path in enumerate(outputs.samples)}
         if self.background_width is not None:
             # The background is not subtracted from the hazy image: noise makes its estimate there too low, and the
@@ -287,7 +330,7 @@ class FileDehazer:
             results[outputs.prediction] = foreground
             for path in outputs.samples:
                 results[path] -= background
-        return results, assessment
+        return results, out.hot_pixels, assessment
 
     def _noise_number(self, micrograph: Micrograph, index: tuple[int, ...]) -> int:
         """Number of the noise of a plane; planes along the axes of `shared_noise` have the same number."""
@@ -308,17 +351,18 @@ class FileDehazer:
         )
 
 
-def convert(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
+def convert(values: np.ndarray, dtype: np.dtype, mask_value: float | None = None) -> tuple[np.ndarray, int, int]:
     """
-    Convert values to another number type, and count those outside its range. For an integer type, values are rounded,
-    and those outside its range are set to its smallest or largest value.
+    Convert values to another number type, and count those below and above its range. For an integer type, values are
+    rounded, those outside its range are set to its smallest or largest value, and NaN to `mask_value` or 0.
     """
     if dtype.kind == "f":
-        return values.astype(dtype), 0
+        return values.astype(dtype), 0, 0
     limits = np.iinfo(dtype)
     rounded = np.rint(values.astype(np.float64))
-    beyond = int(np.count_nonzero((rounded < limits.min) | (rounded > limits.max)))
-    return rounded.clip(limits.min, limits.max).astype(dtype), beyond
+    below, above = np.count_nonzero(rounded < limits.min), np.count_nonzero(rounded > limits.max)
+    rounded = np.nan_to_num(rounded.clip(limits.min, limits.max), nan=mask_value or 0)
+    return rounded.astype(dtype), int(below), int(above)
 
 
 def _channel_of(index: tuple[int, ...], axes: str) -> int:

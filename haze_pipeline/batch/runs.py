@@ -22,7 +22,19 @@ from .tasks import Task
 
 
 # Columns of the log.
-COLUMNS = ("source", "status", "planes", "seconds", "seed", "clipped_pixels", "verdict", "error", "written")
+COLUMNS = (
+    "source",
+    "status",
+    "planes",
+    "seconds",
+    "seed",
+    "hot_pixels",
+    "below_range",
+    "above_range",
+    "verdict",
+    "error",
+    "written",
+)
 
 
 def dehaze_files(
@@ -48,7 +60,8 @@ def dehaze_files(
 
     Returns:
         `list[dict]`: The record of every task, on all processes: `source`, `status` (done, skipped or failed),
-        `written`, `planes`, `seconds`, `seed`, `clipped_pixels`, `verdict`, `error`, and what the dehazer returned.
+        `written`, `planes`, `seconds`, `seed`, `hot_pixels`, `below_range`, `above_range`, `verdict`, `error`, and
+        what the dehazer returned.
     """
     records = {number: _record(task, "skipped") for number, task in enumerate(tasks) if task.is_skipped}
     waiting = [(number, task) for number, task in enumerate(tasks) if not task.is_skipped]
@@ -126,6 +139,36 @@ def print_plan(dehazer: FileDehazer, tasks: list[Task]):
     print(f"about {seconds * pixels / side**2:.0f} s with one process", file=sys.stderr)
 
 
+def print_findings(record: dict, is_folder_run: bool, also_good: bool):
+    """Print to standard error what a user should know about the results of a file."""
+    name = f"{record['source']}: " if is_folder_run else ""
+
+    def say(text: str):
+        print(f"{name}{text}", file=sys.stderr)
+
+    if record["status"] == "skipped" and not is_folder_run:
+        say(f"{record['source']} was skipped, since its outputs exist; leave out --skip-existing to dehaze it again")
+    if record["hot_pixels"]:
+        say(f"the network saw the median of their neighbours in place of {record['hot_pixels']} hot pixels")
+    if record["below_range"]:
+        say(
+            f"{record['below_range']} pixels of the result were below the range of the number type, as noise around "
+            "zero makes them, and set to its smallest value; --output-dtype float32 keeps them"
+        )
+    if record["above_range"]:
+        say(
+            f"warning: {record['above_range']} pixels of the result are saturated, since they exceed the number type; "
+            "--output-dtype float32 keeps them"
+        )
+    assessments = record.get("assessment", [])
+    told = [each for each in assessments if each["warnings"] or also_good]
+    if is_folder_run and told:
+        say(record["verdict"])
+    elif not is_folder_run:
+        for each in told:
+            say(f"plane {each['plane']}: {each['verdict']}" if record["planes"] > 1 else each["verdict"])
+
+
 def _record(task: Task, status: str, **facts) -> dict:
     """The outcome of a task."""
     assessments = [each["verdict"] for each in facts.get("assessment", [])]
@@ -135,7 +178,9 @@ def _record(task: Task, status: str, **facts) -> dict:
         "planes": None,
         "seconds": None,
         "seed": None,
-        "clipped_pixels": None,
+        "hot_pixels": None,
+        "below_range": None,
+        "above_range": None,
         "error": None,
         **facts,
         "source": str(task.source),

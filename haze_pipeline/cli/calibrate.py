@@ -100,7 +100,7 @@ def calibrate(
     from haze_pipeline.data.pairs import load_pairs
     from haze_pipeline.io.micrograph_files import replace_when_complete
     from haze_pipeline.pipeline_haze_matching import DEFAULT_CHECKPOINT
-    from haze_pipeline.reliability import calibration
+    from haze_pipeline.reliability import benefit, calibration
 
     if plot is not None:
         require("eval", "matplotlib")
@@ -120,6 +120,11 @@ def calibrate(
 
         specimens = calibration.measure_errors(pipe, counted(), steps, members, seed)
     fitted = calibration.calibrate(specimens, members, steps)
+    with ExitStack() as stack:
+        advance = progress_bar("Predicting the gain", None, stack)
+        pairs = load_pairs(source, split)
+        features, gains, names = benefit.measure_benefit(pipe, counted())
+    fitted["benefit"] = benefit.fit_benefit(features, gains, names)
     line = {"scale": fitted["uncertainty_scale"], "offset": fitted["uncertainty_offset"]}
     curves = {
         name: calibration.pool(calibration.predict_errors(specimens, members, **how))

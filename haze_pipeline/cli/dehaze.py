@@ -83,14 +83,26 @@ def dehaze(
         ),
     ] = False,
     assess: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--assess",
-            help="Also print reasons to doubt the result, and map the structure that it does not explain, as "
-            "OUTPUT_unexplained.",
+            "--assess/--no-assess",
+            help="By default, up to 4 planes of a file are assessed, and reasons to doubt the result are printed. "
+            "--assess assesses all planes, and maps the structure that the result does not explain, as "
+            "OUTPUT_unexplained. --no-assess saves the time.",
+            show_default=False,
             rich_help_panel=MAIN,
         ),
-    ] = False,
+    ] = None,
+    strength: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="FRACTION",
+            help="Fraction of what was taken for haze that is removed. 0 gives the input.",
+            rich_help_panel=MAIN,
+        ),
+    ] = 1.0,
     preview: Annotated[
         Path | None,
         typer.Option(
@@ -160,6 +172,15 @@ def dehaze(
             rich_help_panel=INPUT,
         ),
     ] = 0.0,
+    mask_value: Annotated[
+        float | None,
+        typer.Option(
+            metavar="COUNTS",
+            help="Intensity of pixels without a measurement, such as the border of a registered image. They are left "
+            "out, and keep this value. NaN always has this meaning.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     samples: Annotated[
         bool,
         typer.Option(
@@ -208,10 +229,11 @@ def dehaze(
         str,
         typer.Option(
             metavar="AXES",
-            help="Axes along which all planes share one noise, such as T, so that samples of a movie do not flicker.",
+            help="Axes along which all planes share one noise, so that equal planes have equal results and movies do "
+            'not flicker. "" gives every plane its own noise.',
             rich_help_panel=QUALITY,
         ),
-    ] = "",
+    ] = "TZC",
     workers: Annotated[
         int,
         typer.Option(
@@ -266,7 +288,7 @@ def dehaze(
     Example: haze-pipeline dehaze "day1/*.tif" -o day1_clear --skip-existing --workers 4
     """
     from haze_pipeline.batch.file_dehazing import FileDehazer
-    from haze_pipeline.batch.runs import dehaze_files, print_plan
+    from haze_pipeline.batch.runs import dehaze_files, print_findings, print_plan
     from haze_pipeline.batch.tasks import find_inputs, plan
     from haze_pipeline.utils import processes as launching
     from haze_pipeline.utils.atomic_files import remove_leftovers
@@ -292,7 +314,7 @@ def dehaze(
     found, is_folder_run = find_inputs(inputs, output, recursive)
     if preview is not None and is_folder_run:
         raise ValueError("--preview needs one input and one output file: leave it out, or dehaze the files singly.")
-    tasks = plan(found, is_folder_run, uncertainty, assess, members if samples else 0, preview)
+    tasks = plan(found, is_folder_run, uncertainty, bool(assess), members if samples else 0, preview)
     log = log or (output / "dehaze_log.csv" if is_folder_run else None)
 
     # 2. Join the processes that share the work, or start them.
@@ -328,6 +350,9 @@ def dehaze(
         camera_offset,
         background_width,
         share_noise.upper(),
+        strength,
+        mask_value,
+        assess is not False,
         output_dtype.value,
         axes,
         series,
@@ -352,7 +377,7 @@ def dehaze(
         for record in records:
             for path in record["written"]:
                 print(path)
-            _print_findings(record, is_folder_run)
+            print_findings(record, is_folder_run, bool(assess))
     if is_folder_run:
         counts = [
             f"{sum(record['status'] == status for record in records)} {status}" for status in ("done", "skipped")
@@ -370,26 +395,3 @@ def _range(option: str, text: str | None) -> slice | None:
     if not colon or not all(end.isdigit() or not end for end in (first, stop)):
         raise ValueError(f"{option} must be FIRST:STOP, counted from 0, such as 5:8, got {text!r}.")
     return slice(int(first) if first else None, int(stop) if stop else None)
-
-
-def _print_findings(record: dict, is_folder_run: bool):
-    """Print warnings about the results of a file to standard error."""
-    name = f"{record['source']}: " if is_folder_run else ""
-    if record["status"] == "skipped" and not is_folder_run:
-        print(
-            f"{record['source']} was skipped, since its outputs exist; leave out --skip-existing to dehaze it again",
-            file=sys.stderr,
-        )
-    if record["clipped_pixels"]:
-        print(
-            f"{name}{record['clipped_pixels']} pixels of the result lie outside the range of the input's number type "
-            "and were saturated; --output-dtype float32 keeps them",
-            file=sys.stderr,
-        )
-    assessments = record.get("assessment", [])
-    if is_folder_run and assessments:
-        print(f"{name}{record['verdict']}", file=sys.stderr)
-        return
-    for index, assessment in enumerate(assessments):
-        plane = f"plane {index}: " if len(assessments) > 1 else ""
-        print(f"{plane}{assessment['verdict']}", file=sys.stderr)

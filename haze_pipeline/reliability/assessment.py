@@ -7,30 +7,35 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from haze_pipeline.pipeline_output import HazeMatchingOutput
+from haze_pipeline.pipeline_output import RestorationOutput
 from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.sampling.tiling import tile_slices
+from haze_pipeline.utils.bad_pixels import fill_masked
 from haze_pipeline.utils.noise_level import noise_deviation
 
+from .benefit import benefit_features, predict_benefit
+from .input_checks import InputChecks, check_input
 from .out_of_domain import domain_distance
 
 
 if TYPE_CHECKING:
     from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 
-# Structure is looked at between these deviations, px: without most of the noise, and without haze. What is broader
-# cannot be told from haze without a clear image.
+# Structure is compared between Gaussians of these standard deviations, px: without most of the noise, and without
+# haze. Wider structure cannot be told from haze without a clear image.
 FINE, COARSE = 1.0, 10.0
 BLURS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # between clear and hazy image, px
 WINDOW = 8.0  # of the local maps, px
+MIN_CONTRAST = 0.25  # fraction of the local contrast that a result must keep
 FIELD = 128  # side of the empty field, and of the parts of a result that it is compared with, px
 
-# Beyond these, a sentence of the verdict says so.
+# Beyond these, the verdict warns.
 MAX_UNEXPLAINED = 0.5
 MAX_INVENTED = 0.5
 MAX_DISTANCE = 1.0
 LINEARITY = (0.5, 2.0)
 MAX_EXCESS = 0.1
+MAX_LOST = 0.2
 
 
 @dataclass
@@ -38,28 +43,34 @@ class Assessment:
     """
     Args:
         unexplained (`float`):
-            Re-blur test: share of the input's structure finer than some 10 px, as an amplitude, that the prediction
-            does not explain when it is blurred again and anything smooth is added, less what noise explains; 0 is
-            best.
+            Re-blur test: fraction of the amplitude of the input's structure finer than some 10 px that the blurred
+            prediction does not explain, less what noise explains; 0 is best.
         correlation (`float`): Pearson's correlation of that structure, RSP of SQUIRREL (Culley et al. 2018).
         error_map (`np.ndarray` of shape `[H, W]`): Local root mean square of what is not explained, counts (RSE).
         correlation_map (`np.ndarray` of shape `[H, W]`): Local correlation (RSP).
         linearity (`float`): Gain of dim structures over that of bright ones, 1 if intensities can be compared.
+        lost (`float`):
+            Fraction of the area with fine structure in the input where the result keeps less than a quarter of its
+            contrast.
         invented (`float`, *optional*):
             Brightest structure predicted from an empty field with the noise of the input, over that of the result;
             `None` if the noise of the input cannot be measured.
+        predicted_gain (`float`, *optional*):
+            Gain to expect from dehazing, dB of range-invariant PSNR, see [`predict_benefit`]; `None` if the checkpoint
+            stores no such prediction.
         out_of_domain (`float`, *optional*):
             See [`domain_distance`]; above 1 is unusual. `None` if the checkpoint stores no domain or the image is
             small.
         pixel_size_in_range (`bool`, *optional*): Whether the pixel size is one that was trained on; `None` if either
             is not known.
-        share_removed (`float`, *optional*):
-            Share of the light above the darkest pixel that was taken for haze; `None` if the prediction is in another
-            unit.
-        excess (`float`, *optional*): Light of the prediction, blurred to 10 px, where the input has less, over all of
-            the input's.
-        warnings (`list[str]`): What speaks against the result, in sentences.
-        not_checked (`list[str]`): What could not be looked at.
+        fraction_removed (`float`, *optional*):
+            Fraction of the intensity above the darkest pixel that was taken for haze; `None` if the prediction is in
+            another unit.
+        excess (`float`, *optional*):
+            Intensity of the prediction, blurred to 10 px, where the input has less, over the total of the input.
+        input ([`InputChecks`]): What the input itself says.
+        warnings (`list[str]`): Reasons not to believe the result, in sentences.
+        not_checked (`list[str]`): Tests that could not be made.
     """
 
     unexplained: float
@@ -67,30 +78,38 @@ class Assessment:
     error_map: np.ndarray
     correlation_map: np.ndarray
     linearity: float
+    lost: float
     invented: float | None
+    predicted_gain: float | None
     out_of_domain: float | None
     pixel_size_in_range: bool | None
-    share_removed: float | None
+    fraction_removed: float | None
     excess: float | None
+    input: InputChecks
     warnings: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
-        """The warnings, or that there is none, and what could not be checked."""
-        found = " ".join(self.warnings) or "Nothing speaks against this result."
+        """The warnings; if there is none, how far the absence of warnings goes."""
+        if self.warnings:
+            found = " ".join(self.warnings)
+        elif self.not_checked:
+            found = "The tests that could be made found no fault."
+        else:
+            found = "No test found a fault."
         return f"{found} Not checked: {', '.join(self.not_checked)}." if self.not_checked else found
 
     def to_dict(self) -> dict:
         """Everything but the maps, for JSON."""
         numbers = {key: value for key, value in vars(self).items() if not isinstance(value, np.ndarray)}
-        return {**numbers, "verdict": self.verdict}
+        return {**numbers, "input": vars(self.input), "verdict": self.verdict}
 
 
 def assess(
     pipe: "HazeMatchingPipeline",
     image: np.ndarray,
-    output: HazeMatchingOutput,
+    output: RestorationOutput,
     pixel_size: float | None = None,
     seed: int = 0,
 ) -> Assessment:
@@ -99,75 +118,98 @@ def assess(
 
     Args:
         pipe ([`HazeMatchingPipeline`]): What predicted it.
-        image (`np.ndarray` of shape `[H, W]`): The hazy input.
-        output ([`HazeMatchingOutput`]): What it made of the input.
+        image (`np.ndarray` of shape `[H, W]`): The hazy input; NaN where there is no measurement.
+        output ([`RestorationOutput`]): The result.
         pixel_size (`float`, *optional*): Side of a pixel in µm.
         seed (`int`, defaults to `0`): Of the empty field.
 
     Raises:
-        `ValueError`: If the image is not a finite plane, or the shapes differ.
+        `ValueError`: If the image is not a plane, or the shapes differ.
     """
+    image = np.asarray(image)
     prediction = np.asarray(output.prediction)
     if image.ndim != 2 or image.shape != prediction.shape:
         raise ValueError(
             f"`image` and `output.prediction` must be one plane of one shape, got {image.shape} and "
-            f"{prediction.shape}: assess "
-            "stacks plane by plane."
+            f"{prediction.shape}: assess stacks plane by plane."
         )
-    hazy = pipe.image_processor.preprocess(image)[0, 0].numpy().astype(np.float64)
-    prediction = prediction.astype(np.float64)
+    planes = pipe.image_processor.preprocess(image, allow_masked=True)
+    pipe.image_processor.replace_hot_pixels(planes)
+    hazy = fill_masked(planes[0, 0].numpy())[0].astype(np.float64)
+    prediction = fill_masked(prediction)[0].astype(np.float64)
     noise = noise_deviation(hazy)
-    unexplained, correlation, linearity, error_map, correlation_map = reblur(hazy, prediction, noise)
-    share_removed = excess = None
-    light = hazy - hazy.min()
-    if pipe.config.normalization == "image" and light.any():  # in the counts of the input
-        share_removed = float(1 - prediction.sum() / light.sum())
-        surplus = ndimage.gaussian_filter(prediction, COARSE) - ndimage.gaussian_filter(light, COARSE)
-        excess = float(np.maximum(surplus, 0).sum() / light.sum())
+    unexplained, correlation, linearity, lost, error_map, correlation_map = reblur(hazy, prediction, noise)
+    fraction_removed = excess = predicted_gain = None
+    intensity = hazy - hazy.min()
+    if pipe.config.normalization == "image" and intensity.any():  # in the counts of the input
+        fraction_removed = float(1 - prediction.sum() / intensity.sum())
+        surplus = ndimage.gaussian_filter(prediction, COARSE) - ndimage.gaussian_filter(intensity, COARSE)
+        excess = float(np.maximum(surplus, 0).sum() / intensity.sum())
+    if pipe.config.benefit is not None and intensity.any():
+        features = benefit_features(pipe, hazy, prediction, seed)
+        predicted_gain = float(predict_benefit(features[None], pipe.config.benefit)[0])
     span = pipe.config.training_pixel_size
     result = Assessment(
         unexplained=unexplained,
         correlation=correlation,
         error_map=error_map,
         correlation_map=correlation_map,
-        invented=invented_structure(pipe, hazy, prediction, noise, seed),
+        lost=lost,
+        invented=invented_structure(pipe, hazy, prediction, noise, seed) if intensity.any() else None,
+        predicted_gain=predicted_gain,
         out_of_domain=None if pipe.config.domain is None else domain_distance(hazy, pipe.config.domain),
         pixel_size_in_range=None if pixel_size is None or span is None else span["min"] <= pixel_size <= span["max"],
-        share_removed=share_removed,
+        fraction_removed=fraction_removed,
         excess=excess,
         linearity=linearity,
+        input=check_input(image),
     )
+    result.warnings += result.input.warnings
+    if not result.input.is_blank:
+        _judge(result, pipe, pixel_size)
+    return result
+
+
+def _judge(result: Assessment, pipe: "HazeMatchingPipeline", pixel_size: float | None):
+    """Add the warnings that its numbers call for, and the tests that could not be made."""
     checks = {
+        "whether dehazing such images helps": result.predicted_gain,
         "whether such images were trained on": result.out_of_domain,
-        "whether such pixels were trained on": result.pixel_size_in_range,
-        "what noise alone becomes": result.invented,
-        "whether light was added": result.excess,
+        "whether such pixel sizes were trained on": result.pixel_size_in_range,
+        "what the network makes of noise alone": result.invented,
+        "whether intensity was added": result.excess,
     }
     result.not_checked += [name for name, value in checks.items() if value is None]
+    if result.predicted_gain is not None and result.predicted_gain < pipe.config.benefit["limit"]:
+        result.warnings.append(
+            "Dehazing probably does harm here: compare the result with the input before you measure in it."
+        )
     if result.out_of_domain is not None and result.out_of_domain > MAX_DISTANCE:
         result.warnings.append("The image is unlike those that the checkpoint was trained on.")
     if result.pixel_size_in_range is False:
+        span = pipe.config.training_pixel_size
         result.warnings.append(
-            f"Its pixels of {pixel_size:.3g} µm are not among the {span['min']:.3g} to {span['max']:.3g} µm that were "
-            f"trained on."
+            f"The checkpoint was trained on pixels of {span['min']:.3g} to {span['max']:.3g} µm, but these have "
+            f"{pixel_size:.3g} µm."
         )
     if result.invented is not None and result.invented > MAX_INVENTED:
-        result.warnings.append("What it shows is hardly more than what the network makes of noise alone.")
+        result.warnings.append("The result shows hardly more than what the network makes of noise alone.")
     if result.unexplained > MAX_UNEXPLAINED:
-        result.warnings.append("Blurred again, the result does not explain the structure of the input.")
+        result.warnings.append("The blurred result does not explain the structure of the input.")
+    if result.lost > MAX_LOST:
+        result.warnings.append(f"Fine structure was lost in {result.lost:.0%} of the area where the input has some.")
     if result.excess is not None and result.excess > MAX_EXCESS:
-        result.warnings.append("It holds light that the input does not have.")
+        result.warnings.append("The result has intensity where the input has none.")
     if not LINEARITY[0] <= result.linearity <= LINEARITY[1]:
         result.warnings.append("Dim and bright structures were not treated alike: do not compare their intensities.")
-    return result
 
 
 def reblur(
     hazy: np.ndarray, prediction: np.ndarray, noise: float
-) -> tuple[float, float, float, np.ndarray, np.ndarray]:
+) -> tuple[float, float, float, float, np.ndarray, np.ndarray]:
     """
-    Compare the structure of the input with that of the prediction, blurred by the Gaussian that makes them most alike.
-    Haze is too smooth to count as structure, so that it need not be known.
+    Compare the fine structure of the input with that of the prediction, blurred by the Gaussian that makes them most
+    alike. Haze is too smooth to count.
 
     Args:
         hazy (`np.ndarray` of shape `[H, W]`): The input.
@@ -175,8 +217,9 @@ def reblur(
         noise (`float`): Standard deviation of the input's noise.
 
     Returns:
-        Share of the amplitude that is not explained; correlation; gain of the dimmer half of the structure over that
-        of the brighter; map of the root mean square error in counts; map of the correlation.
+        Fraction of the amplitude that is not explained; correlation; gain of the dimmer half of the structure over
+        that of the brighter; fraction of the area with structure that lost its contrast; map of the root mean square
+        error in counts; map of the correlation.
     """
     found = _structure(hazy)
     candidates = [_structure(ndimage.gaussian_filter(prediction, sigma)) for sigma in BLURS]
@@ -197,20 +240,26 @@ def reblur(
         )
     linearity = float(gains[0] / gains[1]) if gains[1] != 0 else 1.0
 
-    def local(values: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(values, WINDOW)
+    def local(values: np.ndarray, sigma: float = WINDOW) -> np.ndarray:
+        return ndimage.gaussian_filter(values, sigma)
 
     power = local(found**2) * local(expected**2)
     correlation_map = np.divide(local(found * expected), np.sqrt(power), out=np.zeros_like(found), where=power > 0)
-    return unexplained, _correlation(found, expected), linearity, np.sqrt(local(rest**2)), correlation_map
+    # Structure has clearly more power than noise, and is not a ten-thousandth of the strongest one.
+    found_power, expected_power = local(found**2, WINDOW / 2), local(expected**2, WINDOW / 2)
+    has_structure = found_power > 3 * noise_energy + 1e-4 * found_power.max()
+    is_lost = gain**2 * expected_power < MIN_CONTRAST**2 * (found_power - noise_energy)
+    lost = float((has_structure & is_lost).sum() / max(1, has_structure.sum()))
+    error_map = np.sqrt(local(rest**2))
+    return unexplained, _correlation(found, expected), linearity, lost, error_map, correlation_map
 
 
 def invented_structure(
     pipe: "HazeMatchingPipeline", hazy: np.ndarray, prediction: np.ndarray, noise: float, seed: int
 ) -> float | None:
     """
-    Brightest structure of the posterior mean of an empty field, over that of the brightest part of the prediction of
-    that size; both without the brightest thousandth of the pixels.
+    Height of the structure that the posterior mean shows in an empty field, over that in the brightest part of the
+    prediction of the same size; both without the brightest thousandth of the pixels.
     """
     if noise == 0:  # more than half of the pixels are flat, so that the noise of the others is not known
         return None

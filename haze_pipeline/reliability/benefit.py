@@ -1,0 +1,188 @@
+"""
+Does dehazing an image do good or harm? A prediction of the gain without a clear image.
+
+A ridge regression, fitted to pairs with known gains, maps features of an input and its result to decibels of
+range-invariant PSNR. It knows specimens and microscopes like those of these pairs, and only the checkpoint that it was
+fitted for.
+"""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from haze_pipeline.evaluation.metrics import range_invariant_psnr
+from haze_pipeline.presets import Preset, with_preset
+from haze_pipeline.sampling.tiling import tile_slices
+from haze_pipeline.utils.noise_level import noise_deviation
+
+
+if TYPE_CHECKING:
+    from haze_pipeline.data.pairs import Pair
+    from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
+
+SCALES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # Gaussians whose differences are the bands of a spectrum, px
+HARM = -2.0  # dB; an image that loses more is harmed
+BENEFIT = 1.0  # dB; an image that gains more benefits
+MAX_FALSE_ALARMS = 0.08  # fraction of the images with a benefit that may be warned of when the limit is set
+MIN_PAIRS = 60  # fewer say too little
+CROP = 256  # largest side of the part of a plane that is looked at, px, so that it takes no longer on large ones
+RIDGE = 30.0  # pseudo-observations that pull every coefficient to 0
+
+
+def benefit_features(
+    pipe: "HazeMatchingPipeline", hazy: np.ndarray, prediction: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """
+    Numbers that tell how a plane and its result differ, and how sure the network is. None depends on the counts of the
+    camera. Of a large plane, only the 256 × 256 pixels with the most fine structure are looked at.
+
+    Args:
+        pipe ([`HazeMatchingPipeline`]): What predicted the result.
+        hazy (`np.ndarray` of shape `[H, W]`): The input.
+        prediction (`np.ndarray` of shape `[H, W]`): The result.
+        seed (`int`, defaults to `0`): Of noise, for checkpoints whose mean needs it.
+
+    Returns:
+        `np.ndarray` of shape `[F]`: For every band of the spectrum, the logarithm of the amplitude of the input over
+        that of the fine structure of the input, and that of the result over the input; the correlation of both; the
+        fraction of the intensity that was removed; noise over fine structure; how lopsided both images are; and the
+        differences between the result and what the network makes of the mirrored input and of the result itself.
+    """
+    part = _busiest_part(hazy)
+    hazy, prediction = hazy[part].astype(np.float64), prediction[part].astype(np.float64)
+    bands = [_bands(image) for image in (hazy, prediction)]
+    tiny = 1e-6 * max(hazy.std(), np.finfo(float).tiny)
+    amplitudes = np.log(np.maximum([[band.std() for band in each] for each in bands], tiny))  # [2,6]
+    fine = np.log(max(np.hypot(bands[0][1].std(), bands[0][2].std()), tiny))
+    correlations = [_correlation(one, other) for one, other in zip(*bands, strict=True)]
+
+    fast, steps, members = with_preset(pipe, Preset.fast)
+
+    def dehaze(image: np.ndarray) -> np.ndarray:
+        generator = torch.Generator().manual_seed(seed)
+        return fast(image.astype(np.float32), steps, members, generator=generator).prediction.astype(np.float64)
+
+    own = dehaze(hazy)
+    scale = max(own.std(), tiny)
+    mirrored = dehaze(hazy[::-1])[::-1]
+    again = dehaze(own) if own.std() > tiny else own
+    halfway = dehaze(0.5 * (hazy - hazy.min()) + 0.5 * own)
+    excess = hazy - hazy.min()
+    removed = 1 - prediction.sum() / max(excess.sum(), tiny)
+    return np.array(
+        [
+            *(amplitudes[0] - fine),
+            *(amplitudes[1] - amplitudes[0]),
+            *correlations,
+            np.clip(removed, -1, 2),
+            np.log(max(noise_deviation(hazy), tiny)) - fine,
+            np.cbrt(_skewness(hazy)),
+            np.cbrt(_skewness(prediction)),
+            np.log(max((mirrored - own).std(), tiny) / scale),
+            np.log(max((again - own).std(), tiny) / scale),
+            np.log(max((halfway - own).std(), tiny) / scale),
+            np.log(max((hazy - own).std(), tiny) / scale),
+            _correlation(hazy, own),
+            (np.median(hazy) - hazy.min()) / max(np.quantile(hazy, 0.99) - hazy.min(), tiny),
+        ]
+    )
+
+
+def measure_benefit(pipe: "HazeMatchingPipeline", pairs: Iterable["Pair"]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """
+    Features of the results of the preset `fast`, and their gains.
+
+    Args:
+        pipe ([`HazeMatchingPipeline`]): The pipeline.
+        pairs (iterable of [`Pair`]): Hazy and clear images.
+
+    Returns:
+        Features `[N, F]`, gains `[N]` in dB of range-invariant PSNR, and the specimen of every pair with contrast.
+    """
+    fast, steps, members = with_preset(pipe, Preset.fast)
+    features, gains, specimens = [], [], []
+    for pair in pairs:
+        hazy, clear = pair.hazy.astype(np.float32), pair.clear.astype(np.float32)
+        if not np.ptp(hazy) or not np.ptp(clear):
+            continue
+        prediction = fast(hazy, steps, members, generator=torch.Generator().manual_seed(0)).prediction
+        features.append(benefit_features(pipe, hazy, prediction))
+        gains.append(range_invariant_psnr(clear, prediction) - range_invariant_psnr(clear, hazy))
+        specimens.append(pair.specimen_id)
+    return np.array(features), np.array(gains), specimens
+
+
+def fit_benefit(features: np.ndarray, gains: np.ndarray, groups: Iterable) -> dict | None:
+    """
+    What [`predict_benefit`] needs.
+
+    Args:
+        features (`np.ndarray` of shape `[N, F]`): Of pairs that were not trained on.
+        gains (`np.ndarray` of shape `[N]`): Their gains in dB, range-invariant PSNR of the result less that of the
+            input.
+        groups (iterable of N): Specimen of every pair. The limit is set on specimens that the fit has not seen.
+
+    Returns:
+        `dict`: Coefficients, and the predicted gain below which a warning is due; `None` for fewer than 60 pairs or a
+            single specimen.
+    """
+    if len(gains) < MIN_PAIRS:
+        return None
+    groups = np.array(list(groups))
+    if len(np.unique(groups)) < 2:
+        return None
+    held_out = np.empty(len(gains))
+    for group in np.unique(groups):
+        known = groups != group
+        held_out[~known] = predict_benefit(features[~known], _fit(features[known], gains[known]))
+    limit = float(np.quantile(held_out[gains > BENEFIT], MAX_FALSE_ALARMS)) if (gains > BENEFIT).any() else HARM
+    return {**_fit(features, gains), "limit": limit}
+
+
+def predict_benefit(features: np.ndarray, fitted: dict) -> np.ndarray:
+    """Predicted gains `[N]` in dB from features `[N, F]`, see [`fit_benefit`]."""
+    return _terms(features, fitted) @ np.array(fitted["coefficients"])
+
+
+def _fit(features: np.ndarray, gains: np.ndarray) -> dict:
+    # Losses of 20 dB must not decide alone; what matters lies near the limits.
+    gains = np.clip(gains, -8, 8)
+    fitted = {"mean": features.mean(axis=0).tolist(), "std": np.maximum(features.std(axis=0), 1e-6).tolist()}
+    terms = _terms(features, fitted)
+    penalty = RIDGE * np.eye(terms.shape[1])
+    penalty[0, 0] = 0
+    return {**fitted, "coefficients": np.linalg.solve(terms.T @ terms + penalty, terms.T @ gains).tolist()}
+
+
+def _terms(features: np.ndarray, fitted: dict) -> np.ndarray:
+    """1, standardised features within three standard deviations, and their squares."""
+    standard = np.clip((features - fitted["mean"]) / np.array(fitted["std"]), -3, 3)
+    return np.concatenate([np.ones((len(features), 1)), standard, standard**2], axis=1)
+
+
+def _busiest_part(image: np.ndarray) -> tuple[slice, slice]:
+    """The tile of a plane whose fine structure is strongest."""
+    parts = tile_slices(*image.shape, CROP, 0)
+    if len(parts) == 1:
+        return parts[0]
+    fine = np.abs(ndimage.gaussian_filter(image, 1.0) - ndimage.gaussian_filter(image, 4.0))
+    return max(parts, key=lambda part: float(fine[part].mean()))
+
+
+def _bands(image: np.ndarray) -> list[np.ndarray]:
+    smooth = [image if sigma == 0 else ndimage.gaussian_filter(image, sigma, mode="reflect") for sigma in SCALES]
+    return [fine - coarse for fine, coarse in pairwise(smooth)]
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    spread = one.std() * other.std()
+    return float(((one - one.mean()) * (other - other.mean())).mean() / spread) if spread > 0 else 0.0
+
+
+def _skewness(image: np.ndarray) -> float:
+    std = image.std()
+    return float((((image - image.mean()) / std) ** 3).mean()) if std > 0 else 0.0
