@@ -5,7 +5,7 @@ from scipy import ndimage
 
 
 WINDOW = 11  # side of the surroundings that a pixel is compared with, px
-LARGEST_NEIGHBOUR = 0.2  # fraction of an outlier's excess that the fourth brightest pixel of 3 × 3 may have
+LARGEST_NEIGHBOUR = 0.05  # fraction of the excess that the fourth brightest pixel of 3 × 3 may have, beside noise
 MIN_EXCESS = 12.0  # standard deviations of the surroundings
 MIN_LEVELS = 8  # grey levels; where photons are few, one of them stands out as much as a hot pixel
 SCREENING = 3.0  # the same for the quick test that selects candidates
@@ -31,9 +31,9 @@ def find_hot_pixels(plane: np.ndarray) -> np.ndarray:
     Coordinates of isolated outliers.
 
     A pixel is one if it exceeds the median of the 11 × 11 pixels around it by 12 times their standard deviation, both
-    without the four brightest, and by 8 grey levels, and no more than two of its eight neighbours have a fifth of that
-    excess. Noise and edges pass, and so does the image of a point source if it is at least 2 px wide (full width at
-    half maximum), as Nyquist sampling makes it. The four corners are not looked at.
+    without the four brightest, and by 8 grey levels, and no more than two of its eight neighbours have a twentieth of
+    that excess. Noise and edges pass, and so do the images of point sources if they are at least 1.5 px wide (full
+    width at half maximum). The four corners are not looked at.
 
     Args:
         plane (`np.ndarray` of shape `[H, W]`): Finite intensities.
@@ -95,8 +95,9 @@ def _are_isolated(plane: np.ndarray, candidates: np.ndarray, least: float) -> np
         rank = np.flatnonzero(values > fourth)
         around = np.sort(_surroundings(plane, chosen[rank], WINDOW), axis=1)[:, :-4].astype(np.float64)
         excess = values[rank] - np.median(around, axis=1)
-        is_high = excess > np.maximum(least, MIN_EXCESS * around.std(axis=1))
-        is_alone = fourth[rank] - np.median(around, axis=1) < LARGEST_NEIGHBOUR * excess
+        noise = around.std(axis=1)
+        is_high = excess > np.maximum(least, MIN_EXCESS * noise)
+        is_alone = fourth[rank] - np.median(around, axis=1) < LARGEST_NEIGHBOUR * excess + noise
         isolated[start + rank[is_high & is_alone]] = True
     return isolated
 
