@@ -186,9 +186,9 @@ def test_an_absent_device_is_named(run, stack, model, tmp_path):
     assert code == 1 and "cuda" in err
 
 
-def test_nan_pixels_are_reported_with_their_plane(run, model, tmp_path):
+def test_infinite_pixels_are_reported_with_their_plane(run, model, tmp_path):
     data = np.ones((3, 20, 20), np.float32)
-    data[1, 4, 4] = np.nan
+    data[1, 4, 4] = np.inf
     tifffile.imwrite(tmp_path / "nan.tif", data, photometric="minisblack")
     code, _, err = run("dehaze", tmp_path / "nan.tif", "-o", tmp_path / "out.tif", "--model", model)
     assert code == 1 and "nan.tif" in err and "plane 1" in err and "NaN" in err
