@@ -9,6 +9,8 @@ detail.
 - *Dim structures*: contrast of a dim disc beside bright ones over its contrast alone, and over the true one.
 - *Fine detail*: power in the highest octave of undersampled images over that of the clear ones, brightness of spots 1
   to 2 pixels wide, and power at the frequencies of a 2 × 2 checkerboard over that of their surroundings.
+- *Saturated structures*: intensity of the core over that of the rim of discs whose hazy image is cut off at the top.
+- *Flicker*: standard deviation of the total of frames that differ in their photon noise only, over their mean.
 - *Means without noise*: the largest difference between four identical frames, and between two seeds; network calls.
 
 Writes `bench/structures.json`.
@@ -29,7 +31,7 @@ from skimage.measure import label
 from haze_pipeline.evaluation.baselines import widefield_psf
 from haze_pipeline.loading import load_pipeline
 from haze_pipeline.presets import Preset, choose_members
-from haze_pipeline.simulation.simulated_pairs import pair_generator, smooth_light
+from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair, smooth_light
 
 
 HERE = Path(__file__).parent
@@ -108,6 +110,26 @@ def dim_beside_bright(predict, rng):
             "beside bright over true": contrasts[1] / (4000 / divisor),
         }
     return results
+
+
+def saturated_discs(predict, rng):
+    """Of discs whose hazy image is cut off at 60 % of its greatest excess."""
+    ratios = []
+    for radius in (10, 20, 35, 55):
+        hazy = expose(blurred(400 * disc(radius)) + 20, rng)
+        limit = OFFSET + 20 + 0.6 * 400
+        ratios.append(float(core_to_rim(predict(np.minimum(hazy, limit)), disc(radius) > 0.5)))
+    return ratios
+
+
+def flicker(predict, rng):
+    """Of ten frames of every one of five simulated scenes, as fields of 256 px."""
+    found = []
+    for index in range(5):
+        scene = simulate_pair(SIDE, pair_generator(SEED, index)).hazy.numpy()
+        totals = [predict(rng.poisson(np.maximum(scene, 0)).astype(np.float32)).sum() for _ in range(10)]
+        found.append(float(np.std(totals) / np.mean(totals)))
+    return found
 
 
 def radial_power(image):
@@ -198,6 +220,8 @@ def main():
         },
         "dim discs": dim_beside_bright(predict, np.random.default_rng(1)),
         "fine detail": fine_detail(predict, files, np.random.default_rng(2)),
+        "core over rim of saturated discs": saturated_discs(predict, np.random.default_rng(4)),
+        "flicker": flicker(predict, np.random.default_rng(5)),
         "means without noise": means_without_noise(pipe, np.random.default_rng(3)),
     }
     print(json.dumps(results, indent=1))

@@ -1,12 +1,13 @@
 """
-Measure whether the default checkpoint's checks tell images that it does not know from those that it knows.
+Measure whether the assessment warns of images that the default checkpoint does not know, and of results that do harm.
 
-    python bench/trust.py
+    python bench/trust.py [--images_dir ../shared/data]
 
-Known: simulated pairs of a seed that no training used. Unknown: noise of cameras without a specimen, photographs, the
-known images inverted, and the known images as a microscope with pixels ten times as fine would show them (enlarged,
-with photon noise anew). Writes `bench/trust.json`: how many of each kind are warned of, and the area under the curve
-of the two scores that look at the input, in units of their limits.
+Known images: simulated pairs of a seed that no training used. Unknown images: noise of cameras without a specimen,
+photographs, the known images inverted, and the known images as a microscope with pixels ten times as fine would show
+them (enlarged, with new photon noise). Results that do harm or good: pairs of real specimens that neither the training
+nor the fit of the prediction saw. Writes `bench/trust.json` (fractions of each kind with a warning, and areas under
+the receiver operating characteristic) and `docs/images/trust.png` (that characteristic).
 """
 
 import argparse
@@ -18,13 +19,17 @@ import numpy as np
 import skimage.data
 import torch
 from checkpoint import weights_hash
+from matplotlib import pyplot as plt
+from real_specimens import make_pairs, read_split
 from scipy import ndimage, stats
 
 from haze_pipeline import FlowMatchODEScheduler
 from haze_pipeline.data.patches import simulated_series
+from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.loading import load_pipeline
 from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.reliability.assessment import MAX_DISTANCE, MAX_INVENTED, assess
+from haze_pipeline.reliability.benefit import BENEFIT, HARM
 
 
 HERE = Path(__file__).parent
@@ -72,9 +77,67 @@ def enlarged(image):
     return np.random.default_rng(0).poisson(np.maximum(light, 0)).astype(np.float32)
 
 
+def benefit_of_warnings(pipe, files, number):
+    """Gains, predicted gains and warnings for pairs of real specimens, and how well the second tell the first."""
+    gains, predicted, warned, harm_warned = [], [], [], []
+    for _, pair in make_pairs(files, number):
+        hazy, clear = pair.hazy.numpy(), pair.clear.numpy()
+        generator = torch.Generator().manual_seed(0)
+        out = pipe(hazy, num_inference_steps=1, ensemble_size=choose_members(pipe, Preset.fast), generator=generator)
+        gains.append(range_invariant_psnr(clear, out.prediction) - range_invariant_psnr(clear, hazy))
+        assessment = assess(pipe, hazy, out)
+        predicted.append(assessment.predicted_gain)
+        warned.append(bool(assessment.warnings))
+        harm_warned.append(assessment.predicted_gain < pipe.config.benefit["limit"])
+    gains, predicted, warned, harm_warned = map(np.array, (gains, predicted, warned, harm_warned))
+    harmed, improved = gains < HARM, gains > BENEFIT
+    below = gains < 0
+
+    def areas(group):
+        return float(
+            stats.mannwhitneyu(-predicted[group], -predicted[improved]).statistic / group.sum() / improved.sum()
+        )
+
+    limits = np.sort(predicted)
+    curve = {
+        "false alarms": [float((predicted[improved] < limit).mean()) for limit in limits],
+        "harm found": [float((predicted[harmed] < limit).mean()) for limit in limits],
+    }
+    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    axes.plot(curve["false alarms"], curve["harm found"], color="black")
+    axes.plot((harm_warned[improved].mean(),), (harm_warned[harmed].mean(),), "o", color="black", label="the limit")
+    axes.plot((0, 1), (0, 1), ":", color="gray", label="chance")
+    axes.set(
+        xlabel="warned of, of images that gain more than 1 dB", ylabel="warned of, of images that lose more than 2 dB"
+    )
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(HERE.parent / "docs" / "images" / "trust.png", dpi=120)
+    return {
+        "num_images": len(gains),
+        "correlation of predicted and true gain": float(np.corrcoef(gains, predicted)[0, 1]),
+        **{
+            name: {
+                "num_images": int(group.sum()),
+                "warned of harm": float(harm_warned[group].mean()),
+                "warned of anything": float(warned[group].mean()),
+            }
+            for name, group in {
+                "lose more than 2 dB": harmed,
+                "lose": below,
+                "gain more than 1 dB": improved,
+            }.items()
+            if group.any()
+        },
+        "area_under_curve": {
+            name: areas(group) for name, group in {"lose more than 2 dB": harmed, "lose": below}.items() if group.any()
+        },
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description="Measure whether the checks tell unknown images from known ones.")
     parser.add_argument("--num_images", type=int, default=60)
+    parser.add_argument("--images_dir", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--model", help="Pipeline folder; the default checkpoint if omitted.")
     args = parser.parse_args()
     pipe = load_pipeline(args.model)
@@ -120,12 +183,13 @@ def main():
                 "warned": float(np.mean([bool(each.warnings) for each in group])),
                 "median": {
                     key: float(np.median([getattr(each, key) or 0 for each in group]))
-                    for key in ("out_of_domain", "invented", "unexplained", "linearity", "share_removed", "excess")
+                    for key in ("out_of_domain", "invented", "unexplained", "linearity", "fraction_removed", "excess")
                 },
             }
             for name, group in assessments.items()
         },
         "area_under_curve": {name: area_under_curve(values) for name, values in unknown.items()},
+        "real specimens": benefit_of_warnings(pipe, read_split(args.images_dir, "test"), 2 * args.num_images),
     }
     print(json.dumps(results, indent=2))
     (HERE / "trust.json").write_text(json.dumps(results, indent=2) + "\n")
