@@ -55,12 +55,21 @@ if [ ! -e "$RUN/third/model_index.json" ]; then
     finish "next: the third training goes on, or the solver"
 fi
 
-# 3. The solver of the preset `balanced`, and the calibration, on a copy. Seeds: 1, 6 and 7 trained, 2 validated, 5 is for tests.
+# 3. The same with a gain of the hazy image, and more simulated pairs.
+if [ ! -e "$RUN/fourth/model_index.json" ]; then
+    train fourth --init_from "$RUN/third" --predict_gain --simulated_fraction 0.4 --simulation_seed 8 \
+        --simulation_size 320 --patches_per_field 64 --resolution 256 --train_batch_size 2 --zero_state_share 0.65 \
+        --max_train_steps 7500 --learning_rate 7e-4 --lr_warmup_steps 100 --lr_scheduler linear --ema_decay 0.998 \
+        --validation_steps 1000 --seed 44
+    finish "next: the fourth training goes on, or the solver"
+fi
+
+# 4. The solver of the preset `balanced`, and the calibration, on a copy. Seeds: 1, 6, 7 and 8 trained, 2 validated, 5 is for tests.
 if [ ! -e "$RUN/solved" ]; then
     [ -e "$RUN/pairs" ] || make_pairs pairs train 1 12 192
     rm -rf "$RUN/solving"
     mkdir "$RUN/solving"
-    cp -r "$RUN/third/unet" "$RUN/third/scheduler" "$RUN/third/model_index.json" "$RUN/solving/"
+    cp -r "$RUN/fourth/unet" "$RUN/fourth/scheduler" "$RUN/fourth/model_index.json" "$RUN/solving/"
     "$PYTHON" training/fit_bespoke_solver.py --model "$RUN/solving" --train_data_dir "$RUN/pairs" --num_inference_steps 6
     mv "$RUN/solving" "$RUN/solved"
     finish "next: the calibration"
@@ -71,7 +80,7 @@ if [ ! -e "$RUN/calibrated" ]; then
     finish "next: the checkpoint of the package"
 fi
 
-# 4. In half precision, into the package.
+# 5. In half precision, into the package.
 "$PYTHON" - "$RUN/calibrated" <<'END'
 import json
 import shutil
@@ -92,10 +101,10 @@ index.pop("_name_or_path", None)
 shutil.rmtree(DEFAULT_CHECKPOINT)
 complete.rename(DEFAULT_CHECKPOINT)
 run = Path(sys.argv[1]).parent
-first, second, third = (
-    json.loads((run / name / "training.json").read_text()) for name in ("first", "second", "third")
+*earlier, last = (
+    json.loads((run / name / "training.json").read_text()) for name in ("first", "second", "third", "fourth")
 )
-record = {"earlier_stages": [first, second], "training": third}
+record = {"earlier_stages": earlier, "training": last}
 Path("training/default_checkpoint.json").write_text(json.dumps(record, indent=2) + "\n")
 END
 finish "done: haze_pipeline/default_checkpoint; now measure it with \`make bench\`"
