@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from haze_pipeline.sampling.ensemble import Ensemble
 from haze_pipeline.sampling.initial_noise import draw_noise, replays
-from haze_pipeline.sampling.uncertainty import predict_deviations
+from haze_pipeline.sampling.uncertainty import predict_stds
 from haze_pipeline.utils.arrays import allocate
 
 from .image_processing import Normalization
@@ -45,7 +45,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         target_mean (`float`, defaults to `0.0`): Mean of clear training images.
         target_std (`float`, defaults to `1.0`): Standard deviation of clear training images.
         default_num_inference_steps (`int`, defaults to `19`): Steps when a call names none; 19 is the paper's number.
-        uncertainty_scale (`float`, defaults to `1.0`): Calibration, see [`predicted_deviation`].
+        uncertainty_scale (`float`, defaults to `1.0`): Calibration, see [`predicted_std`].
         uncertainty_offset (`float`, defaults to `0.0`): The same, in network units.
         uncertainty_curve (`dict`, *optional*): Replaces these two, see [`fit_curve`]; in network units.
         interval_factors (`dict`, *optional*): `{"alpha": factor}` of [`conformal_factors`], for `out.interval`.
@@ -378,7 +378,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         if output_uncertainty:
             calibration = [self.config[f"uncertainty_{name}"] for name in ("scale", "offset", "curve")]
             units = normalization.target_std / normalization.input_std  # of the prediction in that of the input
-            uncertainty = predict_deviations(ensemble.spread(), ensemble_size, hazy, units, *calibration)  # [N,1,H,W]
+            uncertainty = predict_stds(ensemble.spread(), ensemble_size, hazy, units, *calibration)  # [N,1,H,W]
         samples = ensemble.samples if output_samples else None
         finish = partial(self.postprocess, hazy=hazy, normalization=normalization, masked=masked, strength=strength)
         output = RestorationOutput(

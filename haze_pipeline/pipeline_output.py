@@ -18,7 +18,7 @@ class RestorationOutput(BaseOutput):
             Mean (or median) of the ensemble, the estimate of E[clear | hazy].
         uncertainty (`np.ndarray` or `torch.Tensor` of the shape of the image, float32, *optional*):
             Standard deviation to expect of the error of a pixel: from the spread of the ensemble and the intensity
-            around the pixel, by [`predicted_deviation`] with the calibration of the checkpoint; without one, from the
+            around the pixel, by [`predicted_std`] with the calibration of the checkpoint; without one, from the
             spread alone.
         samples (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, float32, *optional*):
             The members of the ensemble.

@@ -96,7 +96,7 @@ def test_missing_pixels_of_integers_keep_the_value_of_the_mask(run, base, tmp_pa
 
 def test_saturation_and_few_grey_levels_are_warned_of(dehaze, base):
     saturated = np.clip(base / np.quantile(base, 0.85) * 65535, 0, 65535).astype(np.uint16)
-    _, record, err = dehaze(saturated)
+    record = dehaze(saturated)[1]
     assert record["assessment"][0]["input"]["saturated"] == pytest.approx(0.15, abs=0.02)
     assert "saturated" in record["assessment"][0]["verdict"]
     few = np.random.default_rng(0).poisson(base / base.max() * 6).astype(np.uint8)
