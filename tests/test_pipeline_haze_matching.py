@@ -524,7 +524,7 @@ def test_an_interrupted_call_returns_no_half_finished_image(pipe, image):
         ({"latents": np.zeros((3, 40, 32)), "ensemble_size": 2}, "shape"),
         ({"latents": np.zeros((3, 40, 32)), "generator": torch.Generator()}, "exclude each other"),
         ({"generator": [torch.Generator()]}, "one entry per plane"),
-        ({"normalization": Normalization(*torch.ones(4, 2, 1, 1, 1))}, "one for all planes"),
+        ({"normalization": Normalization(*torch.ones(4, 2, 1, 1, 1))}, "one map for all planes"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs"),
         ({"generator": 5}, "must be a torch.Generator on the CPU or a list of them"),
         ({"strength": 1.5}, "`strength` must lie between 0 and 1"),

@@ -48,7 +48,7 @@ class Assessment:
             Re-blur test: fraction of the amplitude of the input's structure finer than about 10 px that the blurred
             prediction does not explain, after the contribution of noise is subtracted; 0 is best.
         correlation (`float`):
-            Pearson correlation of this structure with that of the blurred prediction, RSP of SQUIRREL (Culley et al.
+            Pearson correlation of this structure in input and blurred prediction, RSP of SQUIRREL (Culley et al.
             2018).
         error_map (`np.ndarray` of shape `[H, W]`): Local root mean square of the unexplained structure, counts (RSE).
         correlation_map (`np.ndarray` of shape `[H, W]`): Local correlation (RSP).
@@ -193,8 +193,8 @@ def _judge(result: Assessment, pipe: "HazeMatchingPipeline", pixel_size: float |
     if result.pixel_size_in_range is False:
         span = pipe.config.training_pixel_size
         result.warnings.append(
-            f"The checkpoint was trained on pixels of {span['min']:.3g} to {span['max']:.3g} µm, but these have "
-            f"{pixel_size:.3g} µm."
+            f"The checkpoint was trained on pixels of {span['min']:.3g} to {span['max']:.3g} µm, "
+            f"but these have {pixel_size:.3g} µm."
         )
     if result.invented is not None and result.invented > MAX_INVENTED:
         result.warnings.append("The structure in the result is hardly stronger than that predicted from noise alone.")

@@ -63,18 +63,18 @@ def check_input(plane: np.ndarray) -> InputChecks:
         return result
     if result.saturated > MAX_SATURATED:
         result.warnings.append(
-            f"{result.saturated:.2%} of the pixels are saturated: their true intensities are higher, and the result "
-            "may be too dim there."
+            f"{result.saturated:.2%} of the pixels are saturated: their true intensities are higher, "
+            "and the result may be too dim there."
         )
     if result.grey_levels < MIN_GREY_LEVELS:
         result.warnings.append(
-            f"The image has only {result.grey_levels} grey levels: use --output-dtype float32 so that the result is "
-            "not rounded to these levels."
+            f"The image has only {result.grey_levels} grey levels: "
+            "use --output-dtype float32 so that the result is not rounded to these levels."
         )
     if result.is_inverted:
         result.warnings.append(
-            "The background is brighter than the structures, as in brightfield images, but the checkpoint is for "
-            "fluorescence images."
+            "The background is brighter than the structures, as in brightfield images, "
+            "but the checkpoint is for fluorescence images."
         )
     return result
 

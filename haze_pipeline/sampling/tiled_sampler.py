@@ -76,8 +76,7 @@ class TiledSampler:
         pixel_packing (`int`): Side of the squares of pixels that the network receives as the channels of one pixel.
         scale_factor (`int`): Pixels of the field per pixel of the network's coarsest level, along each side.
         size (`tuple[int, int]`):
-            Height and width of the fields in pixels. Fields are mirrored at their edges up to multiples of
-            `scale_factor`.
+            Height and width of the fields, pixels. Fields are extended by mirroring to multiples of `scale_factor`.
         patch_size (`int`, *optional*): Side of the training patches, pixels; 128 if omitted.
         tile_size (`int`, *optional*): Largest side of the tiles, pixels, a multiple of `scale_factor`; 272 if omitted.
         tile_overlap (`int`, *optional*):
