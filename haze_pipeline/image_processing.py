@@ -1,4 +1,4 @@
-"""From micrographs to the planes and units of the network and back, and from results to pictures."""
+"""Conversion of micrographs to planes in network units and of results to counts, and display of planes."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,17 @@ from haze_pipeline.utils.bad_pixels import fill_masked, replace_hot_pixels
 from .visualization import VisualizationMixin
 
 
-# Rows that are worked on at once, so that temporary arrays of large planes stay small.
+# Rows processed at once, so that temporary arrays of large planes stay small.
 BAND_ROWS = 1024
 
-CLIP_PERCENTILES = (0.1, 99.9)
+CLIP_PERCENTILES = (0.1, 99.9)  # limits for robust statistics
 
 
 @dataclass
 class Normalization:
     """
-    Affine maps between image units and network units, each a float32 tensor of shape `[N, 1, 1, 1]`:
+    Affine maps between image units and network units, as float32 tensors of shape `[N, 1, 1, 1]`.
+
     hazy' = (hazy − input_mean) / input_std and clear' = (clear − target_mean) / target_std.
     """
 
@@ -32,7 +33,7 @@ class Normalization:
     target_std: torch.Tensor
 
     def without(self, is_blank: list[bool]) -> "Normalization":
-        """One map for each of as many planes as `is_blank` has, such that every prediction of a blank one is 0."""
+        """One map for each element of `is_blank`, such that every prediction of a blank plane is 0."""
         maps = (each.expand(len(is_blank), 1, 1, 1).clone() for each in vars(self).values())
         input_mean, input_std, target_mean, target_std = maps
         target_mean[is_blank], target_std[is_blank] = 0, 0
@@ -45,14 +46,15 @@ class Normalization:
 
 class HazeImageProcessor(VisualizationMixin):
     """
-    Checks images, cuts them into planes and knows how the checkpoint normalises them.
+    Checks images, cuts them into planes and normalises these as the checkpoint requires.
 
     Args:
         normalization (`str`, defaults to `"image"`):
-            `"image"`: the plane less its mean, and its target less `target_mean`, both in units of `target_std` times
-            the plane's band-passed standard deviation, the size of its fine structure, which haze does not raise.
-            Light counts alike in both, and the prediction is in the counts of the input. `"fixed"`: the four
-            statistics of the training set, as in the HazeMatching reference.
+            `"image"`: every plane is normalised by itself. The mean of the plane, or `target_mean` for its target, is
+            subtracted. The unit of both is `target_std` times the plane's band-passed standard deviation, which
+            measures the fine structure and does not increase with haze. Input and target thus have the same unit of
+            intensity, and predictions are in the counts of the input. `"fixed"`: the four statistics of the training
+            set, as in the HazeMatching reference.
         input_mean (`float`, *optional*): Mean of hazy training images; only for `"fixed"`.
         input_std (`float`, *optional*): Standard deviation of hazy training images; only for `"fixed"`.
         target_mean (`float`, defaults to `0.0`): Mean of clear training images, in counts or band-pass units.
@@ -81,7 +83,7 @@ class HazeImageProcessor(VisualizationMixin):
 
     @property
     def target_dark_level(self) -> float:
-        """What the absence of light in the clear image is in network units."""
+        """Zero intensity of the clear image in network units."""
         return -self.target_mean / self.target_std
 
     def preprocess(self, image: np.ndarray | torch.Tensor, allow_masked: bool = False) -> torch.Tensor:
@@ -89,8 +91,8 @@ class HazeImageProcessor(VisualizationMixin):
         Check an image and cut it into planes.
 
         Args:
-            image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`, or what NumPy can turn into such an array):
-                Intensities of any real dtype but bool.
+            image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`, or an object that NumPy converts to one):
+                Intensities of any real dtype except bool.
             allow_masked (`bool`, defaults to `False`):
                 Accept NaN as the mark of pixels without a measurement, such as the border of a registered image.
 
@@ -99,13 +101,14 @@ class HazeImageProcessor(VisualizationMixin):
             where the image is NaN.
 
         Raises:
-            `ValueError`: If the image has fewer than two dimensions, no pixels, another dtype, infinities or NaNs.
+            `ValueError`: If the image has fewer than two dimensions, no pixels, another dtype, infinities, NaNs that
+                are not allowed, or a contrast that float32 cannot resolve.
         """
         image = _as_array(image)
         planes = allocate(*image.shape).reshape(-1, 1, *image.shape[-2:])  # [N,1,H,W]
-        with np.errstate(over="ignore"):  # what overflows is reported below
+        with np.errstate(over="ignore"):  # overflow is reported below
             planes.numpy()[:] = image.reshape(planes.shape)
-        low, high = (float(value) for value in planes.aminmax())  # NaN where there is one
+        low, high = (float(value) for value in planes.aminmax())  # NaN if the image has any
         is_masked = bool(np.isnan(low))
         if is_masked:
             low, high = (float(reduce(planes.numpy(), axis=None)) for reduce in (np.fmin.reduce, np.fmax.reduce))
@@ -116,15 +119,15 @@ class HazeImageProcessor(VisualizationMixin):
         std = np.nanstd if is_masked else np.std
         if image.dtype.itemsize >= 4 and 0 < std(image, dtype=np.float64) < 10 * rounding:
             raise ValueError(
-                "`image` must fit float32, but its contrast is lost beside its offset; subtract the offset."
+                "`image` has an offset so large that float32 would lose the contrast: subtract the offset."
             )
         return planes
 
     @staticmethod
     def replace_hot_pixels(planes: torch.Tensor) -> int:
         """
-        Give isolated outliers of planes `[N, 1, H, W]` the median of their neighbours, in place, and return their
-        number, see [`find_hot_pixels`].
+        Replace isolated outliers of planes `[N, 1, H, W]` by the median of their neighbours, in place, and return
+        their number. See [`find_hot_pixels`].
         """
         number = 0
         for plane in planes[:, 0].numpy():
@@ -135,7 +138,7 @@ class HazeImageProcessor(VisualizationMixin):
         return number
 
     def compute_normalization(self, planes: torch.Tensor) -> Normalization:
-        """The maps between image and network units for planes `[N, 1, H, W]`, of each by itself."""
+        """Maps between image and network units for planes `[N, 1, H, W]`, each plane by itself."""
         return self.normalization_from(self.measure(planes))
 
     def measure(self, planes: torch.Tensor, clipped: bool = False) -> torch.Tensor:
@@ -145,8 +148,7 @@ class HazeImageProcessor(VisualizationMixin):
         Args:
             planes (`torch.Tensor` of shape `[N, 1, H, W]`): As from `preprocess`.
             clipped (`bool`, defaults to `False`):
-                Take what lies below the 0.1th or above the 99.9th percentile of its plane for that percentile, so that
-                hot pixels and debris do not decide.
+                Clip every plane to its 0.1th and 99.9th percentiles, to limit the effect of hot pixels and debris.
 
         Returns:
             `torch.Tensor` of shape `[N, 2]`, float64, in counts.
@@ -163,18 +165,17 @@ class HazeImageProcessor(VisualizationMixin):
 
     @staticmethod
     def pool(statistics: torch.Tensor) -> torch.Tensor:
-        """Of the statistics `[N, 2]` of planes of one size, those `[1, 2]` of their stack."""
+        """Statistics `[1, 2]` of a stack, from the statistics `[N, 2]` of its planes, which have one size."""
         mean, band_pass = statistics.unbind(dim=1)
         return torch.stack([mean.mean(), band_pass.square().mean().sqrt()])[None]
 
     def normalization_from(self, statistics: torch.Tensor) -> Normalization:
         """
-        The maps between image and network units for planes with such statistics `[N, 2]`, see `measure`. One row may
-        serve many
-        planes: a stack whose brightness shall be comparable between planes.
+        Maps between image and network units for planes with the statistics `[N, 2]`, see [`measure`]. One row may
+        serve many planes, such as those of a stack whose intensities must stay comparable.
 
-        A plane without any contrast has no in-focus light that could be told from haze: its scale is 0 and so is its
-        prediction.
+        A plane without contrast has no in-focus signal that could be distinguished from haze. Its scale and its
+        prediction are 0.
         """
         if self.normalization == "fixed":
             values = (self.input_mean, self.input_std, self.target_mean, self.target_std)
@@ -189,7 +190,7 @@ class HazeImageProcessor(VisualizationMixin):
 
 
 def _as_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
-    """An image as a real array `[..., H, W]` with pixels; a `ValueError` if it is none."""
+    """Image as a real array `[..., H, W]` with pixels. Raises a `ValueError` for anything else."""
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = image.float() if image.dtype == torch.bfloat16 else image
@@ -208,7 +209,7 @@ def _as_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def _mean(plane: np.ndarray, valid: np.ndarray | None) -> float:
-    """Mean of a plane where it is valid, in double precision; 0 if that is nowhere."""
+    """Mean over the valid pixels of a plane, in double precision; 0 if there are none."""
     if valid is None:
         return float(plane.mean(dtype=np.float64))
     return float(plane[valid].mean(dtype=np.float64)) if valid.any() else 0.0
@@ -216,11 +217,11 @@ def _mean(plane: np.ndarray, valid: np.ndarray | None) -> float:
 
 def _band_pass_std(plane: np.ndarray, valid: np.ndarray | None) -> float:
     """
-    Standard deviation of a plane between Gaussians of 1 px and 10 px, where it is valid: fine structure, without most
-    of the noise and of the haze.
+    Standard deviation of the difference of two Gaussians, 1 px and 10 px, over the valid pixels of a plane. It
+    measures the fine structure, without most of the noise and of the haze.
     """
     total = squares = 0.0
-    margin = 40  # what SciPy's Gaussian of 10 px sees on either side
+    margin = 40  # px, reach of SciPy's Gaussian of 10 px
     for start in range(0, len(plane), BAND_ROWS):
         stop = min(start + BAND_ROWS, len(plane))
         first = max(0, start - margin)
@@ -234,5 +235,5 @@ def _band_pass_std(plane: np.ndarray, valid: np.ndarray | None) -> float:
         squares += np.square(difference).sum()
     size = plane.size if valid is None else max(1, np.count_nonzero(valid))
     std = float(np.sqrt(max(0.0, squares / size - (total / size) ** 2)))
-    # What rounding leaves of a constant plane is not structure.
+    # Rounding errors of a constant plane are not structure.
     return std if std > 1e-6 * float(max(-plane.min(), plane.max())) else 0.0

@@ -1,6 +1,4 @@
-"""
-Pipeline that turns hazy (widefield) micrographs into clear (confocal-like) ones by guided conditional flow matching.
-"""
+"""HazeMatching: dehazing of widefield micrographs to confocal-like ones by guided conditional flow matching."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from haze_pipeline.sampling.ensemble import Ensemble
 from haze_pipeline.sampling.initial_noise import draw_noise, replays
-from haze_pipeline.sampling.uncertainty import predict_deviations
+from haze_pipeline.sampling.uncertainty import predict_stds
 from haze_pipeline.utils.arrays import allocate
 
 from .image_processing import Normalization
@@ -36,33 +34,33 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
 
     Args:
         unet ([`UNet2DModel`]):
-            Velocity field with the channels (state, hazy) in and one out, or two with a gain of the hazy image, see
-            [`predict_packed`]; each times `pixel_packing`². It gets t in [0, 1].
+            Velocity field with the input channels (state, hazy) and one output channel, or two with a gain of the hazy
+            image, see [`predict_packed`]; each times `pixel_packing`². It receives t in [0, 1].
         scheduler ([`FlowMatchODEScheduler`] or [`FlowMatchEulerDiscreteScheduler`]): Solver of the ODE.
         normalization (`str`, defaults to `"image"`): See [`HazeImageProcessor`], as for the next four.
         input_mean (`float`, *optional*): Mean of hazy training images.
         input_std (`float`, *optional*): Standard deviation of hazy training images.
         target_mean (`float`, defaults to `0.0`): Mean of clear training images.
         target_std (`float`, defaults to `1.0`): Standard deviation of clear training images.
-        default_num_inference_steps (`int`, defaults to `19`): Steps when a call names none; 19 is the paper's number.
-        uncertainty_scale (`float`, defaults to `1.0`): Calibration, see [`predicted_deviation`].
-        uncertainty_offset (`float`, defaults to `0.0`): The same, in network units.
-        uncertainty_curve (`dict`, *optional*): Replaces these two, see [`fit_curve`]; in network units.
-        interval_factors (`dict`, *optional*): `{"alpha": factor}` of [`conformal_factors`], for `out.interval`.
+        default_num_inference_steps (`int`, defaults to `19`): Steps if a call gives none; the paper uses 19.
+        uncertainty_scale (`float`, defaults to `1.0`): Slope of the calibration line, see [`predicted_std`].
+        uncertainty_offset (`float`, defaults to `0.0`): Offset of the calibration line, in network units.
+        uncertainty_curve (`dict`, *optional*): Curve that replaces the line, see [`fit_curve`], in network units.
+        interval_factors (`dict`, *optional*): `{"alpha": factor}` from [`conformal_factors`], for `out.interval`.
         calibrated_for (`dict`, *optional*): `{"ensemble_size": …, "num_inference_steps": …}` of the calibration.
         mirror_members (`bool`, defaults to `True`):
-            Show the network the members of an ensemble mirrored in turn, if it was trained on mirrored patches.
+            Mirror the members of an ensemble in turn, for networks that were trained on mirrored patches.
         noise_corner_frequency (`float`, defaults to `0.0`):
-            Of the noise that the network starts from, cycles per pixel, see [`draw_noise`]; 0 for white noise.
+            Corner frequency of the initial noise, cycles per pixel, see [`draw_noise`]; 0 for white noise.
         pixel_packing (`int`, defaults to `1`):
-            Side of the square of pixels that become the channels of one (space to depth): a larger receptive field.
+            Side of the squares of pixels that become the channels of one (space to depth): a larger receptive field.
         zero_state_mean (`bool`, defaults to `False`):
-            Whether the network was trained with states of zeros at t = 0, where its velocity is the posterior mean
-            itself. One step then needs neither noise nor seed.
-        domain (`dict`, *optional*): Features of the training images, see [`fit_domain`], for [`assess`].
-        benefit (`dict`, *optional*): What predicts the gain of dehazing, see [`fit_benefit`], for [`assess`].
+            Whether the network was trained with states of zeros at t = 0, where its velocity is the posterior mean.
+            One step then needs neither noise nor seed.
+        domain (`dict`, *optional*): Feature distribution of the training images, see [`fit_domain`], for [`assess`].
+        benefit (`dict`, *optional*): Regression for the gain of dehazing, see [`fit_benefit`], for [`assess`].
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
-        training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
+        training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the pixel sizes in training, µm.
     """
 
     _callback_tensor_inputs = ("latents",)
@@ -122,8 +120,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
 
     @classmethod
     def from_default(cls, **kwargs) -> "HazeMatchingPipeline":
-        """Load the checkpoint that ships inside the package; needs no network. `kwargs` as in `from_pretrained`."""
-        # `low_cpu_mem_usage` matters to large models only, and asks for accelerate.
+        """Load the checkpoint in the package, without internet access. `kwargs` as in `from_pretrained`."""
+        # `low_cpu_mem_usage` matters only for large models, and requires accelerate.
         return cls.from_pretrained(DEFAULT_CHECKPOINT, **{"low_cpu_mem_usage": False, **kwargs})
 
     def check_inputs(
@@ -139,13 +137,13 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         output_uncertainty: bool,
         callback_on_step_end_tensor_inputs: list[str],
     ):
-        """Raise a `ValueError` that names the first argument at fault."""
-        # By name, since code that is stored with a pipeline has a class of its own.
+        """Raise a `ValueError` that names the first invalid argument."""
+        # Compared by name, since code that is stored with a pipeline defines its own class.
         names = {each.__name__ for each in type(self.scheduler).__mro__}
         if not names & {"FlowMatchODEScheduler", "FlowMatchEulerDiscreteScheduler"}:
             raise ValueError(
-                "`scheduler` must be a FlowMatchODEScheduler or a FlowMatchEulerDiscreteScheduler, got "
-                f"{type(self.scheduler).__name__}."
+                "`scheduler` must be a FlowMatchODEScheduler or a FlowMatchEulerDiscreteScheduler, "
+                f"got {type(self.scheduler).__name__}."
             )
         if num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be positive, got {num_inference_steps}.")
@@ -165,14 +163,14 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
             raise ValueError("`output_uncertainty` needs `ensemble_size` of 2 or more: one sample has no spread.")
         if output_uncertainty and num_inference_steps == 1:
             raise ValueError(
-                "`output_uncertainty` needs `num_inference_steps` of 2 or more: one step gives the posterior mean, "
-                "which has no spread."
+                "`output_uncertainty` needs `num_inference_steps` of 2 or more: "
+                "one step gives the posterior mean, which has no spread."
             )
         generators = generator if isinstance(generator, list) else [generator or torch.default_generator]
         if not all(isinstance(each, torch.Generator) and each.device.type == "cpu" for each in generators):
             raise ValueError(
-                "`generator` must be a torch.Generator on the CPU or a list of them, such as "
-                f"torch.Generator().manual_seed(0), got {generator!r}."
+                "`generator` must be a torch.Generator on the CPU or a list of them, "
+                f"such as torch.Generator().manual_seed(0), got {generator!r}."
             )
         if isinstance(generator, list) and len(generator) != len(planes):
             raise ValueError(f"`generator` must have one entry per plane, {len(planes)}, got {len(generator)}.")
@@ -180,7 +178,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
             if not isinstance(latents, (np.ndarray, torch.Tensor)):
                 raise ValueError(f"`latents` must be an array or a tensor, got {type(latents).__name__}.")
             if generator is not None:
-                raise ValueError("`latents` and `generator` exclude each other: latents are the noise.")
+                raise ValueError("`latents` and `generator` exclude each other: pass one of them.")
             allowed = [(ensemble_size, *shape), shape] if ensemble_size == 1 else [(ensemble_size, *shape)]
             if tuple(latents.shape) not in allowed:
                 raise ValueError(f"`latents` must have the shape {allowed[0]}, got {tuple(latents.shape)}.")
@@ -189,14 +187,14 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may hold {list(self._callback_tensor_inputs)}, got "
-                f"{sorted(unknown)}."
+                f"`callback_on_step_end_tensor_inputs` may hold {list(self._callback_tensor_inputs)}, "
+                f"got {sorted(unknown)}."
             )
 
     def prepare_scheduler(self, num_inference_steps: int) -> SchedulerMixin:
-        """A copy of the scheduler with its grid set, since it counts its steps, and several calls may run at once."""
+        """Copy of the scheduler with its grid set. Schedulers count their steps, and several calls may run at once."""
         scheduler, device = copy(self.scheduler), self._execution_device
-        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # whose own grid stops short of the data
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # its own grid stops before the data
             sigmas = np.linspace(1, 0, num_inference_steps + 1)[:-1]
             scheduler.set_timesteps(sigmas=sigmas, device=device)
         else:
@@ -212,10 +210,11 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         is_mean: bool,
     ) -> Iterator[torch.Tensor]:
         """
-        What members (plane, member) of planes of `shape` `[N, 1, H, W]` start from, `[1, H, W]` each: the `latents` if
-        given, zeros for a mean of a network that knows them, else noise. Noise is drawn for the whole plane before
-        padding and tiling, so that neither can change it. All planes share the noises of one generator, so that equal
-        planes have equal results. For a mean, every second noise is the negative of the one before (antithetic pairs).
+        Initial states `[1, H, W]` of members (plane, member) of planes of `shape` `[N, 1, H, W]`: the `latents` if
+        given, zeros for the mean of a network trained with them, else noise. Noise is drawn for whole planes before
+        padding and tiling, which therefore do not change it. All planes share the noises of one generator, so that
+        equal planes have equal results. For a mean, noises come in antithetic pairs: every second one is the negative
+        of the first.
         """
         if latents is not None:
             latents = torch.as_tensor(latents, dtype=torch.float32, device="cpu").reshape(-1, *shape)  # [E,N,1,H,W]
@@ -260,52 +259,51 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
 
         Args:
             image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`, or a list of them):
-                Hazy micrograph(s) of any size and real dtype, also as xarray, dask or one-channel PIL images. Every
-                plane of the leading axes (T, Z, C, …) is dehazed by itself. NaN marks pixels without a measurement.
+                Hazy micrograph(s) of any size and real dtype, also as xarray, dask or one-channel PIL images. Planes
+                of the leading axes (T, Z, C, …) are dehazed independently. NaN marks pixels without a measurement.
             num_inference_steps (`int`, *optional*):
-                Solver steps of every sample; the checkpoint's default when omitted. **One step gives the posterior
+                Solver steps of every sample; the checkpoint's default if omitted. **One step gives the posterior
                 mean**: noise + v(0, noise, hazy) = E[clear | hazy] (Liu et al. 2022; Albergo & Vanden-Eijnden 2022).
             ensemble_size (`int`, defaults to `1`):
-                Posterior samples of every plane, each from a noise of its own. With one step, every second noise is
-                the negative of the one before (antithetic pairs), which cancels most of the noise in the mean. The
-                network sees the members as they are, mirrored from left to right, from top to bottom, and both, in
+                Posterior samples of every plane, each from its own noise. With one step, every second noise is the
+                negative of the one before (antithetic pairs), which cancels most of the noise in the mean. Members are
+                processed unchanged, mirrored horizontally, mirrored vertically, and mirrored in both directions, in
                 turn, unless the checkpoint has `mirror_members=False`.
             batch_size (`int`, *optional*):
-                Fields or tiles per network call; as memory and cores allow when omitted. If memory runs out, less is
-                computed at once, with a warning.
+                Fields or tiles per network call; as many as memory and cores allow if omitted. If memory runs out, a
+                warning is given and fewer are computed at once.
             ensembling_kwargs (`dict`, *optional*): `{"reduction": "mean" | "median"}`, `"mean"` by default.
             strength (`float`, defaults to `1.0`):
-                Fraction of what was taken for haze that is removed: 0 returns the input, values between blend linearly
-                in counts. Uncertainties shrink with it.
+                Fraction of the predicted haze that is removed: 0 returns the input, and values below 1 blend input and
+                result linearly in counts. The uncertainty is multiplied by it.
             tile_size (`int`, *optional*):
-                Largest side of the tiles, a multiple of the network's scale factor; 272 when omitted. Smaller fields
-                are not cut. Tiles share their GroupNorm statistics and the solver's state, so that their size hardly
-                changes the result.
+                Largest side of the tiles, a multiple of the network's scale factor; 272 if omitted. Smaller fields are
+                not divided. Tiles share their GroupNorm statistics and the state of the solver, so that their size
+                hardly changes the result.
             tile_overlap (`int`, *optional*):
-                Pixels shared by neighbouring tiles; 16, or a quarter of the tile if that is less, when omitted.
-            latents (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, or `image.shape` if E is 1,
-                *optional*): The noise to start from, see [`draw_noise`].
+                Pixels shared by neighbouring tiles; 16, or a quarter of the tile if that is less, if omitted.
+            latents (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, *optional*):
+                Initial noise, see [`draw_noise`]. If E is 1, the shape may also be `image.shape`.
             generator (`torch.Generator` or a list with one per plane, *optional*):
-                CPU generator of the noise. All planes share its noises; neither tile size nor batch size nor device
-                changes them.
+                CPU generator of the noise. All planes share the noises of one generator. Tile size, batch size and
+                device do not change them.
             normalization ([`Normalization`], *optional*):
                 Maps between image and network units, one for all planes or one for each, instead of the checkpoint's
-                own. Planes of a stack stay comparable with a map of the whole stack, of `pipe.image_processor`:
-                `normalization_from(pool(measure(preprocess(stack))))`.
+                own. The map of a whole stack, which keeps its planes comparable, is
+                `normalization_from(pool(measure(preprocess(stack))))` with the methods of `pipe.image_processor`.
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
             output_uncertainty (`bool`, defaults to `False`):
-                Return the standard deviation of the prediction's error, calibrated if the checkpoint is.
+                Return the expected standard deviation of the error, calibrated if the checkpoint is calibrated.
             output_samples (`bool`, defaults to `False`): Return all members.
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, {"latents": …})` after every element of `scheduler.timesteps`
-                for every batch of members, and every block of a field of more than 2048 pixels a side. `step` counts
-                all of them. `latents` in the dictionary that it returns replace the state.
-            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): What the callback is given.
+                for every batch of members, and for every block of a field of more than 2048 pixels a side. `step`
+                counts all these calls. `latents` in the returned dictionary replaces the state.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): Tensors for the callback.
             return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
 
         Returns:
-            [`RestorationOutput`] or a tuple `(prediction, uncertainty, samples)`; lists of arrays if `image` is a
-            list.
+            [`RestorationOutput`] or a tuple `(prediction, uncertainty, samples)`; lists if `image` is a list.
 
         Raises:
             `ValueError`: If an argument is out of range or the image is infinite, empty or less than 2-D.
@@ -322,8 +320,9 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             )  # fmt: skip
 
-        # Shapes: N planes, E members, B of them in a batch, (H,W) the image, (h,w) what the network is shown.
-        # 1. Check everything; cut the image into planes; find pixels without a measurement and outliers.
+        # Shapes: N planes, E members, B of them in a batch, (H,W) the image, (h,w) the part in a network call.
+
+        # 1. Check all inputs; cut the image into planes; find pixels without a measurement and outliers.
         planes = self.image_processor.preprocess(image, allow_masked=True)  # [N,1,H,W]
         shape, size = tuple(np.shape(image)), planes.shape[-2:]
         self.check_tiles(batch_size, tile_size, tile_overlap, output_type)
@@ -334,7 +333,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         masked = planes.isnan() if planes.isnan().any() else None  # [N,1,H,W]
         hot_pixels = self.image_processor.replace_hot_pixels(planes)
 
-        # 2. Normalise; decide on tiles and batches of planes and members. Planes without contrast need no network.
+        # 2. Normalise; choose tiles and batches of planes and members. Planes without contrast skip the network.
         hazy, normalization = self.normalize(planes, normalization)  # [N,1,H,W]
         sampler = self.prepare_sampler(size, tile_size, tile_overlap, batch_size)
         active = [plane for plane in range(len(hazy)) if not normalization.is_blank(plane)]
@@ -349,7 +348,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         def predict(network, latents, hazy, on_step=None):  # [B,1,h,w], [B,1,h,w]
             scheduler = self.prepare_scheduler(steps)
             for timestep in scheduler.timesteps:
-                # diffusers' σ runs from noise to data downwards, and its velocity is noise − data: both are reversed.
+                # In diffusers, σ falls from noise to data, and the velocity is noise − data: both are reversed here.
                 t = 1 - timestep / scheduler.config.num_train_timesteps
                 velocity = network(torch.cat([latents, hazy], dim=1), t)  # [B,1,h,w]
                 latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]  # [B,1,h,w]
@@ -357,7 +356,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                     latents = on_step(timestep, latents)
             return latents
 
-        # 4. Batch by batch, the members of a plane in order.
+        # 4. Sample batch by batch. The members of a plane come in order.
         num_steps = len(batches) * len(sampler.blocks) * num_calls
         with self.follow_steps(num_steps, callback_on_step_end, callback_on_step_end_tensor_inputs) as on_step:
             for batch in batches:
@@ -372,13 +371,13 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 ):
                     ensemble.add(plane, member, result)
 
-        # 5. Reduce the ensemble, leave as much haze as asked for, and return to the units and the shape of the image.
+        # 5. Reduce the ensemble, blend with the input by `strength`, and return to units and shape of the image.
         prediction = ensemble.median() if median else ensemble.mean
         uncertainty = None
         if output_uncertainty:
             calibration = [self.config[f"uncertainty_{name}"] for name in ("scale", "offset", "curve")]
-            units = normalization.target_std / normalization.input_std  # of the prediction in that of the input
-            uncertainty = predict_deviations(ensemble.spread(), ensemble_size, hazy, units, *calibration)  # [N,1,H,W]
+            units = normalization.target_std / normalization.input_std  # unit of the prediction in units of the input
+            uncertainty = predict_stds(ensemble.spread(), ensemble_size, hazy, units, *calibration)  # [N,1,H,W]
         samples = ensemble.samples if output_samples else None
         finish = partial(self.postprocess, hazy=hazy, normalization=normalization, masked=masked, strength=strength)
         output = RestorationOutput(
@@ -391,7 +390,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         return output if return_dict else (output.prediction, output.uncertainty, output.samples)
 
     def _interval_factors(self, num_inference_steps, ensemble_size, reduction) -> dict[str, float] | None:
-        """The factors of `out.interval`, if they were fitted to means of such ensembles."""
+        """Factors of `out.interval`, if they were fitted to the means of such ensembles."""
         asked = {"ensemble_size": ensemble_size, "num_inference_steps": num_inference_steps}
         is_mean = reduction.get("reduction", "mean") == "mean"
         return self.config.interval_factors if is_mean and asked == self.config.calibrated_for else None

@@ -1,4 +1,4 @@
-"""The baseline of HazeMatching: the same U-Net trained to predict the clear image in one step, without a flow."""
+"""Baseline of HazeMatching: the same U-Net, trained to predict the clear image in one step, without a flow."""
 
 import numpy as np
 import torch
@@ -12,20 +12,22 @@ from .pipeline_restoration import RestorationPipeline
 
 class HazeRegressionPipeline(RestorationPipeline):
     r"""
-    Dehazing by regression: the network of [`HazeMatchingPipeline`], trained by mean squared error with a state of
-    zeros and at t = 0 throughout. It has no noise, no samples and no uncertainty, and shows what the flow adds to its
-    network.
+    Dehazing by regression. The network is that of [`HazeMatchingPipeline`], trained by mean squared error, always with
+    a state of zeros at t = 0. It uses no noise and gives neither samples nor an uncertainty. The comparison shows what
+    the flow contributes.
 
     Args:
-        unet ([`UNet2DModel`]): Channels (zeros, hazy) in and one out, each times `pixel_packing`².
-        normalization (`str`, defaults to `"image"`): As the following ones in [`HazeMatchingPipeline`].
+        unet ([`UNet2DModel`]):
+            Network with the input channels (zeros, hazy) and one output channel, each times `pixel_packing`².
+        normalization (`str`, defaults to `"image"`): See [`HazeImageProcessor`], as for the next four.
         input_mean (`float`, *optional*): Mean of hazy training images.
         input_std (`float`, *optional*): Standard deviation of hazy training images.
         target_mean (`float`, defaults to `0.0`): Mean of clear training images.
         target_std (`float`, defaults to `1.0`): Standard deviation of clear training images.
-        pixel_packing (`int`, defaults to `1`): The network takes so many × so many pixels for the channels of one.
+        pixel_packing (`int`, defaults to `1`):
+            Side of the squares of pixels that the network receives as the channels of one pixel.
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
-        training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the training images, µm.
+        training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the pixel sizes in training, µm.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class HazeRegressionPipeline(RestorationPipeline):
         training_pixel_size: dict | None = None,
     ):
         super().__init__()
-        # It has no scheduler, so that `HazeMatchingPipeline.from_pretrained` refuses its folder.
+        # There is no scheduler, so that `HazeMatchingPipeline.from_pretrained` refuses the folder.
         self.register_modules(unet=unet)
         self.register_to_config(
             normalization=normalization,
@@ -68,8 +70,8 @@ class HazeRegressionPipeline(RestorationPipeline):
         Dehaze an image.
 
         Args:
-            image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`): Hazy micrograph, see
-                [`HazeMatchingPipeline`].
+            image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`):
+                Hazy micrograph, see [`HazeMatchingPipeline`].
             batch_size (`int`, *optional*): Fields or tiles per network call.
             tile_size (`int`, *optional*): Largest side of the tiles.
             tile_overlap (`int`, *optional*): Pixels shared by neighbouring tiles.
@@ -79,7 +81,7 @@ class HazeRegressionPipeline(RestorationPipeline):
             [`RestorationOutput`] with the `prediction` `[..., H, W]`.
 
         Raises:
-            `ValueError`: If an argument is out of range or the image is not finite, empty or less than 2-D.
+            `ValueError`: If an argument is out of range, or the image is infinite, empty or less than 2-D.
         """
         planes = self.image_processor.preprocess(image, allow_masked=True)  # [N,1,H,W]
         shape = tuple(np.shape(image))

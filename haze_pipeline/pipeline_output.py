@@ -10,24 +10,25 @@ from diffusers.utils import BaseOutput
 @dataclass
 class RestorationOutput(BaseOutput):
     """
-    Everything is in the units of the clear training target. With a checkpoint that normalises every image by itself,
-    such as the one of the package, these are the counts of the input. Pixels that are NaN in the input are NaN.
+    Result of a restoration pipeline, in the units of the clear training target. If a checkpoint normalises every image
+    by itself, as the one in the package does, these are the counts of the input. Missing pixels (NaN) of the input
+    stay NaN.
 
     Args:
         prediction (`np.ndarray` or `torch.Tensor` of the shape of the image, float32):
             Mean (or median) of the ensemble, the estimate of E[clear | hazy].
         uncertainty (`np.ndarray` or `torch.Tensor` of the shape of the image, float32, *optional*):
-            Standard deviation to expect of the error of a pixel: from the spread of the ensemble and the intensity
-            around the pixel, by [`predicted_deviation`] with the calibration of the checkpoint; without one, from the
-            spread alone.
+            Expected standard deviation of the error of every pixel. [`predicted_std`] computes it from the spread of
+            the ensemble and the local intensity, with the calibration of the checkpoint. Without a calibration, only
+            the spread is used.
         samples (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, float32, *optional*):
             The members of the ensemble.
         interval_factors (`dict`, *optional*):
-            What `interval` multiplies the uncertainty with, by alpha; `None` if the checkpoint is not calibrated for
-            such ensembles.
+            Factors on the uncertainty for [`interval`], by alpha; `None` if the checkpoint is calibrated for other
+            ensembles.
         hot_pixels (`int`):
-            Number of isolated outliers, see [`find_hot_pixels`]. The network saw the median of their neighbours
-            instead, and so the prediction there is that of their surroundings.
+            Number of isolated outliers, see [`find_hot_pixels`]. The network received the median of their neighbours
+            instead. The prediction at these pixels therefore follows from their surroundings.
     """
 
     prediction: np.ndarray | torch.Tensor | list
@@ -40,9 +41,9 @@ class RestorationOutput(BaseOutput):
         """
         Lower and upper bound of every pixel, prediction ∓ factor · uncertainty.
 
-        On average over specimens like those that the checkpoint was calibrated on, the truth lies outside in at most
-        the fraction `alpha` of the pixels ([`conformal_factors`]). This holds neither for a single image or structure
-        nor for specimens of another kind.
+        On average over specimens like those of the calibration, the truth lies outside these bounds in at most the
+        fraction `alpha` of the pixels ([`conformal_factors`]). There is no such guarantee for a single image, a single
+        structure, or specimens of another kind.
 
         Args:
             alpha (`float`, defaults to `0.1`): One of the fractions that the checkpoint was calibrated for.
@@ -68,4 +69,4 @@ class RestorationOutput(BaseOutput):
         return self.prediction - margin, self.prediction + margin
 
 
-HazeMatchingOutput = RestorationOutput  # its name while there was one pipeline
+HazeMatchingOutput = RestorationOutput  # earlier name, from when there was one pipeline

@@ -1,4 +1,4 @@
-"""What restoration pipelines share: units, tiles, ensembles, and the way back to counts."""
+"""Base of the restoration pipelines: units, tiles, ensembles, and the conversion of results to counts."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -15,21 +15,21 @@ from .image_processing import HazeImageProcessor, Normalization
 from .pipeline_output import RestorationOutput
 
 
-# Of the call that a thread is in: its number of steps, and whether it should stop.
+# State of the current call of every thread: its number of steps, and whether it should stop.
 _CALL = threading.local()
 
 
 class RestorationPipeline(DiffusionPipeline):
     r"""
-    Base of pipelines that restore micrographs with one network. A call runs through the same steps in all of them:
+    Base of pipelines that restore micrographs with one network. A call has the same steps in all of them:
 
     1. `image_processor.preprocess` cuts the image into planes `[N, 1, H, W]`.
-    2. [`normalize`] brings them to network units.
+    2. [`normalize`] converts them to network units.
     3. [`prepare_sampler`] divides fields into tiles. For every batch of planes and members, its `sample` calls the
-       function `predict` of the subclass, which sees fields `[B, 1, h, w]` and calls the network as if it saw them as
-       a whole.
+       function `predict` of the subclass. `predict` receives fields `[B, 1, h, w]` and calls the network as if the
+       network processed whole fields.
     4. An [`Ensemble`] reduces the members of a plane.
-    5. [`postprocess`] returns counts in the shape of the image.
+    5. [`postprocess`] converts the results to counts in the shape of the image.
 
     A subclass registers its modules and its configuration, and then calls [`prepare_network`].
     """
@@ -38,8 +38,8 @@ class RestorationPipeline(DiffusionPipeline):
 
     def prepare_network(self, unet: UNet2DModel, num_states: int) -> None:
         """
-        Check the channels of the network, which is shown `num_states` states or conditions and predicts one image,
-        or also a gain of the hazy one, and keep what the registered configuration says about units.
+        Check the channels of the network, and make the image processor from the registered configuration. The network
+        receives `num_states` states or conditions and predicts one image, or also a gain of the hazy image.
 
         Raises:
             `ValueError`: If the channels do not fit the `pixel_packing`.
@@ -57,18 +57,18 @@ class RestorationPipeline(DiffusionPipeline):
         self.image_processor = HazeImageProcessor(
             config.normalization, config.input_mean, config.input_std, config.target_mean, config.target_std
         )
-        # Every level but the last halves the field, so that its sides must be multiples of this.
+        # Every level but the last halves the field, so that the sides of a field must be multiples of this.
         self.unet_scale_factor = packing * 2 ** (len(unet.config.block_out_channels) - 1)
 
     @property
     def components(self) -> dict:
-        """Modules and configuration, so that `Pipeline(**pipe.components)` is the same pipeline."""
+        """Modules and configuration: `Pipeline(**pipe.components)` is the same pipeline."""
         config = {name: value for name, value in self.config.items() if name[0] != "_"}
         return {**config, **super().components}
 
     @property
     def num_timesteps(self) -> int:
-        """Number of step callbacks of this thread's current or last call."""
+        """Number of step callbacks in the current or last call of this thread."""
         return getattr(_CALL, "num_timesteps", 0)
 
     @property
@@ -85,13 +85,13 @@ class RestorationPipeline(DiffusionPipeline):
         _CALL.interrupt = value
 
     def check_tiles(self, batch_size: int | None, tile_size: int | None, tile_overlap: int | None, output_type: str):
-        """Raise a `ValueError` that names the first argument at fault."""
+        """Raise a `ValueError` that names the first invalid argument."""
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"`batch_size` must be positive, got {batch_size}.")
         if tile_size is not None and (tile_size < 1 or tile_size % self.unet_scale_factor):
             raise ValueError(
-                f"`tile_size` must be a positive multiple of {self.unet_scale_factor} for this network, got "
-                f"{tile_size}."
+                f"`tile_size` must be a positive multiple of {self.unet_scale_factor} for this network, "
+                f"got {tile_size}."
             )
         if tile_overlap is not None and tile_size is None:
             raise ValueError("`tile_overlap` needs `tile_size`.")
@@ -104,19 +104,19 @@ class RestorationPipeline(DiffusionPipeline):
         self, planes: torch.Tensor, normalization: Normalization | None = None
     ) -> tuple[torch.Tensor, Normalization]:
         """
-        Bring planes `[N, 1, H, W]` to network units, in place, with the maps that are given or those that the
-        checkpoint asks for. Pixels without a measurement (NaN) get the value of the nearest one. A plane without
-        contrast gets maps that turn every prediction into 0.
+        Convert planes `[N, 1, H, W]` to network units, in place, with the given maps or those of the checkpoint.
+        Pixels without a measurement (NaN) receive the value of the nearest valid pixel. The maps of a plane without
+        contrast turn every prediction into 0.
 
         Raises:
-            `ValueError`: If there is neither one map for all planes nor one for each.
+            `ValueError`: If there is neither one map for all planes nor one for each plane.
         """
         if normalization is None:
             normalization = self.image_processor.compute_normalization(planes)
         if len(normalization.input_mean) not in (1, len(planes)):
             raise ValueError(
-                f"`normalization` must be one for all planes or one for each of {len(planes)}, got "
-                f"{len(normalization.input_mean)}."
+                f"`normalization` must have one map for all planes or one for each of {len(planes)}, "
+                f"got {len(normalization.input_mean)}."
             )
         for plane in planes[:, 0].numpy():
             plane[:] = fill_masked(plane)[0]
@@ -128,11 +128,10 @@ class RestorationPipeline(DiffusionPipeline):
     def prepare_sampler(
         self, size: tuple[int, int], tile_size: int | None, tile_overlap: int | None, batch_size: int | None
     ) -> TiledSampler:
-        """The tiles of fields of `size` pixels on the device of the network."""
+        """Sampler for fields of `size` pixels, on the device of the network."""
         return TiledSampler(
             self.unet, self.config.pixel_packing, self.unet_scale_factor, size, self.config.training_patch_size,
-            tile_size,
-            tile_overlap, batch_size, self._execution_device,
+            tile_size, tile_overlap, batch_size, self._execution_device,
         )  # fmt: skip
 
     @contextmanager
@@ -141,12 +140,12 @@ class RestorationPipeline(DiffusionPipeline):
         Progress bar and step callbacks of one call.
 
         Args:
-            num_timesteps (`int`): Steps in all.
+            num_timesteps (`int`): Total number of steps.
             callback (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after every step.
-            names (iterable of `str`): Tensors that the callback gets; `"latents"` is the state.
+            names (iterable of `str`): Tensors that the callback receives; `"latents"` is the state.
 
         Yields:
-            `Callable`: To be called with the timestep and the state after every step; returns the state to go on with.
+            `Callable`: Function to call with timestep and state after every step. It returns the next state.
 
         Raises:
             `RuntimeError`: If the callback interrupts the call.
@@ -175,7 +174,7 @@ class RestorationPipeline(DiffusionPipeline):
                 self.maybe_free_model_hooks()
 
     def flips(self, members: Iterable[int]) -> list[tuple[int, ...]]:
-        """Axes along which the network is shown the members of an ensemble mirrored, in turn."""
+        """Axes along which the members of an ensemble are mirrored for the network, in turn."""
         return [FLIPS[member % len(FLIPS)] if self.config.mirror_members else () for member in members]
 
     def postprocess(
@@ -190,17 +189,17 @@ class RestorationPipeline(DiffusionPipeline):
         is_spread: bool = False,
     ) -> np.ndarray | torch.Tensor | None:
         """
-        Results in network units as counts, in place.
+        Convert results from network units to counts, in place.
 
         Args:
-            units (`torch.Tensor` of shape `[..., N, 1, H, W]`, *optional*): The results.
-            shape (`tuple[int, ...]`): To return them in.
+            units (`torch.Tensor` of shape `[..., N, 1, H, W]`, *optional*): The results in network units.
+            shape (`tuple[int, ...]`): Shape to return.
             output_type (`str`): `"np"` or `"pt"`.
             hazy (`torch.Tensor` of shape `[N, 1, H, W]`): The input in network units.
-            normalization ([`Normalization`]): Between counts and network units.
+            normalization ([`Normalization`]): Maps between counts and network units.
             masked (`torch.Tensor` of shape `[N, 1, H, W]`, *optional*): Pixels that become NaN.
             strength (`float`, defaults to `1.0`): Fraction of the difference between input and result to apply.
-            is_spread (`bool`, defaults to `False`): The results are standard deviations, which have no offset.
+            is_spread (`bool`, defaults to `False`): Whether the results are standard deviations, which have no offset.
         """
         if units is None:
             return None
@@ -217,10 +216,10 @@ class RestorationPipeline(DiffusionPipeline):
         return units.numpy() if output_type == "np" else units
 
     def call_each(self, images: list, latents, generator, return_dict: bool, **arguments) -> RestorationOutput | tuple:
-        """Call the pipeline on every image of a list; the fields of the output are lists."""
+        """Call the pipeline on every image of a list. The fields of the output are lists."""
         if not images or latents is not None or isinstance(generator, list):
             raise ValueError(
-                "A list of images must not be empty, and goes with neither `latents` nor lists of generators."
+                "A list of images must not be empty, and cannot be combined with `latents` or a list of generators."
             )
         outputs = [self(image, generator=generator, **arguments) for image in images]
 

@@ -1,4 +1,4 @@
-"""Storing pipelines such that no code of a repository is ever run, and loading them again."""
+"""Saving and loading of pipelines. Code in a repository is never run."""
 
 from pathlib import Path
 from typing import Self
@@ -10,23 +10,22 @@ from .scheduling_flow_match_ode import FlowMatchODEScheduler
 
 
 class PipelineStorageMixin:
-    """In front of a class of diffusers' pipelines."""
+    """Saving and loading for a class of diffusers' pipelines, before which it stands in the list of bases."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> Self:
         """
-        Load a pipeline from a folder or a repository of the Hub, of which no code is fetched or run.
+        Load a pipeline from a folder or a repository of the Hub. No code is downloaded or run.
 
         Args:
             pretrained_model_name_or_path (`str` or `Path`): The folder or repository.
-            kwargs: As in diffusers. `variant` need not be given where only half-precision weights are stored.
+            kwargs: As in diffusers. `variant` may be omitted if only half-precision weights are stored.
 
         Raises:
-            `ValueError`:
-                If it is another pipeline, asks for code that is neither ours nor of diffusers, holds pickles, or is
-                not what its repository says.
+            `ValueError`: If the folder holds another pipeline or pickles, asks for code of neither this package nor
+                diffusers, or does not match the checksums of its repository.
         """
-        # diffusers itself would fetch code. Code that lies in a folder is not run either: see `load_config`.
+        # diffusers itself would download code. Code in a local folder is not run either: see `load_config`.
         names = ("revision", "token", "cache_dir", "local_files_only", "force_download")
         where = {name: kwargs.pop(name) for name in names if name in kwargs}
         folder = fetch_pipeline(pretrained_model_name_or_path, kwargs.get("variant"), **where)
@@ -35,7 +34,7 @@ class PipelineStorageMixin:
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> dict:
-        """The index of a stored pipeline, with this package's classes in place of the code that is stored with it."""
+        """Index of a stored pipeline, with the classes of this package in place of the code stored with it."""
         index = super().load_config(pretrained_model_name_or_path, **kwargs)
         return resolve_index(index, pretrained_model_name_or_path, FlowMatchODEScheduler.__module__)
 
@@ -47,19 +46,19 @@ class PipelineStorageMixin:
         **kwargs,
     ):
         """
-        Write a folder that [`from_pretrained`] loads and, where this package is not installed, also
-        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
+        Write a folder that [`from_pretrained`] loads. If this package is not installed,
+        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads it too.
 
         Args:
-            save_directory (`str` or `Path`): The folder, made if need be.
-            variant (`str`, *optional*): Such as `"fp16"`: part of the names of the weights, which are stored as they
-                are.
+            save_directory (`str` or `Path`): The folder, created if necessary.
+            variant (`str`, *optional*):
+                Part of the file names of the weights, such as `"fp16"`. The weights keep their precision.
             with_code (`bool`, defaults to `True`): Store the code that `DiffusionPipeline` needs.
             kwargs: `max_shard_size`.
 
         Raises:
-            `ValueError`: If anything but safetensors is asked for.
-            `NotImplementedError`: If it shall be uploaded as well, see [`push_to_hub`].
+            `ValueError`: If another format than safetensors is requested.
+            `NotImplementedError`: If an upload is requested, see [`push_to_hub`].
         """
         if kwargs.pop("push_to_hub", False):
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name))
@@ -71,11 +70,10 @@ class PipelineStorageMixin:
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """
-        Not here, since a repository also needs a card, a licence and weights in half precision: see
-        `haze_pipeline.sharing.publishing.push_pipeline` and the command `haze-pipeline push`.
+        Not available, since a repository also needs a card, a licence and weights in half precision. Use
+        `haze_pipeline.sharing.publishing.push_pipeline` or the command `haze-pipeline push`.
         """
         raise NotImplementedError(
-            "Push with `haze_pipeline.sharing.publishing.push_pipeline(pipe, repo_id)` or `haze-pipeline push`, which "
-            "also write a card: "
-            "pip install 'haze-pipeline[hub]'."
+            "Use `haze_pipeline.sharing.publishing.push_pipeline(pipe, repo_id)` or `haze-pipeline push`, which also "
+            "write a card and need pip install 'haze-pipeline[hub]'."
         )

@@ -1,4 +1,4 @@
-"""Fixed-step solver of the probability-flow ODE of flow matching, in diffusers' scheduler contract."""
+"""Fixed-step solver of the probability-flow ODE of flow matching, with the interface of diffusers' schedulers."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,11 +10,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 
-# Of every solver: where its stages are evaluated, as parts of the step, and with what weights their slopes are added
-# up. All but "ab2" are explicit Runge–Kutta methods in which a stage starts from the slope before it (Hairer, Nørsett
-# & Wanner, Solving Ordinary Differential Equations I, ch. II.1). Adams–Bashforth (ch. III.1) has one stage and adds
-# the slope of the step before, with weights that depend on the grid; a bespoke solver uses all slopes so far: see
-# `step`.
+# For every solver: the positions of its stages, as fractions of the step, and the weights of their slopes. Most are
+# explicit Runge–Kutta methods, in which a stage starts from the slope of the previous one (Hairer, Nørsett & Wanner,
+# Solving Ordinary Differential Equations I, ch. II.1). Adams–Bashforth, "ab2" (ch. III.1), has one stage and adds the
+# slope of the previous step, with weights that depend on the grid. A bespoke solver uses all slopes. See `step`.
 SOLVERS = {
     "euler": ((0.0,), (1.0,)),
     "midpoint": ((0.0, 0.5), (0.0, 1.0)),
@@ -30,7 +29,7 @@ class FlowMatchODESchedulerOutput(BaseOutput):
     """
     Args:
         prev_sample (`torch.Tensor` of the shape of the sample):
-            State at the next, less noisy, point of the grid: the input of the next step.
+            State at the next, less noisy point of the grid. It is the input of the next step.
     """
 
     prev_sample: torch.Tensor
@@ -40,30 +39,31 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
     """
     Integrates dx/dσ = u(x, σ) from noise at σ = 1 to data at σ = 0 (Lipman et al. 2023, arXiv 2210.02747).
 
-    The convention is that of diffusers' own flow-matching schedulers, so that either kind serves the same pipeline:
+    The convention is that of diffusers' own flow-matching schedulers, so that both kinds work in the same pipeline:
     x_σ = σ·noise + (1 − σ)·data, `timesteps` are 1000·σ in descending order, and `model_output` is u = noise − data.
-    HazeMatching's time runs the other way, t = 1 − σ, and its velocity is −u; the pipeline translates.
+    The time of HazeMatching runs the other way, t = 1 − σ, and its velocity is −u. The pipeline converts them.
 
-    `set_timesteps(19)` gives the 19 equal steps of the HazeMatching reference, whose `linspace(0, 1, 20)` counts
-    points.
+    `set_timesteps(19)` gives the 19 equal steps of the HazeMatching reference; its `linspace(0, 1, 20)` counts points.
 
-    `timesteps` has one element per network call: a step of a method with several stages takes several calls of
-    [`step`], of which all but the last return where the network is to be evaluated next.
+    `timesteps` has one element per network call. A step of a method with several stages takes several calls of
+    [`step`]. All but the last return the state for the next evaluation of the network.
 
     Args:
-        num_train_timesteps (`int`, defaults to `1000`): Factor between σ and the `timesteps` shown to the pipeline.
+        num_train_timesteps (`int`, defaults to `1000`): Factor between σ and `timesteps`.
         solver (`str`, defaults to `"euler"`):
-            `"euler"` (first order, one network call a step), `"midpoint"` and `"heun"` (second, two), `"ab2"`
-            (Adams–Bashforth: second, one), `"rk4"` (fourth, four) or `"bespoke"` (fitted to a network, one).
+            `"euler"` (first order, one network call per step), `"midpoint"` and `"heun"` (second order, two calls),
+            `"ab2"` (Adams–Bashforth; second order, one call), `"rk4"` (fourth order, four calls) or `"bespoke"`
+            (fitted to a network; one call).
         shift (`float`, defaults to `1.0`):
             Warps every grid, also a given one, by σ → shift·σ / (1 + (shift − 1)·σ) as diffusers' schedulers do (Esser
-            et al. 2024, arXiv 2403.03206): above 1 for shorter steps near the noise, below 1 for shorter ones near the
-            data.
+            et al. 2024, arXiv 2403.03206). Values above 1 shorten the steps near the noise, values below 1 those near
+            the data.
         bespoke (`dict`, *optional*):
-            Non-stationary solvers fitted to the network of a checkpoint (Shaul et al. 2024, arXiv 2403.01329) by
-            `training/fit_bespoke_solver.py`, for `solver="bespoke"`: by number of steps, as a string,
-            `{"sigmas": [1, σ_1, …], "weights": [[w_00], [w_10, w_11], …]}`. Step i adds Σ_j w_ij u_j over the slopes
-            so far; its weights sum to σ_(i+1) − σ_i, so that a constant velocity is integrated exactly.
+            Non-stationary solvers for `solver="bespoke"` (Shaul et al. 2024, arXiv 2403.01329), which
+            `training/fit_bespoke_solver.py` fits to the network of a checkpoint. Keys are numbers of steps, as
+            strings. Values are `{"sigmas": [1, σ_1, …], "weights": [[w_00], [w_10, w_11], …]}`. Step i adds the sum of
+            w_ij·u_j over all slopes j so far. Its weights sum to σ_(i+1) − σ_i, so that a constant velocity is
+            integrated exactly.
     """
 
     _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler"]
@@ -88,11 +88,11 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._start: torch.Tensor | None = None  # state at the beginning of the step
-        self._slopes: list[torch.Tensor] = []  # of the stages so far; of ab2, of the step before; of bespoke, of all
+        self._slopes: list[torch.Tensor] = []  # of previous stages; for ab2, of the previous step; for bespoke, of all
 
     @property
     def order(self) -> int:
-        """Network calls a step, which is what diffusers means by the order of a scheduler."""
+        """Network calls per step, which diffusers calls the order of a scheduler."""
         return len(SOLVERS[self.config.solver][0])
 
     @property
@@ -106,9 +106,11 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0):
-        """Start from `timesteps[begin_index]`, the first call of a step, instead of looking the first timestep up."""
+        """Start from `timesteps[begin_index]`, the first call of a step, instead of looking up the first timestep."""
         if begin_index % self.order:
-            raise ValueError(f"`begin_index` must be a multiple of {self.order}, the calls a step, got {begin_index}.")
+            raise ValueError(
+                f"`begin_index` must be a multiple of {self.order}, the network calls per step, got {begin_index}."
+            )
         if begin_index and self.config.solver == "bespoke":
             raise ValueError(
                 f"`begin_index` must be 0 for a bespoke solver, which needs all slopes, got {begin_index}."
@@ -122,24 +124,23 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         sigmas: list[float] | np.ndarray | None = None,
     ):
         """
-        Set the grid and rewind.
+        Set the grid and restart at its beginning.
 
         Args:
             num_inference_steps (`int`, *optional*): Number of steps from σ = 1 to σ = 0, equal before `shift`.
-            device (`str` or `torch.device`, *optional*): Where `timesteps` and `sigmas` live.
+            device (`str` or `torch.device`, *optional*): Device of `timesteps` and `sigmas`.
             sigmas (`list[float]` or `np.ndarray`, *optional*):
-                A grid of one's own instead: strictly descending, within (0, 1], without the final 0.
+                Custom grid instead: strictly descending, within (0, 1], without the final 0.
 
-        A bespoke solver has the grids that it was fitted on, and for one step Euler's.
+        A bespoke solver has only the grids that it was fitted on, and Euler's grid for one step.
         """
         if (num_inference_steps is None) == (sigmas is None):
             raise ValueError("Pass exactly one of `num_inference_steps` and `sigmas`.")
         if self.config.solver == "bespoke" and num_inference_steps != 1:
             if str(num_inference_steps) not in self.config.bespoke:
                 raise ValueError(
-                    f"`num_inference_steps` must be one of {', '.join(self.config.bespoke)} or 1 with this "
-                    f"checkpoint's "
-                    f"bespoke solver, got {num_inference_steps}."
+                    f"`num_inference_steps` must be one of {', '.join(self.config.bespoke)} or 1 with the bespoke "
+                    f"solver of this checkpoint, got {num_inference_steps}."
                 )
             sigmas = self.config.bespoke[str(num_inference_steps)]["sigmas"]
         elif sigmas is None:
@@ -163,7 +164,7 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         self._slopes = []
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
-        """Index of `timestep` in `timesteps`; of the first, should several calls share it."""
+        """Index of `timestep` in `timesteps`; the first one if several calls share it."""
         matches = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()
         if len(matches) == 0:
             raise ValueError(f"`timestep` {float(timestep)} is not one of `scheduler.timesteps`.")
@@ -184,12 +185,12 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
             model_output (`torch.Tensor`): u = noise − data as predicted at `timestep`, in the shape of `sample`.
             timestep (`float` or `torch.Tensor`): The current element of `timesteps`.
             sample (`torch.Tensor`): The current state.
-            generator (`torch.Generator`, *optional*): Unused, the ODE has no noise; part of the contract.
+            generator (`torch.Generator`, *optional*): Unused, since the ODE has no noise; part of the interface.
             return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
 
         Returns:
             [`FlowMatchODESchedulerOutput`] or a one-element tuple, in the dtype of `sample`: the state at the end of
-            the step or, before the last stage, the state to evaluate the network at next.
+            the step or, before the last stage, the state for the next evaluation of the network.
         """
         if self.sigmas is None:
             raise ValueError("Call `set_timesteps` before `step`.")
@@ -200,7 +201,7 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         index, stage = divmod(self._step_index, self.order)
         step_size = self.sigmas[index + 1] - self.sigmas[index]
         nodes, weights = SOLVERS[self.config.solver]
-        # At least float32: in half precision the sum of many small steps would lose digits.
+        # At least float32, since the sum of many small steps would lose digits in half precision.
         dtype = torch.promote_types(sample.dtype, torch.float32)
         slope = model_output.to(dtype)
         if stage == 0:
@@ -208,11 +209,11 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         if self.config.solver == "bespoke" and self.num_inference_steps > 1:
             self._slopes.append(slope)
             weights = self.config.bespoke[str(self.num_inference_steps)]["weights"][index]
-            step_size = 1.0  # is part of the weights
+            step_size = 1.0  # the weights include it
             increment = sum(weight * each for weight, each in zip(weights, self._slopes, strict=True))
         elif self.config.solver == "ab2":
             increment = slope
-            if self._slopes:  # the first step is Euler's; one of local order 2 leaves the global order at 2
+            if self._slopes:  # the first step is Euler's, whose local order of 2 keeps the global order at 2
                 ratio = step_size / (self.sigmas[index] - self.sigmas[index - 1])
                 increment = (1 + ratio / 2) * slope - ratio / 2 * self._slopes[0]
             self._slopes = [slope]
@@ -230,7 +231,7 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """
-        The point x_σ = σ·noise + (1 − σ)·sample of the straight path, for training.
+        Point x_σ = σ·noise + (1 − σ)·sample on the straight path from noise to data, for training.
 
         Args:
             sample (`torch.Tensor` of shape `[B, ...]`): Data.

@@ -1,23 +1,23 @@
-"""Pictures of planes, for the eye only."""
+"""Display of planes as 8-bit pictures."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
 class VisualizationMixin:
-    """What an image processor shows. `self.normalization` tells whether input and result are in the same counts."""
+    """Display methods of an image processor. `self.normalization` says whether input and result share their unit."""
 
     @staticmethod
     def visualize_intensity(
         image: np.ndarray, low: float | None = None, high: float | None = None, colormap: str = "gray"
     ) -> Image.Image:
         """
-        One plane as an 8-bit picture, for the eye only: values live in the output arrays.
+        Show one plane as an 8-bit picture. Pictures are for the eye only; measure in the output arrays.
 
         Args:
             image (`np.ndarray` of shape `[H, W]`): Intensities or standard deviations.
             low (`float`, *optional*): Value shown as black; the 0.5th percentile by default.
-            high (`float`, *optional*): Value shown brightest; the 99.8th percentile by default.
+            high (`float`, *optional*): Value shown at full brightness; the 99.8th percentile by default.
             colormap (`str`, defaults to `"gray"`): `"gray"`, or `"fire"` for maps that are not intensities.
         """
         if image.ndim != 2:
@@ -29,7 +29,7 @@ class VisualizationMixin:
             return Image.fromarray((255 * scaled).round().astype(np.uint8))
         if colormap != "fire":
             raise ValueError(f'`colormap` must be "gray" or "fire", got {colormap!r}.')
-        # Black, red, yellow, white: lightness rises all the way, so that the order of values is kept in print.
+        # Black, red, yellow, white: lightness increases throughout, so that print keeps the order of values.
         channels = [np.clip(3 * scaled - shift, 0, 1) for shift in (0, 1, 2)]
         return Image.fromarray((255 * np.stack(channels, axis=-1)).round().astype(np.uint8))
 
@@ -37,16 +37,18 @@ class VisualizationMixin:
         self, images: dict[str, np.ndarray], same_contrast: bool = True
     ) -> tuple[list[Image.Image], str]:
         """
-        Pictures of planes to be compared, at least 512 px high or wide, each from its own 0.5th percentile on.
+        Show planes for comparison, magnified to a longer side of at least 512 px. Each picture is black at the 0.5th
+        percentile of its plane.
 
         Args:
             images (`dict`): Planes `[H, W]` by name.
             same_contrast (`bool`, defaults to `True`):
-                Show as many counts between black and white as of the first plane, up to its 99.8th percentile. Every
-                plane has a contrast of its own otherwise, and where predictions are not in the units of the input.
+                Show the same number of counts between black and white in all pictures: that from the 0.5th to the
+                99.8th percentile of the first plane. If false, or if predictions are not in the units of the input,
+                every picture has its own contrast.
 
         Returns:
-            The pictures, and a sentence that says which values they show as black and as white.
+            The pictures, and a sentence that states the values shown as black and as white.
         """
         pictures, captions, span = [], [], None
         for name, image in images.items():
@@ -54,7 +56,7 @@ class VisualizationMixin:
             if span is None or not same_contrast or self.normalization != "image":
                 span = high - low
             picture = self.visualize_intensity(image, low, low + span)
-            if max(picture.size) < 512:  # whole magnifications, so that pixels stay pixels
+            if max(picture.size) < 512:  # integer magnification, so that pixels stay sharp
                 zoom = -(-512 // max(picture.size))
                 picture = picture.resize((zoom * picture.width, zoom * picture.height), Image.Resampling.NEAREST)
             pictures.append(picture)
@@ -72,13 +74,13 @@ class VisualizationMixin:
         unit: str = "µm",
     ) -> Image.Image:
         """
-        Input and result (and uncertainty) of one plane in a row. Every panel states the values that it shows as black
-        and as white; a scale bar is drawn where the pixel size is known.
+        Show input, result and, if given, uncertainty of one plane in a row. Every panel states the values shown as
+        black and as white. A scale bar is drawn if the pixel size is known.
 
         Args:
             hazy (`np.ndarray` of shape `[H, W]`): The input.
             prediction (`np.ndarray` of shape `[H, W]`): The result.
-            uncertainty (`np.ndarray` of shape `[H, W]`, *optional*): Its standard deviation.
+            uncertainty (`np.ndarray` of shape `[H, W]`, *optional*): Standard deviation of the result.
             pixel_size (`float`, *optional*): Width of a pixel in `unit`.
             unit (`str`, defaults to `"µm"`): Unit of `pixel_size`.
         """
@@ -86,8 +88,7 @@ class VisualizationMixin:
         if uncertainty is not None:
             panels.append(("standard deviation", uncertainty, "fire"))
 
-        # Panels between 384 and 1024 px high or wide: whole magnifications of small images, so that pixels stay
-        # pixels.
+        # Panels are 384 to 1024 px on the longer side. Integer magnification keeps the pixels of small images sharp.
         longest = max(hazy.shape)
         zoom = max(1, -(-384 // longest)) if longest < 384 else min(1.0, 1024 / longest)
         height, width = (max(1, round(side * zoom)) for side in hazy.shape)
@@ -117,6 +118,6 @@ class VisualizationMixin:
 
 
 def round_length(available: float) -> float:
-    """The longest of …, 1, 2, 5, 10, … that fits: what a scale bar stands for."""
+    """Length of a scale bar: the longest of …, 1, 2, 5, 10, … that fits."""
     decade = 10.0 ** np.floor(np.log10(available))
     return next(step * decade for step in (5, 2, 1) if step * decade <= available)

@@ -15,7 +15,7 @@ from haze_pipeline.reliability.calibration import (
     fit_curve,
     mean_squared_z_score,
 )
-from haze_pipeline.sampling.uncertainty import predicted_deviation
+from haze_pipeline.sampling.uncertainty import predicted_std
 
 
 def draw_ensembles(members, scale, offset, size=60_000, seed=0):
@@ -57,12 +57,12 @@ def test_few_members_get_a_flatter_line_that_is_right_for_them(scale, offset):
     few = fit_calibration(spread, errors, 8)
     assert few[0] < 0.95 * many[0] and few[1] > many[1] + 0.05
     new_spread, new_errors = draw_ensembles(8, scale, offset, seed=1)
-    deviations = predicted_deviation(torch.from_numpy(new_spread), 8, *few).numpy()
-    assert np.sqrt(np.mean(new_errors**2) / np.mean(deviations**2)) == pytest.approx(1, abs=0.05)
-    assert expected_normalized_calibration_error(deviations, new_errors) < 0.11
+    stds = predicted_std(torch.from_numpy(new_spread), 8, *few).numpy()
+    assert np.sqrt(np.mean(new_errors**2) / np.mean(stds**2)) == pytest.approx(1, abs=0.05)
+    assert expected_normalized_calibration_error(stds, new_errors) < 0.11
 
 
-def test_deviations_of_a_perfect_ensemble_need_no_calibration():
+def test_standard_deviations_of_a_perfect_ensemble_need_no_calibration():
     # Drawn member by member, as a pipeline does.
     rng = np.random.default_rng(0)
     true = rng.uniform(0.2, 2, 200_000)
@@ -70,16 +70,16 @@ def test_deviations_of_a_perfect_ensemble_need_no_calibration():
     errors = samples.mean(axis=0) - rng.standard_normal(true.size) * true
     spread = samples.std(axis=0, ddof=1)
     assert np.sqrt(np.mean(errors**2) / np.mean(spread**2)) == pytest.approx(np.sqrt(1 + 1 / 20), rel=0.01)
-    deviations = predicted_deviation(torch.from_numpy(spread), 20).numpy()
-    assert np.sqrt(np.mean(errors**2) / np.mean(deviations**2)) == pytest.approx(1, rel=0.01)
+    stds = predicted_std(torch.from_numpy(spread), 20).numpy()
+    assert np.sqrt(np.mean(errors**2) / np.mean(stds**2)) == pytest.approx(1, rel=0.01)
     # Not 0: the spread of 20 members is known to 16 % only, and bins of small ones hold those that came out too small.
-    assert expected_normalized_calibration_error(deviations, errors, 20) < 0.1
+    assert expected_normalized_calibration_error(stds, errors, 20) < 0.1
 
 
 def test_calibrating_mends_scores_that_were_off():
     spread, errors = make_ensemble(20, 2.5, 0.3)
-    raw = predicted_deviation(torch.from_numpy(spread), 20).numpy()
-    calibrated = predicted_deviation(torch.from_numpy(spread), 20, *fit_calibration(spread, errors, 20)).numpy()
+    raw = predicted_std(torch.from_numpy(spread), 20).numpy()
+    calibrated = predicted_std(torch.from_numpy(spread), 20, *fit_calibration(spread, errors, 20)).numpy()
     assert expected_normalized_calibration_error(raw, errors) > 1
     assert expected_normalized_calibration_error(calibrated, errors) < 0.02
     assert mean_squared_z_score(raw, errors) > 4
@@ -88,40 +88,40 @@ def test_calibrating_mends_scores_that_were_off():
         assert coverage(calibrated, errors, stats.norm.ppf((1 + level) / 2)) == pytest.approx(level, abs=0.01)
 
 
-def deviations_by_curve(spread, light, members, curve):
-    spread, light = torch.from_numpy(spread), torch.from_numpy(light)
-    return predicted_deviation(spread, members, curve=curve, light=light).numpy()
+def stds_by_curve(spread, intensity, members, curve):
+    spread, intensity = torch.from_numpy(spread), torch.from_numpy(intensity)
+    return predicted_std(spread, members, curve=curve, intensity=intensity).numpy()
 
 
-def test_a_curve_learns_what_light_says():
+def test_a_curve_learns_what_local_intensity_says():
     def draw(seed, size=400_000):
         """Ensembles that do not know how far wrong haze makes them."""
         rng = np.random.default_rng(seed)
-        spread, light = rng.lognormal(-2, 1, size), rng.lognormal(0, 1.5, size)
-        errors = rng.standard_normal(size) * 2 * spread**0.4 * light**0.6
-        return spread, light, errors + rng.standard_normal(size) * spread / np.sqrt(8)
+        spread, intensity = rng.lognormal(-2, 1, size), rng.lognormal(0, 1.5, size)
+        errors = rng.standard_normal(size) * 2 * spread**0.4 * intensity**0.6
+        return spread, intensity, errors + rng.standard_normal(size) * spread / np.sqrt(8)
 
     known, new = draw(0), draw(1)
     curve = fit_curve(*known, 8)
     assert curve["light_weight"] == pytest.approx(0.6, abs=0.01)
     np.testing.assert_allclose(curve["deviation"], 2 * np.array(curve["predictor"]), rtol=0.05)
-    found = deviations_by_curve(*new[:2], 8, curve)
+    found = stds_by_curve(*new[:2], 8, curve)
     truth = np.hypot(2 * new[0] ** 0.4 * new[1] ** 0.6, new[0] / np.sqrt(8))
     assert np.abs(np.log(found / truth)).mean() < 0.02
     assert expected_normalized_calibration_error(found, new[2]) < 0.03
-    line = predicted_deviation(torch.from_numpy(new[0]), 8, *fit_calibration(known[0], known[2], 8)).numpy()
+    line = predicted_std(torch.from_numpy(new[0]), 8, *fit_calibration(known[0], known[2], 8)).numpy()
     assert np.abs(np.log(line / truth)).mean() > 0.5
 
 
 @pytest.mark.parametrize("members", [4, 20])
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1.7, 0.3), (2.5, -0.15)])
-def test_a_curve_is_the_line_where_light_says_nothing(members, scale, offset):
+def test_a_curve_is_the_line_where_local_intensity_says_nothing(members, scale, offset):
     spread, errors = make_ensemble(members, scale, offset)
-    light = np.random.default_rng(1).lognormal(0, 1, spread.size)
-    curve = fit_curve(spread, light, errors, members)
+    intensity = np.random.default_rng(1).lognormal(0, 1, spread.size)
+    curve = fit_curve(spread, intensity, errors, members)
     assert curve["light_weight"] < 0.02
     new_spread, new_errors = make_ensemble(members, scale, offset, seed=2)
-    found = deviations_by_curve(new_spread, light, members, curve)
+    found = stds_by_curve(new_spread, intensity, members, curve)
     truth = np.hypot(scale * new_spread + offset, new_spread / np.sqrt(members))
     assert np.abs(found / truth - 1).mean() < 0.03
     assert expected_normalized_calibration_error(found, new_errors) < 0.04
@@ -129,15 +129,15 @@ def test_a_curve_is_the_line_where_light_says_nothing(members, scale, offset):
 
 def test_specimens_left_out_did_not_fit_their_own_curve():
     spread, errors = make_ensemble(8, 1.7, 0.3, size=7 * 5000)
-    light = np.ones_like(spread)
-    images = [each.reshape(7, -1) for each in (spread, light, errors)]
+    intensity = np.ones_like(spread)
+    images = [each.reshape(7, -1) for each in (spread, intensity, errors)]
     specimens = {str(index): parts for index, parts in enumerate(zip(*images, strict=True))}
     found = cross_validate(specimens, 8)
     assert sorted(found) == sorted(specimens)
     # The last two of seven share their folds with the first two.
     for index, left_out in ((0, [0, 5]), (2, [2])):
         known = [np.delete(each, left_out, axis=0).ravel() for each in images]
-        expected = deviations_by_curve(spread[index * 5000 :][:5000], light[:5000], 8, fit_curve(*known, 8))
+        expected = stds_by_curve(spread[index * 5000 :][:5000], intensity[:5000], 8, fit_curve(*known, 8))
         np.testing.assert_allclose(found[str(index)][0], expected, rtol=1e-6)
         np.testing.assert_array_equal(found[str(index)][1], images[2][index])
     # One of another kind is not known to the curve that judges it.
@@ -147,28 +147,29 @@ def test_specimens_left_out_did_not_fit_their_own_curve():
 
 
 def test_curves_equal_a_calculation_by_hand():
-    deviations, errors = np.array([4.0, 1, 1, 3, 2, 3]), np.array([-5.0, 1, -2, 0, 3, 4])
-    rmv, rmse, counts = calibration_curve(deviations, errors, num_bins=3)
+    stds, errors = np.array([4.0, 1, 1, 3, 2, 3]), np.array([-5.0, 1, -2, 0, 3, 4])
+    rmv, rmse, counts = calibration_curve(stds, errors, num_bins=3)
     np.testing.assert_allclose(rmv**2, [1, (4 + 9) / 2, (9 + 16) / 2])
     np.testing.assert_allclose(rmse**2, [5 / 2, 9 / 2, (16 + 25) / 2])
     assert counts.tolist() == [2, 2, 2]
-    rmv, rmse, counts = calibration_curve(deviations, errors, num_bins=2, equal="widths")  # up to 2.5 and above
+    rmv, rmse, counts = calibration_curve(stds, errors, num_bins=2, equal="widths")  # up to 2.5 and above
     np.testing.assert_allclose(rmv**2, [6 / 3, 34 / 3])
     assert counts.tolist() == [3, 3]
     expected = np.mean(
         [abs(np.sqrt(6 / 3) - np.sqrt(14 / 3)) / np.sqrt(2), abs(np.sqrt(34) - np.sqrt(41)) / np.sqrt(34)]
     )
-    found = expected_normalized_calibration_error(deviations, errors, 2)
+    found = expected_normalized_calibration_error(stds, errors, 2)
     assert found == pytest.approx(expected)
-    assert mean_squared_z_score(deviations, errors) == pytest.approx(np.mean([25 / 16, 1, 4, 0, 9 / 4, 16 / 9]))
-    assert coverage(deviations, errors, 1.4) == pytest.approx(4 / 6)
+    assert mean_squared_z_score(stds, errors) == pytest.approx(np.mean([25 / 16, 1, 4, 0, 9 / 4, 16 / 9]))
+    assert coverage(stds, errors, 1.4) == pytest.approx(4 / 6)
 
 
 def test_the_published_fit_gives_the_same_line():
     """
-    The reference: 50 bins of equal width between the extreme deviations, RMSE against root mean variance, a line
-    through the bins between the quantiles 1e-5 and 0.99999, the last one left out. We differ in that bins hold equally
-    many pixels, none is left out, relative deviations count, and the share of a finite ensemble is taken off.
+    The reference: 50 bins of equal width between the extreme standard deviations, RMSE against root mean variance, a
+    line through the bins between the quantiles 1e-5 and 0.99999, the last one left out. We differ in that bins hold
+    equally many pixels, none is left out, relative residuals count, and the variance of a finite ensemble is
+    subtracted.
     """
     spread, errors = make_ensemble(10**6, 1.7, 0.3)
     edges = np.linspace(spread.min(), spread.max(), 51)
@@ -189,10 +190,10 @@ def test_intervals_cover_a_thousand_new_images_as_promised():
     rng = np.random.default_rng(0)
 
     def draw(number):
-        """Images of other difficulty each, whose deviations say nothing of it, with heavy-tailed errors."""
+        """Images of other difficulty each, whose standard deviations do not show it, with heavy-tailed errors."""
         for _ in range(number):
-            deviations = rng.uniform(0.5, 2, 400)
-            yield deviations, deviations * rng.lognormal(0, 0.5) * rng.standard_t(4, 400)
+            stds = rng.uniform(0.5, 2, 400)
+            yield stds, stds * rng.lognormal(0, 0.5) * rng.standard_t(4, 400)
 
     factors = conformal_factors(draw(1000))
     assert list(factors) == [0.5, 0.32, 0.2, 0.1, 0.05] and sorted(factors.values()) == list(factors.values())
@@ -203,21 +204,21 @@ def test_intervals_cover_a_thousand_new_images_as_promised():
 
 def test_few_images_allow_few_intervals():
     images = [(np.ones(4), np.array([0.0, 1, -2, 3])) for _ in range(9)]
-    # The shares that 9 images miss may sum up to 10 alpha - 1, as if the tenth missed all. Of every image a factor of
-    # 1 misses 2 of 4 pixels, 4.5 in all; a factor of 2 misses 1, 2.25 in all; a factor of 3 none.
+    # The fractions that 9 images miss may sum up to 10 alpha - 1, as if the tenth missed all. Of every image a factor
+    # of 1 misses 2 of 4 pixels, 4.5 in all; a factor of 2 misses 1, 2.25 in all; a factor of 3 none.
     assert conformal_factors(images) == {0.5: 2.0, 0.32: 3.0, 0.2: 3.0, 0.1: 3.0}
     with pytest.raises(ValueError, match="too few"):
         conformal_factors(images[:1], alphas=(0.1, 0.05))
 
 
 @pytest.mark.parametrize(
-    ("deviations", "errors", "match"),
-    [([1, 2], [1], "one shape"), ([], [], "finite"), ([1, np.nan], [1, 1], "finite"), ([-1, 1], [1, 1], "negative")],
+    ("stds", "errors", "match"),
+    [([1, 2], [1], "same shape"), ([], [], "finite"), ([1, np.nan], [1, 1], "finite"), ([-1, 1], [1, 1], "negative")],
 )
-def test_what_is_no_calibration_data_is_refused(deviations, errors, match):
+def test_what_is_no_calibration_data_is_refused(stds, errors, match):
     for function in (calibration_curve, mean_squared_z_score):
         with pytest.raises(ValueError, match=match):
-            function(np.array(deviations, float), np.array(errors, float))
+            function(np.array(stds, float), np.array(errors, float))
     with pytest.raises(ValueError, match="alike"):
         fit_calibration(np.ones(100), np.ones(100), 4)
     with pytest.raises(ValueError, match="alike"):

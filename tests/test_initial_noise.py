@@ -32,18 +32,18 @@ def test_the_spectrum_is_the_stated_one(corner):
 
 
 def test_what_is_broad_repeats_without_a_seam():
-    broad = draw_noise((40, 100), 0.2, seeded(), period=32) - draw_noise((40, 100), 0.0, seeded())
-    torch.testing.assert_close(broad[:, :8, :32], broad[:, 32:, 32:64], atol=1e-5, rtol=0)
-    steps = (broad[0, :, 1:] - broad[0, :, :-1]).square().mean(dim=0)  # by column
+    low_frequencies = draw_noise((40, 100), 0.2, seeded(), period=32) - draw_noise((40, 100), 0.0, seeded())
+    torch.testing.assert_close(low_frequencies[:, :8, :32], low_frequencies[:, 32:, 32:64], atol=1e-5, rtol=0)
+    steps = (low_frequencies[0, :, 1:] - low_frequencies[0, :, :-1]).square().mean(dim=0)  # by column
     assert steps[[31, 63, 95]].mean() < 2 * steps.mean()
 
 
 def test_a_field_larger_than_the_torus():
     noise = draw_noise((8, LARGEST_TORUS + 200), 0.2, seeded())
     white = torch.randn(1, 8, LARGEST_TORUS + 200, generator=seeded())
-    broad = noise - white
-    assert torch.allclose(broad[..., :200], broad[..., LARGEST_TORUS:], atol=1e-5)
-    assert 0.5 < broad.std() < 1.5
+    low_frequencies = noise - white
+    assert torch.allclose(low_frequencies[..., :200], low_frequencies[..., LARGEST_TORUS:], atol=1e-5)
+    assert 0.5 < low_frequencies.std() < 1.5
 
 
 @pytest.mark.parametrize("corner", [-0.1, float("nan"), float("inf")])

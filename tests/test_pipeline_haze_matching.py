@@ -19,7 +19,7 @@ from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.image_processing import Normalization
 from haze_pipeline.models.unet_haze_matching import add_gain
 from haze_pipeline.sampling import tiled_sampler
-from haze_pipeline.sampling.uncertainty import local_light, predicted_deviation
+from haze_pipeline.sampling.uncertainty import local_intensity, predicted_std
 from haze_pipeline.sharing.conversion import unet_from_torchcfm
 from haze_pipeline.utils import arrays
 
@@ -305,7 +305,7 @@ result = run(1024)
 print((result - expected).std() / expected.std())
 """
     output, errors = run_alone(script)
-    assert "Out of memory: going on with 1 tile(s) of at most" in errors
+    assert "Out of memory: continuing with 1 tile(s) at once, of at most" in errors
     assert float(output) < 0.1
 
 
@@ -418,8 +418,8 @@ def test_a_curve_needs_the_light_of_every_plane(pipe, image):
     assert (out.uncertainty[2] == 0).all()
     for index, unit in enumerate(units[:2]):
         spread = torch.from_numpy(out.samples[:, index].std(axis=0, ddof=1)) / unit
-        light = local_light(torch.from_numpy(planes[index].astype(np.float32)), unit.item())
-        expected = predicted_deviation(spread, 4, curve=curve, light=light) * unit
+        intensity = local_intensity(torch.from_numpy(planes[index].astype(np.float32)), unit.item())
+        expected = predicted_std(spread, 4, curve=curve, intensity=intensity) * unit
         np.testing.assert_allclose(out.uncertainty[index], expected, rtol=2e-3)
 
 
@@ -524,7 +524,7 @@ def test_an_interrupted_call_returns_no_half_finished_image(pipe, image):
         ({"latents": np.zeros((3, 40, 32)), "ensemble_size": 2}, "shape"),
         ({"latents": np.zeros((3, 40, 32)), "generator": torch.Generator()}, "exclude each other"),
         ({"generator": [torch.Generator()]}, "one entry per plane"),
-        ({"normalization": Normalization(*torch.ones(4, 2, 1, 1, 1))}, "one for all planes"),
+        ({"normalization": Normalization(*torch.ones(4, 2, 1, 1, 1))}, "one map for all planes"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs"),
         ({"generator": 5}, "must be a torch.Generator on the CPU or a list of them"),
         ({"strength": 1.5}, "`strength` must lie between 0 and 1"),

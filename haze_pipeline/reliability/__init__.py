@@ -1,1 +1,1 @@
-"""How far to believe a result: calibration and checks."""
+"""Reliability of results: calibrated uncertainty, checks of input and result, and the expected benefit."""

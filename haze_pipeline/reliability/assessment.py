@@ -1,4 +1,4 @@
-"""Checks of a result that need no clear image: is there a reason not to believe it?"""
+"""Assessment of a result without a clear image: is there a reason to distrust it?"""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,15 +21,15 @@ from .out_of_domain import domain_distance
 if TYPE_CHECKING:
     from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 
-# Structure is compared between Gaussians of these standard deviations, px: without most of the noise, and without
-# haze. Wider structure cannot be told from haze without a clear image.
+# Structure is the difference of two Gaussians with these standard deviations, px. The first suppresses most of the
+# noise, the second the haze. Without a clear image, wider structure cannot be distinguished from haze.
 FINE, COARSE = 1.0, 10.0
-BLURS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # between clear and hazy image, px
-WINDOW = 8.0  # of the local maps, px
+BLURS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # px, candidates for the blur between clear and hazy image
+WINDOW = 8.0  # px, Gaussian window of the local maps
 MIN_CONTRAST = 0.25  # fraction of the local contrast that a result must keep
-FIELD = 128  # side of the empty field, and of the parts of a result that it is compared with, px
+FIELD = 128  # px, side of the empty field and of the parts of a result that are compared with it
 
-# Beyond these, the verdict warns.
+# The verdict warns beyond these limits.
 MAX_UNEXPLAINED = 0.5
 MAX_INVENTED = 0.5
 MAX_DISTANCE = 1.0
@@ -41,36 +41,40 @@ MAX_LOST = 0.2
 @dataclass
 class Assessment:
     """
+    Results of [`assess`].
+
     Args:
         unexplained (`float`):
-            Re-blur test: fraction of the amplitude of the input's structure finer than some 10 px that the blurred
-            prediction does not explain, less what noise explains; 0 is best.
-        correlation (`float`): Pearson's correlation of that structure, RSP of SQUIRREL (Culley et al. 2018).
-        error_map (`np.ndarray` of shape `[H, W]`): Local root mean square of what is not explained, counts (RSE).
+            Re-blur test: fraction of the amplitude of the input's structure finer than about 10 px that the blurred
+            prediction does not explain, after the contribution of noise is subtracted; 0 is best.
+        correlation (`float`):
+            Pearson correlation of this structure in input and blurred prediction, RSP of SQUIRREL (Culley et al.
+            2018).
+        error_map (`np.ndarray` of shape `[H, W]`): Local root mean square of the unexplained structure, counts (RSE).
         correlation_map (`np.ndarray` of shape `[H, W]`): Local correlation (RSP).
-        linearity (`float`): Gain of dim structures over that of bright ones, 1 if intensities can be compared.
+        linearity (`float`): Gain of dim structures relative to that of bright ones; 1 if intensities can be compared.
         lost (`float`):
-            Fraction of the area with fine structure in the input where the result keeps less than a quarter of its
-            contrast.
+            Fraction of the area with fine structure where the result keeps less than a quarter of the contrast.
         invented (`float`, *optional*):
-            Brightest structure predicted from an empty field with the noise of the input, over that of the result;
-            `None` if the noise of the input cannot be measured.
+            Height of the structure predicted from an empty field with the noise of the input, relative to that in the
+            result; `None` if the noise of the input cannot be measured.
         predicted_gain (`float`, *optional*):
-            Gain to expect from dehazing, dB of range-invariant PSNR, see [`predict_benefit`]; `None` if the checkpoint
-            stores no such prediction.
+            Expected gain from dehazing, dB of range-invariant PSNR, see [`predict_benefit`]; `None` if the checkpoint
+            stores no regression for it.
         out_of_domain (`float`, *optional*):
-            See [`domain_distance`]; above 1 is unusual. `None` if the checkpoint stores no domain or the image is
-            small.
-        pixel_size_in_range (`bool`, *optional*): Whether the pixel size is one that was trained on; `None` if either
-            is not known.
+            Distance from the training images, see [`domain_distance`]; more than 1 is unusual. `None` if the
+            checkpoint stores no domain or the image is less than 128 px a side.
+        pixel_size_in_range (`bool`, *optional*):
+            Whether the pixel size is in the range of the training images; `None` if either is unknown.
         fraction_removed (`float`, *optional*):
-            Fraction of the intensity above the darkest pixel that was taken for haze; `None` if the prediction is in
+            Fraction of the intensity above the darkest pixel that was removed as haze; `None` if the prediction is in
             another unit.
         excess (`float`, *optional*):
-            Intensity of the prediction, blurred to 10 px, where the input has less, over the total of the input.
-        input ([`InputChecks`]): What the input itself says.
-        warnings (`list[str]`): Reasons not to believe the result, in sentences.
-        not_checked (`list[str]`): Tests that could not be made.
+            Intensity of the prediction above that of the input, both blurred by a Gaussian of 10 px, relative to the
+            total intensity of the input; `None` if the prediction is in another unit.
+        input ([`InputChecks`]): Checks of the input itself.
+        warnings (`list[str]`): Reasons to distrust the result, in sentences.
+        not_checked (`list[str]`): Checks that could not be made.
     """
 
     unexplained: float
@@ -91,17 +95,17 @@ class Assessment:
 
     @property
     def verdict(self) -> str:
-        """The warnings; if there is none, how far the absence of warnings goes."""
+        """The warnings, or a sentence that no check found a fault; then the checks that could not be made."""
         if self.warnings:
             found = " ".join(self.warnings)
         elif self.not_checked:
-            found = "The tests that could be made found no fault."
+            found = "The checks that could be made found no fault."
         else:
-            found = "No test found a fault."
+            found = "No check found a fault."
         return f"{found} Not checked: {', '.join(self.not_checked)}." if self.not_checked else found
 
     def to_dict(self) -> dict:
-        """Everything but the maps, for JSON."""
+        """All values except the maps, for JSON."""
         numbers = {key: value for key, value in vars(self).items() if not isinstance(value, np.ndarray)}
         return {**numbers, "input": vars(self.input), "verdict": self.verdict}
 
@@ -114,23 +118,23 @@ def assess(
     seed: int = 0,
 ) -> Assessment:
     """
-    Look for reasons not to believe a result, without a clear image.
+    Check a result for reasons to distrust it, without a clear image.
 
     Args:
-        pipe ([`HazeMatchingPipeline`]): What predicted it.
-        image (`np.ndarray` of shape `[H, W]`): The hazy input; NaN where there is no measurement.
+        pipe ([`HazeMatchingPipeline`]): The pipeline that predicted the result.
+        image (`np.ndarray` of shape `[H, W]`): The hazy input; NaN marks pixels without a measurement.
         output ([`RestorationOutput`]): The result.
         pixel_size (`float`, *optional*): Side of a pixel in µm.
-        seed (`int`, defaults to `0`): Of the empty field.
+        seed (`int`, defaults to `0`): Seed of the noise of the empty field and of predictions.
 
     Raises:
-        `ValueError`: If the image is not a plane, or the shapes differ.
+        `ValueError`: If the image is not a single plane, or the shapes differ.
     """
     image = np.asarray(image)
     prediction = np.asarray(output.prediction)
     if image.ndim != 2 or image.shape != prediction.shape:
         raise ValueError(
-            f"`image` and `output.prediction` must be one plane of one shape, got {image.shape} and "
+            f"`image` and `output.prediction` must be single planes of the same shape, got {image.shape} and "
             f"{prediction.shape}: assess stacks plane by plane."
         )
     planes = pipe.image_processor.preprocess(image, allow_masked=True)
@@ -171,45 +175,45 @@ def assess(
 
 
 def _judge(result: Assessment, pipe: "HazeMatchingPipeline", pixel_size: float | None):
-    """Add the warnings that its numbers call for, and the tests that could not be made."""
+    """Add warnings for values beyond the limits, and the names of the checks that could not be made."""
     checks = {
         "whether dehazing such images helps": result.predicted_gain,
         "whether such images were trained on": result.out_of_domain,
         "whether such pixel sizes were trained on": result.pixel_size_in_range,
-        "what the network makes of noise alone": result.invented,
+        "which structure the network predicts from noise alone": result.invented,
         "whether intensity was added": result.excess,
     }
     result.not_checked += [name for name, value in checks.items() if value is None]
     if result.predicted_gain is not None and result.predicted_gain < pipe.config.benefit["limit"]:
         result.warnings.append(
-            "Dehazing probably does harm here: compare the result with the input before you measure in it."
+            "Dehazing probably degrades this image: compare the result with the input before you measure in it."
         )
     if result.out_of_domain is not None and result.out_of_domain > MAX_DISTANCE:
-        result.warnings.append("The image is unlike those that the checkpoint was trained on.")
+        result.warnings.append("The image is unlike those in the training of the checkpoint.")
     if result.pixel_size_in_range is False:
         span = pipe.config.training_pixel_size
         result.warnings.append(
-            f"The checkpoint was trained on pixels of {span['min']:.3g} to {span['max']:.3g} µm, but these have "
-            f"{pixel_size:.3g} µm."
+            f"The checkpoint was trained on pixels of {span['min']:.3g} to {span['max']:.3g} µm, "
+            f"but these have {pixel_size:.3g} µm."
         )
     if result.invented is not None and result.invented > MAX_INVENTED:
-        result.warnings.append("The result shows hardly more than what the network makes of noise alone.")
+        result.warnings.append("The structure in the result is hardly stronger than that predicted from noise alone.")
     if result.unexplained > MAX_UNEXPLAINED:
         result.warnings.append("The blurred result does not explain the structure of the input.")
     if result.lost > MAX_LOST:
-        result.warnings.append(f"Fine structure was lost in {result.lost:.0%} of the area where the input has some.")
+        result.warnings.append(f"Fine structure is missing in {result.lost:.0%} of the area where the input has it.")
     if result.excess is not None and result.excess > MAX_EXCESS:
         result.warnings.append("The result has intensity where the input has none.")
     if not LINEARITY[0] <= result.linearity <= LINEARITY[1]:
-        result.warnings.append("Dim and bright structures were not treated alike: do not compare their intensities.")
+        result.warnings.append("Dim and bright structures have different gains: do not compare their intensities.")
 
 
 def reblur(
     hazy: np.ndarray, prediction: np.ndarray, noise: float
 ) -> tuple[float, float, float, float, np.ndarray, np.ndarray]:
     """
-    Compare the fine structure of the input with that of the prediction, blurred by the Gaussian that makes them most
-    alike. Haze is too smooth to count.
+    Compare the fine structure of the input with that of the prediction, blurred by the Gaussian that maximises their
+    correlation. Haze is too smooth to contribute.
 
     Args:
         hazy (`np.ndarray` of shape `[H, W]`): The input.
@@ -217,9 +221,9 @@ def reblur(
         noise (`float`): Standard deviation of the input's noise.
 
     Returns:
-        Fraction of the amplitude that is not explained; correlation; gain of the dimmer half of the structure over
-        that of the brighter; fraction of the area with structure that lost its contrast; map of the root mean square
-        error in counts; map of the correlation.
+        Unexplained fraction of the amplitude; correlation; gain of dim structure relative to that of bright structure;
+        fraction of the area with structure that lost its contrast; map of the root mean square error in counts; map of
+        the correlation.
     """
     found = _structure(hazy)
     candidates = [_structure(ndimage.gaussian_filter(prediction, sigma)) for sigma in BLURS]
@@ -233,7 +237,7 @@ def reblur(
 
     strength = np.abs(expected)
     gains = []
-    for low, high in ((0.5, 0.95), (0.95, 1.0)):  # of all pixels, most of which show no structure
+    for low, high in ((0.5, 0.95), (0.95, 1.0)):  # quantiles of all pixels, most of which show no structure
         chosen = (strength >= np.quantile(strength, low)) & (strength <= np.quantile(strength, high))
         gains.append(
             (found[chosen] * expected[chosen]).sum() / max((expected[chosen] ** 2).sum(), np.finfo(float).tiny)
@@ -245,7 +249,7 @@ def reblur(
 
     power = local(found**2) * local(expected**2)
     correlation_map = np.divide(local(found * expected), np.sqrt(power), out=np.zeros_like(found), where=power > 0)
-    # Structure has clearly more power than noise, and is not a ten-thousandth of the strongest one.
+    # Structure has clearly more power than the noise, and more than a ten-thousandth of the power of the strongest.
     found_power, expected_power = local(found**2, WINDOW / 2), local(expected**2, WINDOW / 2)
     has_structure = found_power > 3 * noise_energy + 1e-4 * found_power.max()
     is_lost = gain**2 * expected_power < MIN_CONTRAST**2 * (found_power - noise_energy)
@@ -258,10 +262,10 @@ def invented_structure(
     pipe: "HazeMatchingPipeline", hazy: np.ndarray, prediction: np.ndarray, noise: float, seed: int
 ) -> float | None:
     """
-    Height of the structure that the posterior mean shows in an empty field, over that in the brightest part of the
-    prediction of the same size; both without the brightest thousandth of the pixels.
+    Height of the structure in the posterior mean of an empty field, relative to that in the brightest part of the
+    prediction of the same size. The height is that of the 99.9th percentile above the median.
     """
-    if noise == 0:  # more than half of the pixels are flat, so that the noise of the others is not known
+    if noise == 0:  # more than half of the pixels are flat, so that the noise of the others is unknown
         return None
     empty = hazy.min() + noise * np.random.default_rng(seed).standard_normal((FIELD, FIELD))
     generator = torch.Generator().manual_seed(seed)
@@ -283,7 +287,7 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _band_gain() -> float:
-    """Deviation that white noise of deviation 1 has as structure."""
+    """Standard deviation of the structure in white noise of standard deviation 1."""
     impulse = np.zeros((129, 129))
     impulse[64, 64] = 1
     return float(

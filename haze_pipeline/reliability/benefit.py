@@ -1,9 +1,9 @@
 """
-Does dehazing an image do good or harm? A prediction of the gain without a clear image.
+Predicted benefit of dehazing: does the result improve on the input? No clear image is needed.
 
-A ridge regression, fitted to pairs with known gains, maps features of an input and its result to decibels of
-range-invariant PSNR. It knows specimens and microscopes like those of these pairs, and only the checkpoint that it was
-fitted for.
+A ridge regression maps features of an input and its result to the gain in decibels of range-invariant PSNR. It is
+fitted to pairs with known gains. It holds for specimens and microscopes like those of the pairs, and only for the
+checkpoint that it was fitted for.
 """
 
 from collections.abc import Iterable
@@ -24,33 +24,37 @@ if TYPE_CHECKING:
     from haze_pipeline.data.pairs import Pair
     from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 
-SCALES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # Gaussians whose differences are the bands of a spectrum, px
-HARM = -2.0  # dB; an image that loses more is harmed
-BENEFIT = 1.0  # dB; an image that gains more benefits
-MAX_FALSE_ALARMS = 0.08  # fraction of the images with a benefit that may be warned of when the limit is set
-MIN_PAIRS = 60  # fewer say too little
-CROP = 256  # largest side of the part of a plane that is looked at, px, so that it takes no longer on large ones
-RIDGE = 30.0  # pseudo-observations that pull every coefficient to 0
+SCALES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # px, Gaussians whose differences are the bands of a spectrum
+HARM = -2.0  # dB; dehazing harms an image that loses more
+BENEFIT = 1.0  # dB; dehazing improves an image that gains more
+MAX_FALSE_ALARMS = 0.08  # fraction of the improved images that the limit may warn of
+MIN_PAIRS = 60  # fewer pairs are too few for a fit
+CROP = 256  # px, largest side of the part of a plane that is evaluated, so that large planes take no longer
+RIDGE = 30.0  # number of pseudo-observations that shrink every coefficient towards 0
 
 
 def benefit_features(
     pipe: "HazeMatchingPipeline", hazy: np.ndarray, prediction: np.ndarray, seed: int = 0
 ) -> np.ndarray:
     """
-    Numbers that tell how a plane and its result differ, and how sure the network is. None depends on the counts of the
-    camera. Of a large plane, only the 256 × 256 pixels with the most fine structure are looked at.
+    Features that describe how a plane and its result differ, and how consistent the network is. They do not depend on
+    the intensity scale of the camera. In a large plane, only the 256 × 256 pixels with the strongest fine structure
+    are evaluated.
 
     Args:
-        pipe ([`HazeMatchingPipeline`]): What predicted the result.
+        pipe ([`HazeMatchingPipeline`]): The pipeline that predicted the result.
         hazy (`np.ndarray` of shape `[H, W]`): The input.
         prediction (`np.ndarray` of shape `[H, W]`): The result.
-        seed (`int`, defaults to `0`): Of noise, for checkpoints whose mean needs it.
+        seed (`int`, defaults to `0`): Seed of the noise, for checkpoints whose mean needs noise.
 
     Returns:
-        `np.ndarray` of shape `[F]`: For every band of the spectrum, the logarithm of the amplitude of the input over
-        that of the fine structure of the input, and that of the result over the input; the correlation of both; the
-        fraction of the intensity that was removed; noise over fine structure; how lopsided both images are; and the
-        differences between the result and what the network makes of the mirrored input and of the result itself.
+        `np.ndarray` of shape `[F]`: For every band of the spectrum, the log amplitude of the input relative to its
+        fine structure, the log amplitude of the result relative to the input, and the correlation of input and result.
+        Then the fraction of the intensity that was removed, noise relative to fine structure, and the skewness of
+        input and result. Then the differences, relative to the contrast of the result, between the result and the
+        results for the mirrored input, for the result itself and for the mean of input and result, and between the
+        result and the input. Last, the correlation of input and result, and the position of the median in the range of
+        the input.
     """
     part = _busiest_part(hazy)
     hazy, prediction = hazy[part].astype(np.float64), prediction[part].astype(np.float64)
@@ -94,14 +98,14 @@ def benefit_features(
 
 def measure_benefit(pipe: "HazeMatchingPipeline", pairs: Iterable["Pair"]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """
-    Features of the results of the preset `fast`, and their gains.
+    Measure the features and the gains of results of the preset `fast`. Pairs without contrast are left out.
 
     Args:
         pipe ([`HazeMatchingPipeline`]): The pipeline.
         pairs (iterable of [`Pair`]): Hazy and clear images.
 
     Returns:
-        Features `[N, F]`, gains `[N]` in dB of range-invariant PSNR, and the specimen of every pair with contrast.
+        Features `[N, F]`, gains `[N]` in dB of range-invariant PSNR, and the specimen of every pair.
     """
     fast, steps, members = with_preset(pipe, Preset.fast)
     features, gains, specimens = [], [], []
@@ -118,17 +122,16 @@ def measure_benefit(pipe: "HazeMatchingPipeline", pairs: Iterable["Pair"]) -> tu
 
 def fit_benefit(features: np.ndarray, gains: np.ndarray, groups: Iterable) -> dict | None:
     """
-    What [`predict_benefit`] needs.
+    Fit the regression of [`predict_benefit`].
 
     Args:
-        features (`np.ndarray` of shape `[N, F]`): Of pairs that were not trained on.
-        gains (`np.ndarray` of shape `[N]`): Their gains in dB, range-invariant PSNR of the result less that of the
-            input.
-        groups (iterable of N): Specimen of every pair. The limit is set on specimens that the fit has not seen.
+        features (`np.ndarray` of shape `[N, F]`): Features of pairs that were not used in training.
+        gains (`np.ndarray` of shape `[N]`): Gains in dB, range-invariant PSNR of the result less that of the input.
+        groups (iterable of N): Specimen of every pair. The limit is set on specimens that were left out of the fit.
 
     Returns:
-        `dict`: Coefficients, and the predicted gain below which a warning is due; `None` for fewer than 60 pairs or a
-            single specimen.
+        `dict`: Coefficients, and the predicted gain below which a warning is given as `limit`; `None` for fewer than
+            60 pairs or a single specimen.
     """
     if len(gains) < MIN_PAIRS:
         return None
@@ -149,7 +152,7 @@ def predict_benefit(features: np.ndarray, fitted: dict) -> np.ndarray:
 
 
 def _fit(features: np.ndarray, gains: np.ndarray) -> dict:
-    # Losses of 20 dB must not decide alone; what matters lies near the limits.
+    # Losses of 20 dB must not dominate the fit, since only gains near the limits matter.
     gains = np.clip(gains, -8, 8)
     fitted = {"mean": features.mean(axis=0).tolist(), "std": np.maximum(features.std(axis=0), 1e-6).tolist()}
     terms = _terms(features, fitted)
@@ -159,13 +162,13 @@ def _fit(features: np.ndarray, gains: np.ndarray) -> dict:
 
 
 def _terms(features: np.ndarray, fitted: dict) -> np.ndarray:
-    """1, standardised features within three standard deviations, and their squares."""
+    """1, the standardised features, clipped to three standard deviations, and their squares."""
     standard = np.clip((features - fitted["mean"]) / np.array(fitted["std"]), -3, 3)
     return np.concatenate([np.ones((len(features), 1)), standard, standard**2], axis=1)
 
 
 def _busiest_part(image: np.ndarray) -> tuple[slice, slice]:
-    """The tile of a plane whose fine structure is strongest."""
+    """The tile of a plane with the strongest fine structure."""
     parts = tile_slices(*image.shape, CROP, 0)
     if len(parts) == 1:
         return parts[0]
@@ -179,8 +182,8 @@ def _bands(image: np.ndarray) -> list[np.ndarray]:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    spread = one.std() * other.std()
-    return float(((one - one.mean()) * (other - other.mean())).mean() / spread) if spread > 0 else 0.0
+    scale = one.std() * other.std()
+    return float(((one - one.mean()) * (other - other.mean())).mean() / scale) if scale > 0 else 0.0
 
 
 def _skewness(image: np.ndarray) -> float:

@@ -1,11 +1,13 @@
 """
-Do predicted deviations say how large errors are? Fits of the line and the curve of uncertainty.py, whose symbols stand
-here too, scores, and intervals with a guarantee.
+Calibration of the uncertainty: do predicted standard deviations match the errors?
 
-With many samples a perfect model has B = s; its root mean square error (RMSE) is sqrt(1 + 1/k) times its root mean
-variance (RMV). The spread of few samples is itself uncertain (to about 1 / sqrt(2k)), so that a small one is likelier
-to be too small than too large. Line and curve for them are flatter, and right for ensembles of that size only. A
-calibration therefore says what it was made for.
+This module fits the line and the curve of `sampling/uncertainty.py`, whose symbols it uses. It also computes scores of
+the calibration, and intervals with a guaranteed coverage.
+
+With many samples, a perfect model has B = s. Its root mean square error (RMSE) is sqrt(1 + 1/k) times its root mean
+variance (RMV). The spread of few samples is itself uncertain (by about 1 / sqrt(2k)), and a small spread is more often
+too small than too large. The line and the curve of few samples are therefore flatter and hold only for ensembles of
+that size. Every calibration records its ensemble size and number of steps.
 """
 
 import math
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from haze_pipeline.sampling.uncertainty import local_light, predicted_deviation, predictor_of_error
+from haze_pipeline.sampling.uncertainty import local_intensity, predicted_std, predictor_of_error
 
 
 if TYPE_CHECKING:
@@ -24,12 +26,12 @@ if TYPE_CHECKING:
     from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 
 
-# Of larger images so many pixels are drawn at random: neighbours say the same, and 500 images then take a gigabyte.
+# Pixels drawn at random from each larger image. Neighbouring pixels are redundant, and 500 images take a gigabyte.
 MAX_PIXELS = 2**15
 
-NUM_KNOTS = 6  # of a curve
+NUM_KNOTS = 6  # knots of the curve
 
-# Means over samples vary about as much as the truth. Beyond this, they are in different units.
+# Predictions have about the same contrast as the clear images. Beyond this ratio, the two are in different units.
 MAX_CONTRAST_RATIO = 8.0
 
 
@@ -37,29 +39,30 @@ def measure_errors(
     pipe: "HazeMatchingPipeline", pairs: Iterable["Pair"], num_inference_steps: int, ensemble_size: int, seed: int = 0
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """
-    Spread of an ensemble's members, light, and error of their mean for pixels of every specimen, in network units.
+    Measure the spread of the ensemble, the local intensity and the error of the ensemble's mean at pixels of every
+    specimen, in network units.
 
-    Prediction and truth are compared as they are, so that both must be in the same unit. Hazy images without any
+    Predictions and clear images are compared directly, so that both must be in the same unit. Hazy images without
     contrast, such as blank planes at the end of a stack, are left out.
 
     Args:
-        pipe ([`HazeMatchingPipeline`]): Its calibration, if any, is not used.
+        pipe ([`HazeMatchingPipeline`]): The pipeline. A stored calibration is not used.
         pairs (iterable of [`Pair`]): Hazy and clear images.
         num_inference_steps (`int`): Steps of every member, with the scheduler of `pipe`.
-        ensemble_size (`int`): Members.
-        seed (`int`, defaults to `0`): Of the noise, and of which pixels of large images are taken.
+        ensemble_size (`int`): Number of members.
+        seed (`int`, defaults to `0`): Seed of the noise and of the choice of pixels in large images.
 
     Returns:
-        `dict`: By specimen, standard deviations of the members, [`local_light`], and errors of the mean.
+        `dict`: Spread, local intensity ([`local_intensity`]) and error of the mean, by specimen.
 
     Raises:
-        `ValueError`: If an image is not finite, no pair has contrast, or the clear images are in another unit than the
-            predictions.
+        `ValueError`: If an image is not finite, no hazy image has contrast, or clear images and predictions are in
+            different units.
     """
     specimens, variances = {}, []
     for index, pair in enumerate(pairs):
         if not np.isfinite(pair.clear).all():
-            raise ValueError(f"{pair.source}: the clear image holds NaN or infinite values.")
+            raise ValueError(f"{pair.source}: the clear image holds NaN or infinite values; leave this pair out.")
         generator = torch.Generator().manual_seed(seed + index)
         try:
             planes = pipe.image_processor.preprocess(pair.hazy)
@@ -70,23 +73,22 @@ def measure_errors(
         except ValueError as error:
             raise ValueError(f"{pair.source}: {error}") from error
         spread = out.samples.std(axis=0, ddof=1).ravel() / unit
-        light = local_light(planes[0, 0], unit).numpy().ravel()
+        intensity = local_intensity(planes[0, 0], unit).numpy().ravel()
         prediction, clear = out.prediction.ravel() / unit, pair.clear.astype(np.float32).ravel() / unit
         variances.append((clear.var(), prediction.var()))
         error = prediction - clear
         if spread.size > MAX_PIXELS:
             chosen = np.random.default_rng([seed, index]).choice(spread.size, MAX_PIXELS, replace=False)
-            spread, light, error = spread[chosen], light[chosen], error[chosen]
-        specimens.setdefault(pair.specimen_id, []).append((spread, light, error))
+            spread, intensity, error = spread[chosen], intensity[chosen], error[chosen]
+        specimens.setdefault(pair.specimen_id, []).append((spread, intensity, error))
     if not specimens:
-        raise ValueError("There is no pair whose hazy image has any contrast.")
+        raise ValueError("No hazy image has any contrast: add pairs with structure.")
     clear, prediction = np.mean(variances, axis=0)
     contrast = math.sqrt(clear / prediction) if prediction > 0 else math.inf
     if not 1 / MAX_CONTRAST_RATIO < contrast < MAX_CONTRAST_RATIO:
         raise ValueError(
-            f"The clear images have {contrast:.3g} times the contrast of the predictions, as if they were in another "
-            f"unit: scale them "
-            "to the counts of the hazy images, or train with --normalization fixed."
+            f"The clear images have {contrast:.3g} times the contrast of the predictions and are probably in another "
+            "unit: scale them to the counts of the hazy images, or train with --normalization fixed."
         )
     return {
         name: tuple(np.concatenate(parts) for parts in zip(*images, strict=True)) for name, images in specimens.items()
@@ -97,21 +99,21 @@ def calibrate(
     specimens: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], num_members: int, num_inference_steps: int
 ) -> dict:
     """
-    What a pipeline's configuration needs to return calibrated deviations and intervals.
+    Fit the calibration that a pipeline needs to return calibrated standard deviations and intervals.
 
     Args:
-        specimens (`dict`): Spread, light and errors of every specimen, see [`measure_errors`].
-        num_members (`int`): Members of every ensemble.
+        specimens (`dict`): Spread, local intensity and errors of every specimen, see [`measure_errors`].
+        num_members (`int`): Number of members of every ensemble.
         num_inference_steps (`int`): Steps of every member.
 
     Returns:
-        `dict`: `uncertainty_scale` and `uncertainty_offset` of the published line, the `uncertainty_curve` that takes
-            its place,
-        `interval_factors`, and what they are `calibrated_for`, for `pipe.register_to_config`.
+        `dict`: Arguments of `pipe.register_to_config`: `uncertainty_scale` and `uncertainty_offset` of the published
+            line, the `uncertainty_curve` that replaces it, `interval_factors`, and ensemble size and number of steps
+            as `calibrated_for`.
     """
-    spread, light, errors = pool(specimens)
+    spread, intensity, errors = pool(specimens)
     scale, offset = fit_calibration(spread, errors, num_members)
-    curve = fit_curve(spread, light, errors, num_members)
+    curve = fit_curve(spread, intensity, errors, num_members)
     predicted = predict_errors(specimens, num_members, curve=curve)
     factors = {str(alpha): factor for alpha, factor in conformal_factors(predicted.values()).items()}
     return {
@@ -130,13 +132,11 @@ def predict_errors(
     offset: float = 0.0,
     curve: dict | None = None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """
-    Predicted deviations and errors of every specimen, from what [`measure_errors`] found by [`predicted_deviation`].
-    """
+    """Standard deviations predicted by [`predicted_std`], and errors, of every specimen of [`measure_errors`]."""
     predicted = {}
-    for name, (spread, light, errors) in specimens.items():
-        spread, light = torch.from_numpy(spread), torch.from_numpy(light)
-        predicted[name] = predicted_deviation(spread, num_members, scale, offset, curve, light).numpy(), errors
+    for name, (spread, intensity, errors) in specimens.items():
+        spread, intensity = torch.from_numpy(spread), torch.from_numpy(intensity)
+        predicted[name] = predicted_std(spread, num_members, scale, offset, curve, intensity).numpy(), errors
     return predicted
 
 
@@ -144,7 +144,7 @@ def cross_validate(
     specimens: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], num_members: int, num_folds: int = 5
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
-    As [`predict_errors`], for every specimen with a curve that was fitted to the other folds. Two specimens or more
+    As [`predict_errors`], but each specimen is judged with a curve fitted to the other folds. At least two specimens
     are needed.
     """
     names, predicted = list(specimens), {}
@@ -157,44 +157,44 @@ def cross_validate(
 
 
 def pool(specimens: dict[str, tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    """What was measured, of all specimens together."""
+    """The measurements of all specimens, concatenated."""
     return tuple(np.concatenate(parts) for parts in zip(*specimens.values(), strict=True))
 
 
 def calibration_curve(
-    deviations: np.ndarray, errors: np.ndarray, num_bins: int = 50, equal: str = "counts"
+    stds: np.ndarray, errors: np.ndarray, num_bins: int = 50, equal: str = "counts"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    RMV and RMSE of pixels in bins of similar deviation (Levi et al. 2022, doi 10.3390/s22155540).
+    RMV and RMSE of pixels in bins of similar predicted standard deviation (Levi et al. 2022, doi 10.3390/s22155540).
 
     Args:
-        deviations (`np.ndarray`): Predicted standard deviations, any shape.
+        stds (`np.ndarray`): Predicted standard deviations, any shape.
         errors (`np.ndarray` of the same shape): Prediction less truth, in the same unit.
-        num_bins (`int`, defaults to `50`): At most so many bins; empty ones are left out.
+        num_bins (`int`, defaults to `50`): Largest number of bins; empty bins are left out.
         equal (`str`, defaults to `"counts"`):
-            `"counts"`: bins of equally many pixels. `"widths"`: of equal width from the smallest to the largest
-            deviation, as in the HazeMatching reference, where the outermost bins may hold a handful of pixels.
+            `"counts"`: bins with equal numbers of pixels. `"widths"`: bins of equal width from the smallest to the
+            largest standard deviation, as in the HazeMatching reference. Its outermost bins may hold few pixels.
 
     Returns:
-        RMV, RMSE and number of pixels of every bin, by rising deviation.
+        RMV, RMSE and number of pixels of every bin, in order of increasing standard deviation.
 
     Raises:
-        `ValueError`: If the shapes differ, nothing is given, or a value is not finite.
+        `ValueError`: If shapes differ, arrays are empty, a value is not finite, or a standard deviation is negative.
     """
-    deviations, errors = _checked(deviations, errors)
-    order = np.argsort(deviations, kind="stable")
-    deviations, errors = deviations[order], errors[order]
+    stds, errors = _checked(stds, errors)
+    order = np.argsort(stds, kind="stable")
+    stds, errors = stds[order], errors[order]
     if equal == "counts":
-        edges = np.linspace(0, len(deviations), num_bins + 1).round().astype(int)
+        edges = np.linspace(0, len(stds), num_bins + 1).round().astype(int)
     elif equal == "widths":
-        inner = np.linspace(deviations[0], deviations[-1], num_bins + 1)[1:-1]
-        edges = np.concatenate([[0], np.searchsorted(deviations, inner), [len(deviations)]])
+        inner = np.linspace(stds[0], stds[-1], num_bins + 1)[1:-1]
+        edges = np.concatenate([[0], np.searchsorted(stds, inner), [len(stds)]])
     else:
         raise ValueError(f'`equal` must be "counts" or "widths", got {equal!r}.')
     counts = np.diff(edges)
     filled = counts > 0
     starts, counts = edges[:-1][filled], counts[filled]
-    rmv = np.sqrt(np.add.reduceat(deviations**2, starts) / counts)
+    rmv = np.sqrt(np.add.reduceat(stds**2, starts) / counts)
     rmse = np.sqrt(np.add.reduceat(errors**2, starts) / counts)
     return rmv, rmse, counts
 
@@ -203,46 +203,47 @@ def fit_calibration(
     spread: np.ndarray, errors: np.ndarray, num_members: int, num_bins: int = 50
 ) -> tuple[float, float]:
     """
-    Scale and offset of the line through the curve of a validation set, less what averaging few members leaves.
+    Scale and offset of the line through the calibration curve of a validation set, without the variance left by
+    averaging few members.
 
-    The HazeMatching reference fits RMSE itself over bins of equal width, without the last, by absolute deviations:
-    where errors follow a line and members are many, that is the same one.
+    The HazeMatching reference fits RMSE itself, unweighted, over bins of equal width without the last. If errors
+    follow a line and members are many, both fits give the same line.
 
     Args:
-        spread (`np.ndarray`): Standard deviations of the members, divided by their number less one.
+        spread (`np.ndarray`): Unbiased standard deviations of the members.
         errors (`np.ndarray` of the same shape): Mean of the members less truth, in the same unit.
-        num_members (`int`): Their number.
-        num_bins (`int`, defaults to `50`): Bins of equally many pixels.
+        num_members (`int`): Number of members.
+        num_bins (`int`, defaults to `50`): Number of bins, which hold equal numbers of pixels.
 
     Returns:
         `tuple[float, float]`: Scale, and offset in the unit of `spread`.
 
     Raises:
-        `ValueError`: As [`calibration_curve`], or if all deviations are alike.
+        `ValueError`: As [`calibration_curve`], or if all standard deviations are alike.
     """
     rmv, rmse, _ = calibration_curve(spread, errors, num_bins)
     if len(rmv) < 2 or math.isclose(rmv[0], rmv[-1]):
-        raise ValueError("All predicted deviations are alike, so that no line can be fitted to their errors.")
+        raise ValueError("All predicted standard deviations are alike, so that no line fits: use more varied pairs.")
     own = np.sqrt(np.maximum(rmse**2 - rmv**2 / num_members, 0))
-    weights = 1 / np.maximum(own, 1e-6 * own.max())  # relative deviations count, or bright pixels would decide alone
+    weights = 1 / np.maximum(own, 1e-6 * own.max())  # relative residuals, or bright pixels would dominate the fit
     slope, intercept = np.polyfit(rmv, own, 1, w=weights)
     return float(slope), float(intercept)
 
 
-def fit_curve(spread: np.ndarray, light: np.ndarray, errors: np.ndarray, num_members: int) -> dict:
+def fit_curve(spread: np.ndarray, intensity: np.ndarray, errors: np.ndarray, num_members: int) -> dict:
     """
-    Curve B = f(s¹⁻ʷ lʷ) of spread s and light l for a validation set. f rises from knot to knot, all logarithmic,
-    which are at quantiles of the validation set. The weight w is that of the largest likelihood of normal errors;
-    where light says nothing, it is near 0.
+    Fit the curve B = f(s¹⁻ʷ lʷ) of spread s and local intensity l to a validation set. f never falls. It is linear in
+    logarithms between knots at quantiles of the validation set. The weight w maximises the likelihood of normal
+    errors; it is near 0 if the local intensity carries no information.
 
     Args:
-        spread (`np.ndarray`): Standard deviations of the members, divided by their number less one.
-        light (`np.ndarray` of the same shape): See [`local_light`].
+        spread (`np.ndarray`): Unbiased standard deviations of the members.
+        intensity (`np.ndarray` of the same shape): Local intensity, see [`local_intensity`].
         errors (`np.ndarray` of the same shape): Mean of the members less truth, in the same unit.
-        num_members (`int`): Their number.
+        num_members (`int`): Number of members.
 
     Returns:
-        `dict`: `light_weight` w, and `predictor` and `deviation`, the knots of f.
+        `dict`: The weight w as `light_weight`, and the knots of f as `predictor` and `deviation`.
 
     Raises:
         `ValueError`: As [`fit_calibration`].
@@ -250,24 +251,24 @@ def fit_curve(spread: np.ndarray, light: np.ndarray, errors: np.ndarray, num_mem
     from scipy.optimize import minimize_scalar  # slow to import
 
     spread, errors = _checked(spread, errors)
-    measured = spread, np.asarray(light, np.float64).ravel(), errors
-    some = [values[:: max(1, spread.size // 2**20)] for values in measured]  # a million pixels tell the weight
+    measured = spread, np.asarray(intensity, np.float64).ravel(), errors
+    some = [values[:: max(1, spread.size // 2**20)] for values in measured]  # a million pixels determine the weight
 
-    def unlikelihood(weight: float) -> float:
+    def negative_log_likelihood(weight: float) -> float:
         curve = _curve_of_weight(weight, *some, num_members)
-        spread, light = (torch.from_numpy(values) for values in some[:2])
-        variance = predicted_deviation(spread, num_members, curve=curve, light=light).square().numpy()
+        spread, intensity = (torch.from_numpy(values) for values in some[:2])
+        variance = predicted_std(spread, num_members, curve=curve, intensity=intensity).square().numpy()
         return np.mean(some[2] ** 2 / variance + np.log(variance))
 
-    weight = minimize_scalar(unlikelihood, bounds=(0, 1), method="bounded", options={"xatol": 0.01}).x
+    weight = minimize_scalar(negative_log_likelihood, bounds=(0, 1), method="bounded", options={"xatol": 0.01}).x
     return _curve_of_weight(weight, *measured, num_members)
 
 
 def _curve_of_weight(
-    weight: float, spread: np.ndarray, light: np.ndarray, errors: np.ndarray, num_members: int
+    weight: float, spread: np.ndarray, intensity: np.ndarray, errors: np.ndarray, num_members: int
 ) -> dict:
-    """Least squares of log B in bins of equally many pixels, by knots, none of which is lower than the one before."""
-    predictor = predictor_of_error(spread, light, weight)
+    """Fit of log B by least squares in bins with equal numbers of pixels. Values never fall from knot to knot."""
+    predictor = predictor_of_error(spread, intensity, weight)
     order = np.argsort(predictor)
     x, own = (
         np.array([part.mean() for part in np.array_split(values[order], min(200, len(order)))])
@@ -275,10 +276,10 @@ def _curve_of_weight(
     )
     knots = np.quantile(x, np.linspace(0, 1, NUM_KNOTS))
     if not (np.diff(knots) > 0).all():
-        raise ValueError("All predicted deviations are alike, so that no curve can be fitted to their errors.")
+        raise ValueError("All predicted standard deviations are alike, so that no curve fits: use more varied pairs.")
     if not own.max() > 0:
         raise ValueError(
-            "The errors are no larger than what averaging few members leaves: there is nothing to calibrate."
+            "The errors are no larger than those left by averaging few members: there is nothing to calibrate."
         )
     hats = np.column_stack([np.interp(x, knots, row) for row in np.eye(NUM_KNOTS)])
     values = np.linalg.lstsq(hats, np.log(np.maximum(own, 1e-6 * own.max())) / 2, rcond=None)[0]
@@ -289,33 +290,33 @@ def _curve_of_weight(
     }
 
 
-def expected_normalized_calibration_error(deviations: np.ndarray, errors: np.ndarray, num_bins: int = 50) -> float:
-    """Mean of |RMV - RMSE| / RMV over bins of equally many pixels (Levi et al. 2022); 0 is perfect."""
-    rmv, rmse, _ = calibration_curve(deviations, errors, num_bins)
+def expected_normalized_calibration_error(stds: np.ndarray, errors: np.ndarray, num_bins: int = 50) -> float:
+    """Mean of |RMV - RMSE| / RMV over bins with equal numbers of pixels (Levi et al. 2022); 0 is perfect."""
+    rmv, rmse, _ = calibration_curve(stds, errors, num_bins)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.mean(np.where(rmv == rmse, 0, np.abs(rmv - rmse) / rmv)))
 
 
-def mean_squared_z_score(deviations: np.ndarray, errors: np.ndarray) -> float:
-    """Mean of (error / deviation)² (Pernot 2024, arXiv 2402.10043); 1 is perfect, above 1 is too sure."""
-    return float(np.mean(_z_scores(*_checked(deviations, errors)) ** 2))
+def mean_squared_z_score(stds: np.ndarray, errors: np.ndarray) -> float:
+    """Mean of (error / std)² (Pernot 2024, arXiv 2402.10043); 1 is perfect, above 1 the errors are underestimated."""
+    return float(np.mean(_z_scores(*_checked(stds, errors)) ** 2))
 
 
-def coverage(deviations: np.ndarray, errors: np.ndarray, factor: float) -> float:
-    """Share of pixels whose truth lies within `factor` deviations of the prediction."""
-    deviations, errors = _checked(deviations, errors)
-    return float(np.mean(np.abs(errors) <= factor * deviations))
+def coverage(stds: np.ndarray, errors: np.ndarray, factor: float) -> float:
+    """Fraction of pixels whose truth lies within `factor` standard deviations of the prediction."""
+    stds, errors = _checked(stds, errors)
+    return float(np.mean(np.abs(errors) <= factor * stds))
 
 
-def scores(deviations: np.ndarray, errors: np.ndarray) -> dict[str, float]:
+def scores(stds: np.ndarray, errors: np.ndarray) -> dict[str, float]:
     """
-    Ratio of RMS error to RMS deviation, expected normalised calibration error, mean squared z-score, and coverage of
-    the intervals that normal errors would have.
+    Ratio of RMS error to RMS predicted standard deviation, expected normalised calibration error (ENCE), mean squared
+    z-score, and coverage of the intervals that contain 50, 90 and 95 % of normal errors.
     """
-    flat = np.asarray(deviations, np.float64).ravel(), np.asarray(errors, np.float64).ravel()
-    rms_deviation, rms_error = (math.sqrt(np.mean(np.square(values))) for values in flat)
+    flat = np.asarray(stds, np.float64).ravel(), np.asarray(errors, np.float64).ravel()
+    rms_std, rms_error = (math.sqrt(np.mean(np.square(values))) for values in flat)
     return {
-        "RMS error / RMS deviation": rms_error / rms_deviation,
+        "RMS error / RMS deviation": rms_error / rms_std,
         "ENCE": expected_normalized_calibration_error(*flat),
         "mean squared z": mean_squared_z_score(*flat),
         **{
@@ -329,36 +330,36 @@ def conformal_factors(
     images: Iterable[tuple[np.ndarray, np.ndarray]], alphas: Sequence[float] = (0.5, 0.32, 0.2, 0.1, 0.05)
 ) -> dict[float, float]:
     """
-    Factors on predicted deviations that make intervals with a guarantee, by conformal risk control (Angelopoulos et
-    al. 2024, arXiv 2208.02814): of a new specimen, drawn like these, prediction ± factor · deviation misses the truth
-    in a share of its pixels of at most alpha *on average over specimens*, whatever the model. It promises nothing for
-    one image, one structure, or specimens of another kind.
+    Factors on the predicted standard deviations that give intervals with a guarantee, by conformal risk control
+    (Angelopoulos et al. 2024, arXiv 2208.02814). In new specimens of the same distribution, prediction ± factor ·
+    standard deviation misses the truth in at most a fraction alpha of the pixels, *on average over specimens*, for any
+    model. There is no guarantee for a single image, a single structure, or specimens of another kind.
 
     Args:
-        images (iterable of pairs of `np.ndarray`): Predicted deviations and errors of every specimen.
-        alphas (sequence of `float`): Shares of pixels that may be missed.
+        images (iterable of pairs of `np.ndarray`): Predicted standard deviations and errors of every specimen.
+        alphas (sequence of `float`): Fractions of pixels that may be missed.
 
     Returns:
-        `dict[float, float]`: Factor for every alpha that so few specimens allow; n of them allow 1 / (n + 1) and more.
+        `dict[float, float]`: Factor by alpha. With n specimens, alphas below 1 / (n + 1) are left out.
 
     Raises:
-        `ValueError`: If they allow none.
+        `ValueError`: If there are too few specimens for any alpha.
     """
     z_scores, weights, number = [], [], 0
-    for deviations, errors in images:
-        z_scores.append(np.abs(_z_scores(*_checked(deviations, errors))))
-        weights.append(np.full(errors.size, 1 / errors.size))  # every image counts the same
+    for stds, errors in images:
+        z_scores.append(np.abs(_z_scores(*_checked(stds, errors))))
+        weights.append(np.full(errors.size, 1 / errors.size))  # every specimen has the same weight
         number += 1
     allowed = [alpha for alpha in alphas if alpha * (number + 1) >= 1]
     if not allowed:
         raise ValueError(
-            f"{number} specimen(s) are too few for intervals: {math.ceil(1 / max(alphas)) - 1} or more are needed."
+            f"{number} specimen(s) are too few for intervals: use {math.ceil(1 / max(alphas)) - 1} or more."
         )
     z_scores, weights = np.concatenate(z_scores), np.concatenate(weights)
     order = np.argsort(z_scores)
     z_scores = z_scores[order]
-    missed = number - np.cumsum(weights[order])  # sum over images of the shares above each of them
-    # The smallest factor with (sum of shares + 1) / (n + 1) <= alpha; 1e-9 for rounding.
+    missed = number - np.cumsum(weights[order])  # sum over specimens of the fractions above each z-score
+    # The smallest factor with (sum of fractions + 1) / (n + 1) <= alpha; 1e-9 for rounding.
     factors = {}
     for alpha in allowed:
         first = np.searchsorted(-missed, 1 - alpha * (number + 1) - 1e-9)
@@ -366,20 +367,20 @@ def conformal_factors(
     return factors
 
 
-def _z_scores(deviations: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Errors in deviations; 0 where neither is any, infinite where only the deviation is 0."""
+def _z_scores(stds: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Errors in standard deviations; 0 where the error is 0, infinite where only the standard deviation is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(errors == 0, 0, errors / deviations)
+        return np.where(errors == 0, 0, errors / stds)
 
 
-def _checked(deviations: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _checked(stds: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as flat arrays in double precision."""
-    deviations, errors = np.asarray(deviations), np.asarray(errors)
-    if deviations.shape != errors.shape:
-        raise ValueError(f"`deviations` and `errors` must have one shape, got {deviations.shape} and {errors.shape}.")
-    deviations, errors = deviations.ravel().astype(np.float64), errors.ravel().astype(np.float64)
-    if deviations.size == 0 or not (np.isfinite(deviations).all() and np.isfinite(errors).all()):
-        raise ValueError("`deviations` and `errors` must hold finite values, and at least one.")
-    if (deviations < 0).any():
-        raise ValueError("`deviations` must not be negative.")
-    return deviations, errors
+    stds, errors = np.asarray(stds), np.asarray(errors)
+    if stds.shape != errors.shape:
+        raise ValueError(f"`stds` and `errors` must have the same shape, got {stds.shape} and {errors.shape}.")
+    stds, errors = stds.ravel().astype(np.float64), errors.ravel().astype(np.float64)
+    if stds.size == 0 or not (np.isfinite(stds).all() and np.isfinite(errors).all()):
+        raise ValueError("`stds` and `errors` must not be empty and must hold finite values only.")
+    if (stds < 0).any():
+        raise ValueError("`stds` must not be negative.")
+    return stds, errors

@@ -1,4 +1,4 @@
-"""What an image says about its acquisition: saturation, outliers, missing pixels, blank planes, few grey levels."""
+"""Checks of the acquisition of an image: saturation, outliers, missing pixels, blank planes and few grey levels."""
 
 from dataclasses import dataclass, field
 
@@ -8,22 +8,24 @@ from scipy import ndimage
 from haze_pipeline.utils.bad_pixels import find_hot_pixels
 
 
-MAX_SATURATED = 1e-4  # fraction of the pixels above which a warning is due
-MIN_GREY_LEVELS = 30
-FULL_SCALES = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**16 - 1)  # greatest counts of cameras
+MAX_SATURATED = 1e-4  # fraction of the pixels; more cause a warning
+MIN_GREY_LEVELS = 30  # fewer cause a warning
+FULL_SCALES = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**16 - 1)  # largest counts of cameras
 
 
 @dataclass
 class InputChecks:
     """
+    Results of [`check_input`].
+
     Args:
-        saturated (`float`): Fraction of the pixels at the greatest value of the camera, or cut off at the top.
+        saturated (`float`): Fraction of the pixels at the largest value of the camera, or clipped at a smaller one.
         hot_pixels (`int`): Number of isolated outliers.
         missing (`int`): Number of pixels without a measurement (NaN).
         grey_levels (`int`): Number of different values.
         is_blank (`bool`): Whether all pixels have one value.
         is_inverted (`bool`): Whether dark structures stand on a bright background, as in brightfield images.
-        warnings (`list[str]`): Sentences on what makes a result less reliable.
+        warnings (`list[str]`): Sentences that state what makes a result less reliable.
     """
 
     saturated: float
@@ -37,14 +39,15 @@ class InputChecks:
 
 def check_input(plane: np.ndarray) -> InputChecks:
     """
-    Look at a plane before it is dehazed.
+    Check a plane before it is dehazed.
 
     Args:
-        plane (`np.ndarray` of shape `[H, W]`): Intensities in the number type of the file; NaN where there are none.
+        plane (`np.ndarray` of shape `[H, W]`):
+            Intensities in the number type of the file; NaN marks pixels without a measurement.
     """
     valid = ~np.isnan(plane) if plane.dtype.kind == "f" else np.ones(plane.shape, dtype=bool)
     if not valid.any():
-        return InputChecks(0.0, 0, plane.size, 0, True, False, ["The image has no pixel with a measurement."])
+        return InputChecks(0.0, 0, plane.size, 0, True, False, ["The image is empty: all its pixels are NaN."])
     low, high = plane[valid].min(), plane[valid].max()
     levels = len(np.unique(plane[valid]))
     result = InputChecks(
@@ -60,26 +63,26 @@ def check_input(plane: np.ndarray) -> InputChecks:
         return result
     if result.saturated > MAX_SATURATED:
         result.warnings.append(
-            f"{result.saturated:.2%} of the pixels are saturated: their true intensities are higher, and so may be "
-            "those of the result."
+            f"{result.saturated:.2%} of the pixels are saturated: their true intensities are higher, "
+            "and the result may be too dim there."
         )
     if result.grey_levels < MIN_GREY_LEVELS:
         result.warnings.append(
-            f"The image has only {result.grey_levels} grey levels: write the result with --output-dtype float32, "
-            "which does not round it to them."
+            f"The image has only {result.grey_levels} grey levels: "
+            "use --output-dtype float32 so that the result is not rounded to these levels."
         )
     if result.is_inverted:
         result.warnings.append(
-            "The background is brighter than the structures, as in brightfield images: the checkpoint expects "
-            "fluorescence."
+            "The background is brighter than the structures, as in brightfield images, "
+            "but the checkpoint is for fluorescence images."
         )
     return result
 
 
 def saturated_fraction(values: np.ndarray, grey_levels: int) -> float:
     """
-    Fraction of values that are saturated: equal to the greatest one, if that is the full scale of a camera, or if more
-    pixels have it than have all values of the next 256th of the range.
+    Fraction of saturated values. Values equal to the maximum count as saturated if the maximum is the full scale of a
+    camera, or if they are more than twice as many as those in the highest 256th of the range below the maximum.
     """
     high = values.max()
     at_top = int(np.count_nonzero(values == high))
@@ -94,7 +97,7 @@ def saturated_fraction(values: np.ndarray, grey_levels: int) -> float:
 
 
 def is_inverted(plane: np.ndarray) -> bool:
-    """Whether most of a plane lies near the top of its range, and structures below."""
+    """Whether most of a plane lies near the top of its range, so that structures are darker."""
     smooth = ndimage.gaussian_filter(plane, 2.0, mode="reflect").astype(np.float64)
     low, median, high = np.quantile(smooth, (0.005, 0.5, 0.995))
     return bool(high > low and (median - low) / (high - low) > 0.7)

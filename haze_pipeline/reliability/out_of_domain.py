@@ -1,7 +1,4 @@
-"""
-Is an image like those that a checkpoint was trained on? Statistics and spectrum, compared with those of training
-images.
-"""
+"""Comparison of an image with the training images of a checkpoint, by its intensity statistics and its spectrum."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,16 +9,16 @@ from scipy import ndimage
 from haze_pipeline.sampling.tiling import spread_patches
 
 
-CROP = 128  # side of the crops that are compared, px, so that the size of a field does not matter
-LIMIT = 0.95  # quantile of the distances of crops of images that were left out; it is called 1
-MIN_IMAGES = 50  # fewer say too little about how images of a kind differ
+CROP = 128  # px, side of the crops that are compared, so that the size of the field does not matter
+LIMIT = 0.95  # quantile of the distances of crops of held-out images; this distance counts as 1
+MIN_IMAGES = 50  # fewer images do not show how much images of one kind vary
 
 
 def image_features(plane: np.ndarray) -> np.ndarray:
     """
-    Seventeen numbers that neither gain nor offset change: how much structure there is of every width against that of 1
-    to 4 px, how lopsided and how sparse it is, how much of the range the median leaves above it, and whether brighter
-    parts are noisier.
+    Seventeen features that do not depend on gain and offset: the amplitude of structure in bands of every width,
+    relative to that of 1 to 4 px; skewness and kurtosis of the bands; the position of the median in the range; and the
+    correlation of noise with brightness.
 
     Args:
         plane (`np.ndarray` of shape `[H, W]`): Finite intensities.
@@ -31,7 +28,7 @@ def image_features(plane: np.ndarray) -> np.ndarray:
     plane = plane.astype(np.float64)
     smooth = [plane, *(ndimage.gaussian_filter(plane, sigma, mode="reflect") for sigma in (1, 2, 4, 8, 16, 32))]
     bands = [fine - coarse for fine, coarse in pairwise(smooth)]
-    tiny = 1e-9 * max(1.0, float(np.abs(plane).max()))  # stands for no structure at all
+    tiny = 1e-9 * max(1.0, float(np.abs(plane).max()))  # amplitude that counts as no structure
     reference = max((smooth[1] - smooth[3]).std(), tiny)
     standard = [(band - band.mean()) / max(band.std(), tiny) for band in bands]
     skewness = [(band**3).mean() for band in standard[1:5]]
@@ -53,18 +50,17 @@ def image_features(plane: np.ndarray) -> np.ndarray:
 
 def fit_domain(images: Sequence[np.ndarray], num_crops: int = 500, seed: int = 0) -> dict | None:
     """
-    What [`domain_distance`] compares with, from crops of training images. Half of the images tell where the limit is
-    for the other half, as an image that was not trained on must be judged.
+    Fit the distribution of features that [`domain_distance`] uses, from crops of training images. The limit is set on
+    held-out images: each half of the images is compared with the other half.
 
     Args:
         images (sequence of `np.ndarray` of shape `[H, W]`): Hazy training images.
-        num_crops (`int`, defaults to `500`): Crops, drawn at random.
-        seed (`int`, defaults to `0`): Of the draws.
+        num_crops (`int`, defaults to `500`): Number of random crops.
+        seed (`int`, defaults to `0`): Seed of the random crops.
 
     Returns:
-        `dict`: `mean` and `precision` of the features and the `limit` of distances, as numbers and lists; `None` if
-            there are
-        fewer than 50 images of 128 px or more a side.
+        `dict`: `mean` and `precision` of the features and the `limit` of the distances, as lists and a number; `None`
+            for fewer than 50 images of at least 128 px a side.
     """
     images = [image for image in images if min(image.shape) >= CROP]
     if len(images) < MIN_IMAGES:
@@ -87,13 +83,13 @@ def fit_domain(images: Sequence[np.ndarray], num_crops: int = 500, seed: int = 0
 
 def domain_distance(image: np.ndarray, domain: dict) -> float | None:
     """
-    Mahalanobis distance of an image's features from those of the training images, the median of up to 9 crops; 1 is
-    the distance that 5 % of crops of images of the same kind exceed. `None` for images of less than 128 px a side,
-    which cannot be judged.
+    Mahalanobis distance of the features of an image from those of the training images, the median of up to 9 crops.
+    Crops of images of the same kind exceed a distance of 1 in 5 % of the cases. `None` for images of less than 128 px
+    a side, which are too small.
 
     Args:
         image (`np.ndarray` of shape `[H, W]`): The image.
-        domain (`dict`): See [`fit_domain`].
+        domain (`dict`): Distribution of the training images, see [`fit_domain`].
     """
     if min(image.shape) < CROP:
         return None
@@ -102,7 +98,7 @@ def domain_distance(image: np.ndarray, domain: dict) -> float | None:
 
 
 def _moments(features: np.ndarray) -> dict:
-    covariance = np.cov(features.T) + 1e-3 * np.eye(features.shape[1])  # features that hardly vary tell nothing
+    covariance = np.cov(features.T) + 1e-3 * np.eye(features.shape[1])  # regularises nearly constant features
     return {"mean": features.mean(axis=0).tolist(), "precision": np.linalg.inv(covariance).tolist()}
 
 

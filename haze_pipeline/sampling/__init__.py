@@ -1,1 +1,1 @@
-"""Sampling whole fields: tiles, shared normalisation statistics, initial noise, uncertainty."""
+"""Sampling of whole fields: tiles, shared normalisation statistics, initial noise, ensembles and uncertainty."""

@@ -1,4 +1,4 @@
-"""Mean and spread of the members of an ensemble, which come one by one."""
+"""Mean and standard deviation of the members of an ensemble, accumulated one member at a time."""
 
 import numpy as np
 import torch
@@ -8,13 +8,13 @@ from haze_pipeline.utils.arrays import allocate
 
 class Ensemble:
     """
-    Mean and squared deviations of the members of N planes by Welford's method (1962, Technometrics 4), so that memory
-    does not grow with their number.
+    Accumulates the mean and the spread of the members of N planes by Welford's method (1962, Technometrics 4). Memory
+    does not grow with the number of members.
 
     Args:
-        shape (`tuple[int, ...]`): `[N, 1, H, W]` of the planes.
-        size (`int`): Members of every plane.
-        keep_spread (`bool`): Also accumulate squared deviations.
+        shape (`tuple[int, ...]`): Shape `[N, 1, H, W]` of the planes.
+        size (`int`): Number of members of every plane.
+        keep_spread (`bool`): Also accumulate the squared differences from the mean, for [`spread`].
         keep_samples (`bool`): Also keep all members.
     """
 
@@ -25,7 +25,7 @@ class Ensemble:
         self.samples = allocate(size, *shape) if keep_samples else None  # [E,N,1,H,W]
 
     def add(self, plane: int, member: int, sample: torch.Tensor):
-        """Add member number `member` of a plane, `[1, H, W]`, which is overwritten; members come in order."""
+        """Add the next member, number `member`, `[1, H, W]`, of a plane. `sample` is overwritten."""
         if self.samples is not None:
             self.samples[member, plane] = sample
         difference = sample.sub_(self.mean[plane])
@@ -34,9 +34,9 @@ class Ensemble:
             self.squares[plane].addcmul_(difference, difference, value=member / (member + 1))
 
     def median(self) -> torch.Tensor:
-        """Median `[N, 1, H, W]` of the members, of the middle two where their number is even, unlike torch's."""
+        """Median `[N, 1, H, W]` of the members; unlike torch's, the mean of the middle two for an even number."""
         return torch.from_numpy(np.median(self.samples.numpy(), axis=0))
 
     def spread(self) -> torch.Tensor:
-        """Unbiased standard deviation `[N, 1, H, W]` of the members. Takes the place of the squared deviations."""
+        """Unbiased standard deviation `[N, 1, H, W]` of the members. The accumulated squares are overwritten."""
         return self.squares.div_(self.size - 1).sqrt_()

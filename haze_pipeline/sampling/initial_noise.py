@@ -1,12 +1,13 @@
 """
-The noise that trajectories start from: white, or with more power at low frequencies.
+Initial noise of the trajectories: white noise, or noise with more power at low frequencies.
 
-White noise says almost nothing about what is broad: averaged over n × n pixels, its deviation is 1 / n. Clear images
-differ in just that, since whether broad light is haze or specimen is what can't be known. A flow from white noise
-decides it in the first instant, which solvers with few steps pass at once, and samples then agree on what is broad.
-The thought here is that noise with power at every scale spreads the decision over the whole trajectory. Diffusion
-models know the same trouble, and as remedies "offset noise" and the multi-resolution noise of Marigold (Ke et al.
-2024, arXiv 2312.02145); flow matching may start from any Gaussian (Lipman et al. 2023, arXiv 2210.02747).
+White noise has little power at low frequencies: its mean over n × n pixels has a standard deviation of 1 / n.
+Plausible clear images differ mostly at low frequencies, because a hazy image does not show which of its low-frequency
+intensity is haze and which is specimen. A flow from white noise decides this at the very start of the trajectory. A
+solver with few steps passes the start in a single step, and its samples then hardly differ at low frequencies. Noise
+with power at all scales is meant to spread the decision over the whole trajectory. Diffusion models have the same
+problem; known remedies are "offset noise" and the multi-resolution noise of Marigold (Ke et al. 2024, arXiv
+2312.02145). Flow matching may start from any Gaussian (Lipman et al. 2023, arXiv 2210.02747).
 """
 
 from collections.abc import Iterator
@@ -16,26 +17,27 @@ import torch
 from haze_pipeline.utils.arrays import allocate
 
 
-LOWEST_FREQUENCY = 1 / 256  # cycles per pixel, below which the spectrum is flat
-LARGEST_TORUS = 1024  # px; what is broad repeats after so many pixels
-TORUS_MARGIN = 128  # px, so that opposite edges of fields of up to 896 px do not go on in each other
+LOWEST_FREQUENCY = 1 / 256  # cycles per pixel; below it, the spectrum is flat
+LARGEST_TORUS = 1024  # px; largest period of the low-frequency noise
+TORUS_MARGIN = 128  # px; separates opposite edges of fields of up to 896 px, whose noise would otherwise be continuous
 
 
 def draw_noise(
     size: tuple[int, int], corner_frequency: float, generator: torch.Generator | None, period: int | None = None
 ) -> torch.Tensor:
     """
-    Gaussian noise `[1, H, W]` of the next draws of a CPU generator, with the power spectrum 1 + (`corner_frequency` /
-    f)², in which f is at least 1/256 cycles per pixel. Its variance is that of white noise, 1, and more: some 2.4 in
-    all at 0.2 cycles per pixel.
+    Draw Gaussian noise `[1, H, W]` from a CPU generator. Its power spectrum is 1 + (`corner_frequency` / f)², where
+    the spatial frequency f counts as 1/256 cycles per pixel or more. Its variance exceeds that of white noise, 1: it
+    is about 2.4 for a corner frequency of 0.2 cycles per pixel.
 
     Args:
         size (`tuple[int, int]`): Height and width in pixels.
-        corner_frequency (`float`): Where it has twice the power of white noise, cycles per pixel; 0 for white noise.
-        generator (`torch.Generator`, *optional*): torch's own if omitted.
+        corner_frequency (`float`):
+            Spatial frequency in cycles per pixel at which the power is twice that of white noise; 0 for white noise.
+        generator (`torch.Generator`, *optional*): CPU generator; torch's default generator if omitted.
         period (`int`, *optional*):
-            After how many pixels what is broad repeats, seamlessly; 1024, or more than the field where that is
-            smaller, if omitted.
+            Pixels after which the low-frequency noise repeats without a seam. If omitted, the longer side of the field
+            plus 128 px, but at most 1024 px.
     """
     noise = allocate(1, *size).normal_(generator=generator)
     if corner_frequency == 0:
@@ -44,16 +46,16 @@ def draw_noise(
     white = torch.randn(side, side, generator=generator)
     frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side))  # [n,n/2+1]
     gain = corner_frequency / frequency.clamp(min=LOWEST_FREQUENCY)
-    broad = torch.fft.irfft2(torch.fft.rfft2(white) * gain, s=white.shape)
+    low_frequencies = torch.fft.irfft2(torch.fft.rfft2(white) * gain, s=white.shape)
     for top in range(0, size[0], side):
         for left in range(0, size[1], side):
             part = noise[..., top : top + side, left : left + side]
-            part += broad[: part.shape[-2], : part.shape[-1]]
+            part += low_frequencies[: part.shape[-2], : part.shape[-1]]
     return noise
 
 
 def replays(generator: torch.Generator | None) -> Iterator[torch.Generator]:
-    """A CPU generator, torch's own if it is `None`, and then copies of it in the state that it has now."""
+    """Yield a CPU generator (torch's default one for `None`), then endless copies of it in its present state."""
     generator = generator or torch.default_generator
     state = generator.get_state()
     yield generator

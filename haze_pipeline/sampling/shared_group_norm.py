@@ -1,11 +1,11 @@
 """
 GroupNorm statistics shared by all tiles of a field.
 
-A GroupNorm subtracts the mean and divides by the deviation of what the network is shown. Tile by tile, every tile
-would be scaled by what happens to lie in it: an empty one would be amplified beside a bright one. Shown a large field
-at once, the network would meet statistics unlike those of its small training patches. Both are mended by measuring the
-statistics once, on patches of the training size from all over the field, and by using them in all tiles. Convolutions
-see little beyond a tile's overlap, so that the tiles then give what the whole field would give with these statistics.
+GroupNorm subtracts the mean of its input and divides by the standard deviation. If every tile had its own statistics,
+its content would decide its scale: an empty tile beside a bright one would be amplified. If the network processed a
+large field as a whole, the statistics would differ from those of its small training patches. We therefore measure the
+statistics once, on patches of the training size from all over the field, and use them in all tiles. Convolutions see
+little beyond the overlap of a tile, so that tiles give nearly the result of the whole field with these statistics.
 """
 
 import torch
@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 
-# Of every GroupNorm in the order of a network call: factor and offset of every channel, which hold statistics, weight
-# and bias.
+# Factor and offset of every channel, for each GroupNorm in the order of a network call. They combine the statistics
+# with the layer's weight and bias.
 GroupNormStatistics = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class MeasureGroupNorms(TorchFunctionMode):
     """
-    A context within which every GroupNorm normalises all elements of a batch *together*, and `statistics` receives
-    what it measured in the latest call. It holds for the thread that enters it and leaves the network as it is, so
-    that several threads may share one.
+    Context in which every GroupNorm normalises all elements of a batch *together*. Each call of a GroupNorm appends
+    its measurement to `statistics`, which the caller clears before a network call. The context affects only the thread
+    that enters it and does not change the network, so that several threads may share one network.
     """
 
     def __init__(self):
@@ -33,8 +33,8 @@ class MeasureGroupNorms(TorchFunctionMode):
         if func is not F.group_norm:
             return func(*args, **(kwargs or {}))
         hidden_states, num_groups, weight, bias, eps = _arguments(*args, **(kwargs or {}))  # [B,C,...]
-        # Of channels, which works in any memory layout without a copy; then of groups. In two passes, since
-        # torch.var_mean is slow on a CPU.
+        # First the statistics of channels, which need no copy in any memory layout, then those of groups. Mean and
+        # variance take two passes, since torch.var_mean is slow on a CPU.
         values, dims = hidden_states.float(), [0, *range(2, hidden_states.ndim)]
         means = values.mean(dim=dims, keepdim=True)
         variances = (values - means).square_().mean(dim=dims).reshape(num_groups, -1)
@@ -50,8 +50,8 @@ class MeasureGroupNorms(TorchFunctionMode):
 
 class FixGroupNorms(TorchFunctionMode):
     """
-    A context, for one network call, within which every GroupNorm of the thread normalises by `statistics` instead of
-    by those of its input.
+    Context for one network call in which every GroupNorm of the thread normalises with the given `statistics` instead
+    of those of its input.
     """
 
     def __init__(self, statistics: GroupNormStatistics):
@@ -66,7 +66,7 @@ class FixGroupNorms(TorchFunctionMode):
 
 
 def _arguments(hidden_states, num_groups, weight, bias, eps=1e-5):
-    """Those of `torch.nn.functional.group_norm`, by position or by name."""
+    """The arguments of `torch.nn.functional.group_norm`, which callers give by position or by name."""
     return hidden_states, num_groups, weight, bias, eps
 
 

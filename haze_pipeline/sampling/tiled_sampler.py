@@ -1,4 +1,4 @@
-"""Restoring whole fields with a network that is shown tiles."""
+"""Restoration of whole fields by a network that processes tiles."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -19,24 +19,24 @@ from .tiling import spread_patches, tile_slices, tile_weights
 
 logger = logging.get_logger(__name__)
 
-# Tiles of this size keep a convolution within the cache of a CPU, and 4 × 4 of them cover 1024 px.
+# A convolution on a tile of this size fits into the cache of a CPU, and 4 × 4 such tiles cover 1024 px.
 DEFAULT_TILE_SIZE = 272
 DEFAULT_TILE_OVERLAP = 16
 
-# GroupNorm statistics are measured on 3 × 3 patches of the training size; the reference trains on 128 px.
+# GroupNorm statistics are measured on 3 × 3 patches of the training size. HazeMatching trains on patches of 128 px.
 PATCHES_PER_SIDE = 3
 DEFAULT_PATCH_SIZE = 128
 
-# Larger fields are restored in blocks of this size, so that states of a whole field need not fit in memory.
+# Larger fields are restored in blocks of this size, so that the states of a whole field need not fit in memory.
 BLOCK_SIZE = 2048
 BLOCK_OVERLAP = 32
 
-# Axes of `[..., H, W]` along which the network is shown the members of an ensemble in turn.
+# Axes of `[..., H, W]` along which the members of an ensemble are mirrored, in turn.
 FLIPS = ((), (-1,), (-2,), (-2, -1))
 
-# From states and conditions `[B, C, h, w]` and a time to what the network predicts, `[B, c, h, w]`, float32.
+# Maps states and conditions `[B, C, h, w]` and a time to the prediction of the network, `[B, c, h, w]`, float32.
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# `predict(network, latents, hazy, on_step)`: from latents and hazy images `[B, 1, h, w]` to restored ones, by one or
+# `predict(network, latents, hazy, on_step)` maps latents and hazy images `[B, 1, h, w]` to restored images, by one or
 # more network calls.
 Predict = Callable[[Network, torch.Tensor, torch.Tensor, Callable | None], torch.Tensor]
 
@@ -45,16 +45,16 @@ def predict_packed(
     unet: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], states: torch.Tensor, t: torch.Tensor, packing: int
 ) -> torch.Tensor:
     """
-    What a network predicts that takes `packing` × `packing` pixels for the channels of one.
+    Predict with a network that receives squares of `packing` × `packing` pixels as the channels of one pixel.
 
-    A network with two outputs predicts a gain of the hazy image and what to add to it: an image without haze then
-    passes as it is, however bright, which is hard to say for layers that normalise their features.
+    A network with two outputs predicts a gain of the hazy image and a remainder to add. An image without haze can then
+    pass unchanged at any intensity. Layers that normalise their features could hardly learn this otherwise.
 
     Args:
-        unet (`Callable`): From `[B, C·packing², h / packing, w / packing]` and the time to packed outputs.
-        states (`torch.Tensor` of shape `[B, C, h, w]`): States and conditions, the hazy image last.
-        t (`torch.Tensor`): Time, one or one for each of B.
-        packing (`int`): Pixels along each side.
+        unet (`Callable`): Maps `[B, C·packing², h / packing, w / packing]` and the time to packed outputs.
+        states (`torch.Tensor` of shape `[B, C, h, w]`): States and conditions; the last channel is the hazy image.
+        t (`torch.Tensor`): Time, one value or one per element of the batch.
+        packing (`int`): Side of the squares, pixels.
 
     Returns:
         `torch.Tensor` of shape `[B, 1, h, w]`, float32.
@@ -69,21 +69,22 @@ def predict_packed(
 
 class TiledSampler:
     """
-    Restores whole fields, showing the network as much at once as memory allows, and less when it runs out.
+    Restores whole fields. The network processes as many tiles at once as memory allows, and fewer if memory runs out.
 
     Args:
         unet ([`UNet2DModel`]): The network.
-        pixel_packing (`int`): It takes so many × so many pixels for the channels of one.
-        scale_factor (`int`): Pixels at full size for one in the network's coarsest level.
-        size (`tuple[int, int]`): Height and width of the fields, which are mirrored to multiples of `scale_factor`.
+        pixel_packing (`int`): Side of the squares of pixels that the network receives as the channels of one pixel.
+        scale_factor (`int`): Pixels of the field per pixel of the network's coarsest level, along each side.
+        size (`tuple[int, int]`):
+            Height and width of the fields, pixels. Fields are extended by mirroring to multiples of `scale_factor`.
         patch_size (`int`, *optional*): Side of the training patches, pixels; 128 if omitted.
-        tile_size (`int`, *optional*): Largest side of the tiles, a multiple of `scale_factor`; 272 when omitted.
-        tile_overlap (`int`, *optional*): Pixels shared by neighbouring tiles; 16 or a quarter of the tile when
-            omitted.
+        tile_size (`int`, *optional*): Largest side of the tiles, pixels, a multiple of `scale_factor`; 272 if omitted.
+        tile_overlap (`int`, *optional*):
+            Pixels shared by neighbouring tiles; 16, or a quarter of the tile if that is less, if omitted.
         batch_size (`int`, *optional*):
-            Tiles, or whole fields that are no larger, in a network call. When omitted, so many that the network takes
-            at most half of the free memory: on a CPU one small tile per core, on an accelerator as many as fit.
-        device (`torch.device`): Where the network runs.
+            Tiles, or fields no larger than a tile, per network call. If omitted, the network uses at most half of the
+            free memory: one small tile per core on a CPU, as many tiles as fit on an accelerator.
+        device (`torch.device`): Device of the network.
     """
 
     def __init__(
@@ -109,8 +110,8 @@ class TiledSampler:
         self.tile_size, self.tile_overlap = tile_size, tile_overlap
         self.blocks = tile_slices(*self.size, BLOCK_SIZE, BLOCK_OVERLAP, scale_factor)
 
-        # Tiles in a network call, and calls that run at once. At its peak the first level, the only one of full size,
-        # holds about 16 times its channels.
+        # Tiles per network call, and calls that run at once. The first level is the only one at full resolution. At
+        # its peak, it holds about 16 times its channels.
         pixels = min(tile_size, self.size[0]) * min(tile_size, self.size[1])
         memory = 16 * unet.config.block_out_channels[0] * unet.dtype.itemsize * pixels // pixel_packing**2
         in_flight = max(1, free_memory(device) // 2 // memory)
@@ -120,12 +121,12 @@ class TiledSampler:
         else:
             self.tiles_per_call = batch_size or in_flight
             self.workers = 1
-        # The members of a tiled field follow one another.
+        # The members of a tiled field are restored one after another.
         self.fields_per_batch = 1 if self.is_tiled else batch_size or max(1, 2**20 // (self.size[0] * self.size[1]))
 
     @property
     def is_tiled(self) -> bool:
-        """Whether the fields are larger than the tiles, which shrink when memory runs out."""
+        """Whether the fields are larger than a tile. Tiles shrink when memory runs out."""
         return max(self.size) > self.tile_size
 
     def sample(
@@ -139,17 +140,17 @@ class TiledSampler:
         """
         Restore fields.
 
-        A field larger than the tiles follows the statistics of [`measure_statistics`]. One of more than 2048 pixels a
-        side is restored in blocks of about that size, one after the other: with shared latents and statistics they
-        agree where they meet.
+        All tiles of a field use the statistics of [`measure_statistics`]. A field of more than 2048 pixels a side is
+        restored in blocks of about that size, one after another. The blocks share latents and statistics, so that they
+        agree where they overlap.
 
         Args:
-            predict (`Callable`): See [`Predict`]; is called for every block, and before for the patches that tell the
-                statistics.
-            latents (`torch.Tensor` of shape `[B, 1, H, W]`): What it starts from.
+            predict (`Callable`):
+                See [`Predict`]. It is called on the patches that provide the statistics, and then on every block.
+            latents (`torch.Tensor` of shape `[B, 1, H, W]`): Initial states.
             hazy (`torch.Tensor` of shape `[B, 1, H, W]`): Normalised hazy images.
-            flips (sequence of `tuple[int, ...]`): Axes along which the network is shown each field mirrored.
-            on_step (`Callable`, *optional*): Is passed to `predict` of blocks.
+            flips (sequence of `tuple[int, ...]`): Axes along which each field is mirrored for the network.
+            on_step (`Callable`, *optional*): Passed to `predict` for blocks, not for patches.
 
         Returns:
             `torch.Tensor` of shape `[B, 1, H, W]`, float32, on the CPU, like `latents` and `hazy`.
@@ -165,13 +166,12 @@ class TiledSampler:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             logger.warning(
-                f"Out of memory: going on with {self.workers * self.tiles_per_call} tile(s) of at most "
-                f"{self.tile_size} "
-                "pixels at once."
+                f"Out of memory: continuing with {self.workers * self.tiles_per_call} tile(s) at once, of at most "
+                f"{self.tile_size} pixels a side."
             )
 
     def _shrink(self) -> bool:
-        """Halve what is in memory at once, the tiles themselves last. `False` if nothing is left to halve."""
+        """Halve the number of tiles at once or, at one tile, its size. `False` if neither can be halved any more."""
         if self.workers > 1:
             self.workers //= 2
         elif self.tiles_per_call > 1:
@@ -186,7 +186,7 @@ class TiledSampler:
     def _sample(self, predict, latents, hazy, flips, on_step) -> torch.Tensor:
         statistics = None
         if self.is_tiled:
-            if len(hazy) > 1:  # statistics belong to a field
+            if len(hazy) > 1:  # every field has its own statistics
                 fields = zip(latents.split(1), hazy.split(1), flips, strict=True)
                 return torch.cat([self._sample(predict, *field, [flip], on_step) for *field, flip in fields])
             statistics = self.measure_statistics(predict, latents, hazy, flips[0])
@@ -211,9 +211,8 @@ class TiledSampler:
         self, predict: Predict, latents: torch.Tensor, hazy: torch.Tensor, flip: tuple[int, ...] = ()
     ) -> list[GroupNormStatistics]:
         """
-        GroupNorm statistics of a field `[1, 1, h, w]` for every network call of `predict`, measured on 9 patches of
-        the size of the training patches from all over the field, which are restored for that from the field's own
-        latents.
+        Measure the GroupNorm statistics of a field `[1, 1, h, w]` for every network call of `predict`. For this, 9
+        patches of the training size from all over the field are restored from the field's own latents.
         """
         patches = spread_patches(*hazy.shape[-2:], self.patch_size, PATCHES_PER_SIDE, self.scale_factor)
         start, condition = (
@@ -240,23 +239,22 @@ class TiledSampler:
         statistics: GroupNormStatistics | None,
     ) -> torch.Tensor:
         """
-        What the network predicts from whole fields `[B, C, h, w]`, from overlapping tiles if they are larger than
-        `tile_size`. Predictions of the tiles are blended, and at every step, so that all of them follow one
-        trajectory.
+        Prediction of the network for whole fields `[B, C, h, w]`, from overlapping tiles if the fields are larger than
+        `tile_size`. The predictions of the tiles are blended at every step, so that all tiles follow one trajectory.
         """
         tiles = tile_slices(*states.shape[-2:], self.tile_size, self.tile_overlap, self.scale_factor)
         weights = tile_weights(tiles)
         jobs = [
             (index, tile, weight) for tile, weight in zip(tiles, weights, strict=True) for index in range(len(states))
         ]
-        # Tiles of one shape share a call; the largest come first, so that the cores finish together.
+        # Tiles of one shape share a call. The largest come first, so that all cores finish at about the same time.
         jobs.sort(key=lambda job: job[2].shape, reverse=True)
         batches = []
         for _, group in itertools.groupby(jobs, key=lambda job: job[2].shape):
             same = list(group)
             batches += [same[i : i + self.tiles_per_call] for i in range(0, len(same), self.tiles_per_call)]
 
-        def run(batch) -> torch.Tensor:  # by any thread, which then enters the context itself
+        def run(batch) -> torch.Tensor:  # in any thread, so that each enters the context itself
             shown = torch.stack([states[i, :, r, c].flip(flips[i]) for i, (r, c), _ in batch])  # [b,C,h,w]
             with nullcontext() if statistics is None else FixGroupNorms(statistics):
                 return self._call_unet(shown, t, channels_last=statistics is not None)  # [b,c,h,w]
@@ -270,11 +268,9 @@ class TiledSampler:
         return predicted
 
     def _call_unet(self, states: torch.Tensor, t: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
-        """
-        Prediction `[b, 1, h, w]` in float32 of `[b, C, h, w]`, all of which the network sees at once.
-        """
-        # Convolutions are faster where the channels of a pixel lie side by side, but torch's own GroupNorm then loses
-        # three digits of float32 on the CPU.
+        """Prediction `[b, 1, h, w]`, float32, for fields or tiles `[b, C, h, w]` that the network processes whole."""
+        # Convolutions are faster if the channels of a pixel are adjacent in memory, but torch's own GroupNorm then
+        # loses three digits of float32 on the CPU.
         channels_last = channels_last or self.unet.dtype != torch.float32
 
         def unet(packed: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -286,8 +282,8 @@ class TiledSampler:
 
     def _pad(self, fields: torch.Tensor) -> torch.Tensor:
         """
-        Mirror `[B, 1, H, W]` past its lower and right edges; NumPy's mirror, unlike torch's, may be wider than the
-        image.
+        Mirror `[B, 1, H, W]` at its lower and right edges. NumPy, unlike torch, can mirror by more than the size of
+        the image.
         """
         if self.padding == (0, 0):
             return fields

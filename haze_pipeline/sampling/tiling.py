@@ -1,8 +1,8 @@
 """
-Overlapping tiles that cover a field, and the window that blends them.
+Overlapping tiles that cover a field, and the weights that blend them.
 
-Vocabulary: a *tile* is what the network sees; neighbouring tiles share `tile_overlap` pixels, across which the weight
-of one falls as that of the other rises.
+A *tile* is the part of a field that the network processes at once. Neighbouring tiles share `tile_overlap` pixels.
+Across these, the weight of one tile falls as that of the other rises.
 """
 
 import itertools
@@ -12,17 +12,17 @@ import torch
 
 def tile_intervals(length: int, tile_size: int, tile_overlap: int, multiple: int = 1) -> list[tuple[int, int]]:
     """
-    The fewest intervals `(start, stop)` of at most `tile_size` pixels that cover `length` pixels and share
-    `tile_overlap` pixels with their neighbours. Their sizes differ by no more than `multiple`.
+    Cover `length` pixels with the fewest intervals `(start, stop)` of at most `tile_size` pixels. Neighbours share
+    `tile_overlap` pixels, and sizes differ by at most `multiple`.
 
     Args:
         length (`int`): Pixels to cover, a multiple of `multiple`.
         tile_size (`int`): Largest size, a multiple of `multiple`.
-        tile_overlap (`int`): Pixels shared by neighbours; rounded up to a multiple of `multiple` where the tile
-            allows.
+        tile_overlap (`int`):
+            Pixels shared by neighbours, rounded up to a multiple of `multiple` if the tile size allows.
         multiple (`int`, defaults to `1`):
-            Starts and sizes are multiples of it. A network that halves the field n times commutes with shifts by 2ⁿ
-            pixels only: tiles that start elsewhere would see another network.
+            Unit of starts and sizes. A network that halves the field n times commutes only with shifts by multiples of
+            2ⁿ pixels. Tiles that start elsewhere would give different predictions.
 
     Raises:
         `ValueError`: If the overlap is negative or not smaller than the tile.
@@ -40,7 +40,7 @@ def tile_intervals(length: int, tile_size: int, tile_overlap: int, multiple: int
 def tile_slices(
     height: int, width: int, tile_size: int, tile_overlap: int, multiple: int = 1
 ) -> list[tuple[slice, slice]]:
-    """All tiles of a field as `(rows, columns)`; a side of at most `tile_size` pixels is not divided."""
+    """All tiles of a field as `(rows, columns)`. A side of at most `tile_size` pixels is not divided."""
     rows = tile_intervals(height, tile_size, tile_overlap, multiple)
     columns = tile_intervals(width, tile_size, tile_overlap, multiple)
     return [(slice(*y), slice(*x)) for y in rows for x in columns]
@@ -48,8 +48,8 @@ def tile_slices(
 
 def tile_weights(tiles: list[tuple[slice, slice]]) -> list[torch.Tensor]:
     """
-    Weights `[h, w]` of every tile of [`tile_slices`] that add up to one at every pixel. They change as sin² across
-    what neighbours share.
+    Weights `[h, w]` of all tiles of [`tile_slices`]. They change as sin² across the overlaps and add up to one at
+    every pixel.
     """
 
     def ramps(intervals: list[tuple[int, int]]) -> dict[tuple[int, int], torch.Tensor]:
@@ -73,8 +73,8 @@ def tile_weights(tiles: list[tuple[slice, slice]]) -> list[torch.Tensor]:
 
 def spread_patches(height: int, width: int, patch_size: int, number: int, multiple: int) -> list[tuple[slice, slice]]:
     """
-    `number` × `number` patches spread evenly from edge to edge of a field as `(rows, columns)`, at starts that are
-    multiples of `multiple`. A side without room for so many different ones has fewer, and a side of at most
+    Spread `number` × `number` patches evenly from edge to edge of a field, as `(rows, columns)`. Their starts are
+    multiples of `multiple`. A side that is too short for `number` different patches has fewer, and a side of at most
     `patch_size` pixels is not divided.
     """
 

@@ -1,21 +1,28 @@
-"""Pixels without a valid measurement: missing ones (NaN), hot pixels, and the hits of cosmic rays."""
+"""Pixels without a valid measurement: missing pixels (NaN), hot pixels and hits of cosmic rays."""
 
 import numpy as np
 from scipy import ndimage
 
 
-WINDOW = 11  # side of the surroundings that a pixel is compared with, px
-LARGEST_NEIGHBOUR = 0.05  # fraction of the excess that the fourth brightest pixel of 3 × 3 may have, beside noise
-MIN_EXCESS = 12.0  # standard deviations of the surroundings
-MIN_LEVELS = 8  # grey levels; where photons are few, one of them stands out as much as a hot pixel
-SCREENING = 3.0  # the same for the quick test that selects candidates
-BAND_HEIGHT = 1024
+WINDOW = 11  # px, side of the surroundings that a pixel is compared with
+# Largest excess of the fourth brightest of 3 × 3 pixels: this fraction of that of the outlier, beside noise.
+LARGEST_NEIGHBOUR = 0.05
+MIN_EXCESS = 12.0  # smallest excess of an outlier, standard deviations of the surroundings
+MIN_LEVELS = 8  # smallest excess, grey levels; if photons are few, a single one resembles a hot pixel
+SCREENING = 3.0  # smallest excess in the quick test that selects candidates, standard deviations
+BAND_HEIGHT = 1024  # rows processed at once
 
 
 def fill_masked(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """
-    A plane whose NaNs have the value of the nearest pixel with a measurement, or 0 if there is none; and where it has
-    measurements, `None` standing for everywhere.
+    Give every NaN of a plane the value of the nearest pixel with a measurement, or 0 if there is none.
+
+    Args:
+        plane (`np.ndarray` of shape `[H, W]`): Intensities; NaN marks pixels without a measurement.
+
+    Returns:
+        The filled plane, which is `plane` itself if nothing is missing, and the mask of the pixels with a measurement,
+        or `None` if all have one.
     """
     if not np.isnan(plane.sum()):
         return plane, None
@@ -28,18 +35,18 @@ def fill_masked(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 def find_hot_pixels(plane: np.ndarray) -> np.ndarray:
     """
-    Coordinates of isolated outliers.
+    Find isolated outliers.
 
-    A pixel is one if it exceeds the median of the 11 × 11 pixels around it by 12 times their standard deviation, both
-    without the four brightest, and by 8 grey levels, and no more than two of its eight neighbours have a twentieth of
-    that excess. Noise and edges pass, and so do the images of point sources if they are at least 1.5 px wide (full
-    width at half maximum). The four corners are not looked at.
+    An outlier exceeds the median of the 11 × 11 pixels around it by 12 times their standard deviation and by 8 grey
+    levels. Median and standard deviation are those without the four brightest pixels. At most two of its eight
+    neighbours have a twentieth of its excess. Noise, edges, and images of point sources at least 1.5 px wide (full
+    width at half maximum) do not count as outliers. The four corners are not checked.
 
     Args:
         plane (`np.ndarray` of shape `[H, W]`): Finite intensities.
 
     Returns:
-        `np.ndarray` of shape `[K, 2]`: Rows and columns.
+        `np.ndarray` of shape `[K, 2]`: Rows and columns of the outliers.
     """
     found = [np.empty((0, 2), dtype=np.intp)]
     least = MIN_LEVELS * _grey_level(plane)
@@ -58,7 +65,7 @@ def find_hot_pixels(plane: np.ndarray) -> np.ndarray:
 
 def replace_hot_pixels(plane: np.ndarray) -> int:
     """
-    Give the outliers of [`find_hot_pixels`] the median of the pixels around them, in place.
+    Replace the outliers of [`find_hot_pixels`] by the median of the pixels around them, in place.
 
     Args:
         plane (`np.ndarray` of shape `[H, W]`): Finite intensities.
@@ -78,20 +85,20 @@ def replace_hot_pixels(plane: np.ndarray) -> int:
 
 
 def _grey_level(plane: np.ndarray) -> float:
-    """The smallest difference between values of a plane."""
+    """Smallest difference between the values of a plane, from a sample of its pixels."""
     step = max(1, plane.size // 2**14)
     differences = np.diff(np.unique(plane.reshape(-1)[::step]))
     return float(differences.min()) if len(differences) else 0.0
 
 
 def _are_isolated(plane: np.ndarray, candidates: np.ndarray, least: float) -> np.ndarray:
-    """Which of the pixels `[K, 2]` are outliers by at least `least`."""
+    """Which of the pixels `[K, 2]` are isolated outliers with an excess of at least `least`."""
     isolated = np.zeros(len(candidates), dtype=bool)
     for start in range(0, len(candidates), 2**14):
         chosen = candidates[start : start + 2**14]
         values = plane[tuple(chosen.T)]
         fourth = np.partition(_surroundings(plane, chosen, 3), -4, axis=1)[:, -4]
-        # Most candidates are parts of structures, which this tells at little cost.
+        # Most candidates belong to structures. This test excludes them at little cost.
         rank = np.flatnonzero(values > fourth)
         around = np.sort(_surroundings(plane, chosen[rank], WINDOW), axis=1)[:, :-4].astype(np.float64)
         excess = values[rank] - np.median(around, axis=1)

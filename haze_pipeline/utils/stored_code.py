@@ -1,8 +1,8 @@
 """
-The code that a stored pipeline brings along, for users of diffusers who have not installed this package.
+Code that is stored with a pipeline, for users of diffusers who have not installed this package.
 
-It is one file, since diffusers would ask the Hub once for every file and every import of it, some forty times, and
-would take files that it has already imported for those of another repository.
+All modules are joined into one file. With several files, diffusers would query the Hub for every file and every import
+in it, about forty times, and would reuse files that it has imported from another repository.
 """
 
 import ast
@@ -13,20 +13,20 @@ from .hub import PIPELINE, SCHEDULER
 
 
 HEAD = '''"""
-What haze-pipeline needs to restore images, for `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)`. The
-package itself explains it and does more: https://pypi.org/project/haze-pipeline
+Code of haze-pipeline that restores images, for `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)`. The
+package has the documentation and more functions: https://pypi.org/project/haze-pipeline
 """'''
 
-# Mixins that restoring does not need: diffusers stores and fetches, and other programs show pictures.
+# Mixins that restoration does not need: diffusers saves and loads pipelines, and other programs display images.
 LEFT_OUT = {"pipeline_storage": "PipelineStorageMixin", "visualization": "VisualizationMixin"}
 
 
 def add_code(folder: str | Path):
     """
-    Make the pipeline in a folder one that `DiffusionPipeline` can load where this package is not installed.
+    Add code to a stored pipeline, so that `DiffusionPipeline` can load it without this package.
 
     Args:
-        folder (`str` or `Path`): What `save_pretrained` wrote.
+        folder (`str` or `Path`): Folder that `save_pretrained` wrote.
     """
     folder, root = Path(folder), Path(__file__).parents[1]
     index = json.loads((folder / "model_index.json").read_text())
@@ -41,11 +41,11 @@ def add_code(folder: str | Path):
 
 def join_modules(root: Path, last: str) -> str:
     """
-    The code of the module `last` of the package in `root`, and of all that it imports from there, in one file. Only
-    `last` keeps its docstrings.
+    Join the module `last` of the package in `root`, and all modules of the package that it imports, into one file.
+    Only `last` keeps its docstrings.
 
     Raises:
-        `ValueError`: If two modules mean different things by one name.
+        `ValueError`: If two modules use one name for different things.
     """
     joined, meanings = {}, {}
 
@@ -76,7 +76,7 @@ def join_modules(root: Path, last: str) -> str:
 
 
 def _docstrings(tree: ast.Module) -> list[ast.stmt]:
-    """Docstrings of a module and of everything in it that has a body besides."""
+    """Docstrings of a module and of its classes and functions whose body holds more than the docstring."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -91,7 +91,7 @@ def _is_for_types(node: ast.stmt) -> bool:
 
 
 def _names(node: ast.stmt, module: str) -> dict[str, str]:
-    """What a statement of a module defines or imports, and where that comes from."""
+    """Names that a statement of a module defines or imports, with their origin."""
     if isinstance(node, ast.ImportFrom | ast.Import):
         origin = getattr(node, "module", "")
         return {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names}
@@ -104,8 +104,8 @@ def _names(node: ast.stmt, module: str) -> dict[str, str]:
 
 def _own_module(node: ast.stmt, importer: str) -> str | None:
     """
-    The module of this package that a statement of the module `importer` imports from, if it does, such as
-    `"sampling.tiling"`.
+    Module of this package that a statement of the module `importer` imports from, such as `"sampling.tiling"`; `None`
+    if there is none.
     """
     if not isinstance(node, ast.ImportFrom):
         return None
