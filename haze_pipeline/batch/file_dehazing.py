@@ -20,7 +20,7 @@ from haze_pipeline.utils.atomic_files import replace_when_complete
 from haze_pipeline.utils.processes import Processes
 from haze_pipeline.utils.provenance import sampling_facts, weights_digest
 
-from .tasks import Outputs
+from .tasks import Outputs, name_of
 
 
 # The statistics of a stack are those of so many of its planes, evenly spread, so that large ones start at once.
@@ -108,7 +108,7 @@ class FileDehazer:
 
     def __call__(
         self,
-        source: Path,
+        source: Path | str,
         outputs: Outputs,
         processes: Processes | None = None,
         on_progress: Callable[[float, int], None] = lambda planes, total: None,
@@ -117,7 +117,7 @@ class FileDehazer:
         Dehaze a file.
 
         Args:
-            source (`Path`): What to dehaze.
+            source (`Path` or `str`): What to dehaze: a file, or the address of a remote one.
             outputs ([`Outputs`]): The files to write. TIFFs that exist are replaced.
             processes ([`Processes`], *optional*): Those that share the planes of this file; only where outputs are
                 OME-Zarr.
@@ -148,7 +148,7 @@ class FileDehazer:
                 if processes.is_main:
                     partial = {path: stack.enter_context(replace_when_complete(path)) for path in outputs.paths}
             partial = processes.broadcast(partial)
-            version = "0.4" if (source / ".zattrs").exists() else "0.5"  # of OME-Zarr
+            version = micrograph.zarr_version or "0.5"
             writers = {}
             for turn_of_main in (True, False):  # what the main process makes, the others open
                 with processes.together():
@@ -189,8 +189,11 @@ class FileDehazer:
 
             # 4. Say how it was made, and give the outputs their names.
             clipped = sum(processes.gather(clipped), Counter())
+            for part in processes.gather({path: writer.windows.ranges for path, writer in writers.items()}):
+                for path, ranges in part.items():
+                    writers[path].windows.merge(ranges)
             assessments = dict(sorted(item for part in processes.gather(assessments) for item in part.items()))
-            facts = {**self.settings, "source": source.name}
+            facts = {**self.settings, "source": name_of(source)}
             if outputs.unexplained is not None:
                 facts["assessment"] = list(assessments.values())
             with processes.together():
@@ -200,7 +203,7 @@ class FileDehazer:
         seconds = round(time.perf_counter() - started, 3)
         return {**facts, "planes": len(numbered), "seconds": seconds, "clipped_pixels": clipped[outputs.prediction]}
 
-    def open(self, source: Path, stack: ExitStack) -> Micrograph:
+    def open(self, source: Path | str, stack: ExitStack) -> Micrograph:
         """The part of a file that will be dehazed, open until the stack is closed."""
         micrograph = stack.enter_context(open_micrograph(source, self.axes, self.series))
         try:
@@ -225,7 +228,7 @@ class FileDehazer:
         plane = np.asarray(micrograph.data[index])
         return plane - np.float32(self.camera_offset) if self.camera_offset else plane
 
-    def _measure_channels(self, micrograph: Micrograph, source: Path) -> dict[int, Normalization]:
+    def _measure_channels(self, micrograph: Micrograph, source: Path | str) -> dict[int, Normalization]:
         """
         Maps to network units for the stack of every channel; none where each plane has its own, or the checkpoint
         fixed ones.
