@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from format_files import FORMATS
 
 from haze_pipeline.io.micrograph_files import Micrograph, MicrographError, read_micrograph, write_ome_tiff
 
@@ -68,6 +69,11 @@ def make_seeds() -> list[bytes]:
         path = Path(folder, "ours.ome.tif")
         write_ome_tiff(path, Micrograph(stack, "TZYX", (0.1, 0.1), channel_names=["DNA"]), {"seed": 1})
         seeds.append(path.read_bytes())
+        for form in FORMATS:
+            if form.file.endswith("zarr"):
+                continue
+            form.write(Path(folder, form.file), form.data())
+            seeds.append(Path(folder, form.file).read_bytes())
     return seeds
 
 

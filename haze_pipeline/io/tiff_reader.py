@@ -179,7 +179,8 @@ def _plane_reader(
     samples = shape[-3] if are_together else 1
     native = series.dtype.newbyteorder("=")
     upright = _brightness(series, path)
-    if series.dataoffset is not None:  # uncompressed and in one piece, as ImageJ stores stacks of any size
+    # Uncompressed and in one piece, as ImageJ stores stacks of any size, and not in another file of a data set.
+    if series.dataoffset is not None and _is_of(series.keyframe, series.parent):
         if series.dataoffset + math.prod(shape) * series.dtype.itemsize > series.parent.filehandle.size:
             raise ValueError("pixels are missing")
         stored = series.dtype.newbyteorder(series.parent.byteorder)
