@@ -250,6 +250,11 @@ def _refuse_false_claims(tif: tifffile.TiffFile, path: Path):
                 span = abs(float(values["End"]) - float(values["Start"]))
                 counts.append(span / abs(float(values.get("Step", 1))))
             refuse_other_folders(values.get("FileName") or values.get("MetadataFile") or "", path)
+    if tif.is_mmstack:
+        index, summary = tif.micromanager_metadata["IndexMap"], tif.micromanager_metadata["Summary"]
+        highest = index[:, :4].max(axis=0, initial=0).tolist()
+        stated = [int(summary.get(name, 1)) for name in ("Channels", "Slices", "Frames", "Positions")]
+        counts.append(math.prod(max(last + 1, size) for last, size in zip(highest, stated, strict=True)))
     if max(counts) > MAX_PLANES:
         raise ValueError(f"it claims to hold {max(counts):.3g} planes")
 
