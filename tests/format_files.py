@@ -260,8 +260,8 @@ def write_lsm(path: Path, data: np.ndarray):
     tif.write(path)
 
 
-def write_stk(path: Path, data: np.ndarray):
-    """ZYX in a single page, as MetaMorph writes stacks."""
+def write_stk(path: Path, data: np.ndarray, step: float = STEP):
+    """ZYX in a single page, as MetaMorph writes stacks; with a step of 0, TYX."""
     planes = len(data)
     tif = RawTiff()
 
@@ -273,10 +273,9 @@ def write_stk(path: Path, data: np.ndarray):
     side = tif.append(fractions(PIXEL))
     internal = [(3, 1), (4, side), (5, side), (6, unit), (7, name)]
     places = struct.pack("<H", 28) + fractions(*PLACE[:2]) * planes
-    heights = struct.pack("<H", 40) + fractions(*(PLACE[2] + STEP * number for number in range(planes)))
+    heights = struct.pack("<H", 40) + fractions(*(PLACE[2] + step * number for number in range(planes)))
     times = b"".join(
-        fractions(STEP) + struct.pack("<4I", 2460000, 1000 * number, 2460000, 1000 * number)
-        for number in range(planes)
+        fractions(step) + struct.pack("<4I", *[2460000, int(1000 * INTERVAL) * plane] * 2) for plane in range(planes)
     )
     waves = struct.pack("<2I", 461, 1) * planes
     texts = "\0".join("Exposure: 50 ms\r\nBinning: 1 x 1" for _ in range(planes))

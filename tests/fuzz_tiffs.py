@@ -133,6 +133,8 @@ def read_files(first: int, last: int, folder: str, results) -> None:
     def give_up(*_):
         raise Hang
 
+    import ome_types  # noqa: F401, so that the first file that needs it is not charged for it
+
     signal.signal(signal.SIGALRM, give_up)
     warnings.simplefilter("ignore")
     seeds = make_seeds()

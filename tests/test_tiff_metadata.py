@@ -1,5 +1,7 @@
 """Sizes and names that are hard to find in TIFFs, and warnings of those that are not kept."""
 
+import subprocess
+import sys
 import uuid
 import warnings
 
@@ -20,6 +22,7 @@ from format_files import (
     write_micromanager,
     write_ome_tiff,
     write_scanimage,
+    write_stk,
 )
 
 from haze_pipeline.io.acquisition import Acquisition, Channel, Position, color_of_lut, lut_of_color
@@ -143,6 +146,22 @@ def test_the_thumbnails_of_an_lsm_are_no_images(tmp_path):
     assert micrograph.channel_names == NAMES[:1]
     with pytest.raises(MicrographError, match="no image 1"):
         read_micrograph(tmp_path / "a.lsm", series=1)
+
+
+def test_a_movie_of_metamorph_has_a_time_step(tmp_path):
+    data = counts(4, 24, 28)
+    write_stk(tmp_path / "a.stk", data, step=0)
+    micrograph = silent(tmp_path / "a.stk")
+    np.testing.assert_array_equal(micrograph.data, data)
+    assert micrograph.axes == "TYX" and facts_read(micrograph)["T"] and micrograph.z_step is None
+
+
+def test_positions_that_tifffile_reads_without_their_sign_are_left_out(tmp_path):
+    write_stk(tmp_path / "a.stk", counts(4, 24, 28))
+    content = (tmp_path / "a.stk").read_bytes()
+    below_zero = np.array([2**32 - 350_000, 1000], "<u4").tobytes()
+    (tmp_path / "a.stk").write_bytes(content.replace(np.array([350_000, 1000], "<u4").tobytes(), below_zero))
+    assert silent(tmp_path / "a.stk").acquisition.planes[0].position == Position(1200.0, None, 42.0)
 
 
 def test_scanimage_in_a_classic_tiff_keeps_its_channels_apart(tmp_path):
@@ -403,3 +422,12 @@ def test_unknown_tags_of_other_makers_do_no_harm(tmp_path):
     tif.add_page(counts(16, 20), {65009: (UNDEFINED, b"what"), 65003: (ASCII, "parsec")})
     tif.write(tmp_path / "a.tif")
     np.testing.assert_array_equal(read_micrograph(tmp_path / "a.tif").data, counts(16, 20))
+
+
+def test_the_command_tells_what_is_not_kept_in_one_line(model, tmp_path):
+    options = {"resolution": (500, 500), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.tif", counts(16, 20), metadata=None, **options)
+    command = [sys.executable, "-m", "haze_pipeline", "dehaze", tmp_path / "a.tif", "-o", tmp_path / "b.tif"]
+    ran = subprocess.run([*command, "--model", model], capture_output=True, text=True)
+    lines = [line for line in ran.stderr.splitlines() if "pixels per inch" in line]
+    assert ran.returncode == 0 and len(lines) == 1 and lines[0].startswith(f"Warning: `{tmp_path}/a.tif` states"), ran

@@ -1,6 +1,7 @@
 """The `haze-pipeline` command. Heavy imports are local to the commands, so that `--help` answers at once."""
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -54,8 +55,9 @@ def _root(
 def main():
     """
     Run the command. Exit codes: 0 done, 1 a file or a computation failed, 2 wrong usage, 130 interrupted. A failure is
-    one sentence on standard error.
+    one sentence on standard error, and so is a warning.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {' '.join(str(message).split())}\n"
     try:
         app()
     except (OSError, ValueError, MemoryError, RuntimeError, ImportError) as error:

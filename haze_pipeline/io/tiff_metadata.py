@@ -208,7 +208,7 @@ def _imagej_metadata(described: dict, resolution: list, series: tifffile.TiffPag
     # There is one label per plane. It is the channel's name if it is the same on all planes of a channel, apart from
     # the counter ("c:1/2 z:3/9 - ") that Bio-Formats puts in front, and if it tells the channels apart.
     leading = shape[: axes.index("Y")]
-    labels = [re.sub(r"^([czt]:\d+/\d+ *)+(- *)?", "", label) for label in np.ravel(described.get("Labels", []))]
+    labels = [re.sub(r"^([czt]:\d+/\d+ *)+(- *)?", "", str(label)) for label in np.ravel(described.get("Labels", []))]
     if "C" in axes and len(labels) == math.prod(leading):
         by_channel = np.moveaxis(np.reshape(labels, leading), axes.index("C"), 0).reshape(leading[axes.index("C")], -1)
         names = by_channel[:, 0].tolist()
