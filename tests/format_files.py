@@ -497,7 +497,7 @@ def facts_read(micrograph) -> dict[str, bool]:
     colors = COLORS if "C" in micrograph.axes else COLORS[:1]
 
     def close(value, expected) -> bool:
-        return value is not None and bool(np.allclose(value, expected, rtol=1e-6))
+        return value is not None and bool(np.allclose(np.array(value, float), expected, rtol=1e-6))  # None is NaN
 
     return {
         "P": micrograph.pixel_size_unit == "µm" and close(micrograph.pixel_size, (PIXEL, PIXEL)),

@@ -16,6 +16,7 @@ from format_files import facts_read, write_bioformats2raw, write_ome_zarr, write
 
 from haze_pipeline.batch.tasks import find_inputs
 from haze_pipeline.io.micrograph_files import MicrographError, list_micrographs, read_micrograph
+from haze_pipeline.io.ome_zarr import OmeZarrWriter
 
 
 def fields(number=3):
@@ -202,13 +203,31 @@ def test_a_part_begins_where_it_was_cut(tmp_path):
     assert part.acquisition.position.z == 43 and part.acquisition.channels[0].color == "00FF00"
 
 
-def test_scales_without_a_unit_are_told(tmp_path):
+def test_scales_without_a_unit_are_told_and_kept_in_ome_zarr(tmp_path):
     write_ome_zarr(tmp_path / "a.zarr", fields()[0])
     text = (tmp_path / "a.zarr" / "zarr.json").read_text()
     (tmp_path / "a.zarr" / "zarr.json").write_text(text.replace("micrometer", "parsec"))
-    with pytest.warns(UserWarning, match=r"a\.zarr.*axes Z, Y, X without a unit.*not kept") as caught:
-        assert read_micrograph(tmp_path / "a.zarr").pixel_size is None
-    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"a\.zarr.*axes Z, Y, X without a unit.*only OME-Zarr") as caught:
+        micrograph = read_micrograph(tmp_path / "a.zarr")
+    assert len(caught) == 1 and micrograph.pixel_size is None
+    part = micrograph.select(z_range=slice(2, 4))
+    with OmeZarrWriter(tmp_path / "b.zarr", part, part.data.shape, np.uint16):
+        pass
+    image = zarr.open_group(tmp_path / "b.zarr", mode="r").attrs["ome"]["multiscales"][0]
+    scale, place = image["datasets"][0]["coordinateTransformations"]
+    assert scale["scale"] == [2, 1, 0.5, 0.2, 0.2] and place["translation"] == [0, 0, 43, 350, 1200]
+    assert all("unit" not in axis for axis in image["axes"][1:])
+
+
+@pytest.mark.parametrize("axes", [["t", "c", "z", "y", "x"], None])
+def test_axes_of_earlier_versions(tmp_path, axes):
+    write_ome_zarr(tmp_path / "a.zarr", fields()[0], "0.4")
+    described = json.loads((tmp_path / "a.zarr" / ".zattrs").read_text())
+    described["multiscales"][0]["axes"] = axes
+    del described["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    (tmp_path / "a.zarr" / ".zattrs").write_text(json.dumps(described))
+    micrograph = read_micrograph(tmp_path / "a.zarr")
+    assert micrograph.axes == "TCZYX" and micrograph.channel_names == ["DNA", "actin"]
 
 
 # Remote stores

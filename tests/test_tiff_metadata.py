@@ -1,5 +1,6 @@
 """Sizes and names that are hard to find in TIFFs, and warnings of those that are not kept."""
 
+import json
 import subprocess
 import sys
 import uuid
@@ -431,3 +432,39 @@ def test_the_command_tells_what_is_not_kept_in_one_line(model, tmp_path):
     ran = subprocess.run([*command, "--model", model], capture_output=True, text=True)
     lines = [line for line in ran.stderr.splitlines() if "pixels per inch" in line]
     assert ran.returncode == 0 and len(lines) == 1 and lines[0].startswith(f"Warning: `{tmp_path}/a.tif` states"), ran
+
+
+@pytest.mark.parametrize("axis", ["X", "Z"])
+def test_sizes_in_ome_xml_that_are_not_physical_are_told_once(tmp_path, axis):
+    metadata = {f"PhysicalSize{axis}": 0.5, f"PhysicalSize{axis}Unit": "reference frame"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", counts(3, 16, 20), ome=True, metadata=metadata)
+    micrograph, message = warned(tmp_path / "a.ome.tif")
+    assert micrograph.pixel_size is micrograph.z_step is None and "0.5 reference frame" in message
+
+
+def test_a_size_of_one_side_only_is_told(tmp_path):
+    tifffile.imwrite(tmp_path / "a.ome.tif", counts(16, 20), ome=True, metadata={"PhysicalSizeX": 0.5})
+    assert "physical size x of 0.5 µm" in warned(tmp_path / "a.ome.tif")[1]
+
+
+def test_units_that_no_one_knows_are_told(tmp_path):
+    tags = [(65003 + axis, "s", 0, "furlong", True) for axis in range(3)]
+    tags += [(65009 + axis, "d", 1, 0.5, True) for axis in range(3)]
+    tifffile.imwrite(tmp_path / "a.tif", counts(16, 20), metadata=None, extratags=tags)
+    assert "0.5 × 0.5 furlong" in warned(tmp_path / "a.tif")[1]
+    tifffile.imwrite(tmp_path / "b.tif", counts(16, 20), imagej=True, resolution=(4, 4), metadata={"unit": "furlong"})
+    assert "'furlong'" in warned(tmp_path / "b.tif")[1]
+    write_stk(tmp_path / "c.stk", counts(4, 24, 28))
+    content = (tmp_path / "c.stk").read_bytes()
+    (tmp_path / "c.stk").write_bytes(content.replace(b"\x03\0\0\0um\0", b"\x03\0\0\0yd\0"))
+    assert "0.2 × 0.2 yd" in warned(tmp_path / "c.stk")[1]
+
+
+def test_a_tag_of_micromanager_without_its_head(tmp_path):
+    """As of files that another program has rewritten."""
+    frame = {"PixelSizeUm": 0.2, "XPositionUm": 1200, "YPositionUm": 350, "ZPositionUm": 42, "Channel": "DNA"}
+    tif = RawTiff()
+    tif.add_page(counts(16, 20), {51123: (ASCII, json.dumps(frame))})
+    tif.write(tmp_path / "a.tif")
+    micrograph = silent(tmp_path / "a.tif")
+    assert micrograph.channel_names == ["DNA"] and facts_read(micrograph)["P"] and facts_read(micrograph)["S"]

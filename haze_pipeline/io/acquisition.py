@@ -76,6 +76,8 @@ class Acquisition:
         refractive_index (`float`, *optional*): Of the immersion medium.
         position ([`Position`], *optional*): Of the image.
         start_time (`float`, *optional*): Time of the first frame on a clock that several images share, in s.
+        unitless (`tuple[tuple[str, float, float], ...]`): Axes whose scale and translation have no unit, with both,
+            which only OME-Zarr has a place for.
         channels (`tuple[Channel, ...]`): One for each channel, or none.
         planes (`tuple[Plane, ...]`): One for each plane, the last of the leading axes the fastest, or none.
     """
@@ -88,6 +90,7 @@ class Acquisition:
     refractive_index: float | None = None
     position: Position | None = None
     start_time: float | None = None
+    unitless: tuple[tuple[str, float, float], ...] = ()
     channels: tuple[Channel, ...] = ()
     planes: tuple[Plane, ...] = ()
 
@@ -126,8 +129,8 @@ class Acquisition:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What is stated, as names and values that JSON can hold."""
-        return _stated(dataclasses.asdict(self))
+        """What is stated, as names and values that JSON can hold; without `unitless`, which is of OME-Zarr itself."""
+        return _stated(dataclasses.asdict(dataclasses.replace(self, unitless=())))
 
     @classmethod
     def from_json(cls, stated: dict[str, Any]) -> "Acquisition":

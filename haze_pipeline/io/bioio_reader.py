@@ -37,7 +37,7 @@ def open_with_bioio(path: Path, series: int | None = None) -> Iterator[Micrograp
             raise MicrographError(
                 f"`{path}` holds {planes.shape} values of type {planes.dtype}, no intensities: convert it to 16-bit."
             )
-        metadata = _metadata(image, scene, planes.shape, path)
+        metadata = _metadata(image, scene, planes.shape)
     except (MicrographError, MemoryError):
         raise
     except UnsupportedFileFormatError as error:
@@ -66,7 +66,7 @@ def open_with_bioio(path: Path, series: int | None = None) -> Iterator[Micrograp
     yield Micrograph(stack, "".join("TCZ"[i] for i in kept) + "YX", **metadata)
 
 
-def _metadata(image: Any, scene: int, shape: tuple[int, ...], path: Path) -> dict[str, Any]:
+def _metadata(image: Any, scene: int, shape: tuple[int, ...]) -> dict[str, Any]:
     """What the file says about a scene, as arguments of [`Micrograph`]; readers that give OME-XML tell most."""
     try:
         ome = image.ome_metadata
@@ -74,8 +74,9 @@ def _metadata(image: Any, scene: int, shape: tuple[int, ...], path: Path) -> dic
         ome = None
     metadata: dict[str, Any] = {}
     if ome is not None and scene < len(ome.images):
-        metadata = image_metadata(ome, ome.images[scene], "TCZYX", shape, path)
-        metadata.pop("axes", None)
+        metadata = image_metadata(ome, ome.images[scene], "TCZYX", shape)
+        for name in ("axes", "not_kept"):
+            metadata.pop(name, None)
         metadata["acquisition"] = metadata["acquisition"].fitted(shape[1], math.prod(shape[:-2]))
     metadata["channel_names"] = [str(name) for name in image.channel_names or []] or None
     sizes = image.physical_pixel_sizes  # µm

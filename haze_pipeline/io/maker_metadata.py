@@ -17,6 +17,7 @@ from .acquisition import Acquisition, Channel, Plane, Position
 from .micrograph import LENGTH_UNITS, is_positive, round_digits, spell_unit
 
 
+NO_UNITS = ("", "none", "pixel", "pixels", "px")  # where a program knows no size
 # The metadata of so many planes are read one by one, at most.
 MAX_READ_PLANES = 4096
 
@@ -30,6 +31,7 @@ def read_micromanager(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -
     side = _number(summary.get("PixelSize_um")) or _number(first.get("PixelSizeUm"))
     names = summary.get("ChNames") or []
     names = json.loads(names) if isinstance(names, str) else names
+    names = names or list(dict.fromkeys(frame["Channel"] for frame in frames if frame.get("Channel")))
     colors = summary.get("ChColors") or []
     colors = json.loads(colors) if isinstance(colors, str) else colors
     planes = tuple(
@@ -95,10 +97,9 @@ def read_stk(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> dict[st
     """MetaMorph stack: tags UIC1 to UIC4, lengths in the unit of the calibration and in µm, times in ms."""
     described = tif.stk_metadata
     metadata: dict[str, Any] = {}
-    unit = spell_unit(described.get("CalibrationUnits"), LENGTH_UNITS)
-    if described.get("SpatialCalibration") and unit:
+    if described.get("SpatialCalibration"):
         height, width = (_number(described.get(f"{axis}Calibration")) for axis in "YX")
-        metadata |= _sizes(height, width, unit=unit)
+        metadata |= _sizes_in(described.get("CalibrationUnits"), height, width)
     heights = described.get("AbsoluteZ")
     step = _number(described["ZDistance"][0]) if _is_constant(described.get("ZDistance")) else None
     step = step or (None if heights is None else _even_step(heights))
@@ -147,11 +148,10 @@ def read_metaseries(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> 
     """MetaXpress and later MetaMorph: XML in the description of a single plane."""
     described = tif.metaseries_metadata
     plane = described.get("PlaneInfo", {})
-    unit = spell_unit(plane.get("spatial-calibration-units"), LENGTH_UNITS)
-    is_calibrated = plane.get("spatial-calibration-state", True)
-    height, width = (
-        _number(plane.get(f"spatial-calibration-{axis}")) if unit and is_calibrated else None for axis in "yx"
-    )
+    sizes: dict[str, Any] = {}
+    if plane.get("spatial-calibration-state", True):
+        height, width = (_number(plane.get(f"spatial-calibration-{axis}")) for axis in "yx")
+        sizes = _sizes_in(plane.get("spatial-calibration-units"), height, width)
     place = _position(*(_number(plane.get(key), any_sign=True) for key in ("stage-position-x", "stage-position-y")))
     depth = _number(plane.get("z-position"), any_sign=True)
     if depth is not None:
@@ -160,7 +160,7 @@ def read_metaseries(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> 
     wave = _number(plane.get("wavelength"))
     exposure = _exposure(str(plane.get("Exposure Time", ""))) or _exposure(f"Exposure: {plane.get('Exposure Time')}")
     return {
-        **_sizes(height, width, unit=unit or "µm"),
+        **sizes,
         "channel_names": [str(name)] if name else None,
         "acquisition": Acquisition(
             description=described.get("Description") or plane.get("Description") or None,
@@ -179,8 +179,8 @@ def read_fluoview(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> di
     for name, _, _, size, unit in tif.fluoview_metadata["Dimensions"]:
         axes[tifffile.TIFF.MM_DIMENSIONS.get(name.upper())] = (_number(size), unit)
     (height, unit_y), (width, unit_x) = (axes.get(axis, (None, None)) for axis in "YX")
-    if spell_unit(unit_x, LENGTH_UNITS) and spell_unit(unit_x, LENGTH_UNITS) == spell_unit(unit_y, LENGTH_UNITS):
-        metadata |= _sizes(height, width, unit=spell_unit(unit_x, LENGTH_UNITS))
+    if unit_x == unit_y:
+        metadata |= _sizes_in(unit_x, height, width)
     step, unit = axes.get("Z", (None, None))
     if step and spell_unit(unit, LENGTH_UNITS):
         metadata |= {"z_step": step, "z_step_unit": spell_unit(unit, LENGTH_UNITS)}
@@ -260,9 +260,10 @@ def read_sis(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> dict[st
 def read_digital_micrograph(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> dict[str, Any]:
     """Gatan DigitalMicrograph, and what is exported for it: units in tags 65003 to 65005, sizes in 65009 to 65011."""
     tags = tif.pages.first.tags
-    unit_x, unit_y, unit_z = (spell_unit(_text(tags.valueof(code)), LENGTH_UNITS) for code in (65003, 65004, 65005))
+    unit_x, unit_y, unit_z = (_text(tags.valueof(code)) for code in (65003, 65004, 65005))
     width, height, step = (_number(tags.valueof(code)) for code in (65009, 65010, 65011))
-    metadata = _sizes(height, width, unit=unit_x) if unit_x and unit_x == unit_y else {}
+    metadata = _sizes_in(unit_x, height, width) if unit_x == unit_y else {}
+    unit_z = spell_unit(unit_z, LENGTH_UNITS)
     return metadata | ({"z_step": step, "z_step_unit": unit_z} if step and unit_z else {})
 
 
@@ -298,6 +299,7 @@ def _number(value: Any, any_sign: bool = False) -> float | None:
 
 
 def _text(value: Any) -> str:
+    value = "" if value is None else value
     return value.decode("utf-8", "replace").rstrip("\0") if isinstance(value, bytes) else str(value)
 
 
@@ -315,6 +317,15 @@ def _sizes(height: float | None, width: float | None, step: float | None = None,
     if is_positive(height) and is_positive(width):
         metadata = {"pixel_size": (round_digits(height), round_digits(width)), "pixel_size_unit": unit}
     return metadata | ({"z_step": round_digits(step), "z_step_unit": "µm"} if is_positive(step) else {})
+
+
+def _sizes_in(unit: Any, height: float | None, width: float | None) -> dict[str, Any]:
+    """A pixel size in a unit of the file; one that is not physical is noted as `"not_kept"`."""
+    spelled, stated = spell_unit(unit, LENGTH_UNITS), str(unit or "").strip()
+    if spelled:
+        return _sizes(height, width, unit=spelled)
+    is_size = height and width and stated.lower() not in NO_UNITS
+    return {"not_kept": [f"states a pixel size of {height:g} × {width:g} {stated}"]} if is_size else {}
 
 
 def _interval(seconds: float | None) -> dict[str, Any]:

@@ -181,7 +181,10 @@ class Micrograph:
             place = dataclasses.replace(place, z=round_digits(place.z + moved))
         if axis == "T" and start is not None and self.time_interval:
             start = round_digits(start + first * self.time_interval * SECONDS[self.time_interval_unit])
-        return dataclasses.replace(acquisition, position=place, start_time=start)
+        unitless = tuple(
+            (name, scale, offset + first * scale * (name == axis)) for name, scale, offset in acquisition.unitless
+        )
+        return dataclasses.replace(acquisition, position=place, start_time=start, unitless=unitless)
 
 
 def choose_series(count: int, series: int | None, source: Any) -> int:

@@ -42,7 +42,7 @@ def parse_ome_xml(ome_xml: str, path: Path):
         return None
 
 
-def image_metadata(ome, image, axes: str, shape: tuple[int, ...], path: Path) -> dict[str, Any]:
+def image_metadata(ome, image, axes: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """
     What OME-XML says about an image.
 
@@ -51,19 +51,13 @@ def image_metadata(ome, image, axes: str, shape: tuple[int, ...], path: Path) ->
         image (`ome_types.model.Image`): One of its images.
         axes (`str`): Axes of the image as stored, those of length 1 included.
         shape (`tuple[int, ...]`): Their lengths.
-        path (`Path`): What warnings call the file.
 
     Returns:
-        `dict`: Arguments of [`Micrograph`], and as `"axes"` those that this package noted.
+        `dict`: Arguments of [`Micrograph`], as `"axes"` those that this package noted, and as `"not_kept"` what is
+            stated and has no place among them.
     """
     pixels = image.pixels
-    metadata: dict[str, Any] = {"acquisition": _acquisition(ome, image, axes, shape), **_pixel_size(pixels, path)}
-    unit = spell_unit(pixels.physical_size_z_unit.value, LENGTH_UNITS)
-    if unit and is_positive(pixels.physical_size_z):
-        metadata |= {"z_step": pixels.physical_size_z, "z_step_unit": unit}
-    unit = spell_unit(pixels.time_increment_unit.value, TIME_UNITS)
-    if unit and is_positive(pixels.time_increment):
-        metadata |= {"time_interval": pixels.time_increment, "time_interval_unit": unit}
+    metadata: dict[str, Any] = {"acquisition": _acquisition(ome, image, axes, shape), **_sizes(pixels)}
     if any(channel.name for channel in pixels.channels):
         metadata["channel_names"] = [channel.name or "" for channel in pixels.channels]
 
@@ -75,24 +69,35 @@ def image_metadata(ome, image, axes: str, shape: tuple[int, ...], path: Path) ->
     return metadata
 
 
-def _pixel_size(pixels, path: Path) -> dict[str, Any]:
-    sides = [
-        (pixels.physical_size_y, pixels.physical_size_y_unit),
-        (pixels.physical_size_x, pixels.physical_size_x_unit),
+def _sizes(pixels) -> dict[str, Any]:
+    """Sizes, and as `"not_kept"` those that are not physical ones; a size of one pixel says nothing."""
+    stated = {
+        name: (getattr(pixels, name), getattr(pixels, f"{name}_unit"))
+        for name in ("physical_size_y", "physical_size_x", "physical_size_z", "time_increment")
+    }
+    units = {
+        name: spell_unit(unit.value, TIME_UNITS if name == "time_increment" else LENGTH_UNITS)
+        for name, (_, unit) in stated.items()
+    }
+    known = {name for name, (value, _) in stated.items() if units[name] and is_positive(value)}
+    metadata: dict[str, Any] = {}
+    if {"physical_size_y", "physical_size_x"} <= known:
+        sides = [stated["physical_size_y"], stated["physical_size_x"]]
+        unit = units["physical_size_x"]
+        if units["physical_size_y"] != unit:
+            sides, unit = [(_in_unit(*side, MICROMETRES), None) for side in sides], "µm"
+        metadata |= {"pixel_size": tuple(side for side, _ in sides), "pixel_size_unit": unit}
+    else:
+        known -= {"physical_size_y", "physical_size_x"}
+    for name, argument in (("physical_size_z", "z_step"), ("time_increment", "time_interval")):
+        if name in known:
+            metadata |= {argument: stated[name][0], f"{argument}_unit": units[name]}
+    lost = [
+        f"{name.replace('_', ' ')} of {value:g} {unit.value}"
+        for name, (value, unit) in stated.items()
+        if name not in known and value and (value, unit.value) != (1, "pixel")
     ]
-    units = [spell_unit(unit.value, LENGTH_UNITS) for _, unit in sides]
-    if all(units) and all(is_positive(side) for side, _ in sides):
-        if units[0] == units[1]:
-            return {"pixel_size": tuple(side for side, _ in sides), "pixel_size_unit": units[0]}
-        return {"pixel_size": tuple(_in_unit(*side, MICROMETRES) for side in sides), "pixel_size_unit": "µm"}
-    stated = [f"{side:g} {unit.value}" for side, unit in sides if side is not None]
-    if stated and set(stated) != {"1 pixel"}:
-        warnings.warn(
-            f"`{path}` states a pixel size of {' × '.join(stated)}, which is not a physical size of both sides: it is "
-            f"not kept.",
-            stacklevel=4,
-        )
-    return {}
+    return metadata | ({"not_kept": [f"states a {', a '.join(lost)}"]} if lost else {})
 
 
 def _acquisition(ome, image, axes: str, shape: tuple[int, ...]) -> Acquisition:

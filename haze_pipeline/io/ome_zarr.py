@@ -23,7 +23,7 @@ from .micrograph import (
     round_digits,
 )
 from .ome_zarr_collections import describe_group, find_images
-from .ome_zarr_metadata import ACQUISITION_KEY, channel_names, read_acquisition, read_transformations
+from .ome_zarr_metadata import ACQUISITION_KEY, axes_of, channel_names, read_acquisition, read_transformations
 from .pyramid import halve, pyramid_levels
 
 
@@ -58,7 +58,7 @@ def open_ome_zarr(source: Path | str, series: int | None = None) -> Iterator[Mic
         group, attributes, number = _choose_image(_open_group(source), series, source)
         image = attributes["multiscales"][number]
         array = group[image["datasets"][0]["path"]]
-        axes = "".join(axis["name"].upper() for axis in image["axes"])
+        axes = "".join(axis["name"].upper() for axis in axes_of(image, array.ndim))
         if len(axes) != array.ndim or not axes.endswith("YX"):
             raise MicrographError(f"`{source}` stores its axes as {axes}: save it with rows and columns (YX) last.")
         axes = name_axes(axes, source)
@@ -279,7 +279,8 @@ def _multiscales(micrograph: Micrograph, axes: str, shapes: list[tuple[int, ...]
         size, unit = sizes.get(axis, (None, None))
         described = {"name": axis.lower(), "type": AXIS_TYPES[axis]}
         described_axes.append(described | ({"unit": UNIT_NAMES[unit]} if size is not None else {}))
-    scale = [float(sizes.get(axis, (None,))[0] or 1.0) for axis in axes]
+    unitless = {name: (scale, offset) for name, scale, offset in micrograph.acquisition.unitless}
+    scale = [float(sizes.get(axis, (None,))[0] or unitless.get(axis, (1.0,))[0]) for axis in axes]
     offset = _translation(micrograph.acquisition, axes, sizes)
     datasets = []
     for level, shape in enumerate(shapes):
@@ -310,6 +311,8 @@ def _translation(acquisition: Acquisition, axes: str, sizes: dict[str, tuple]) -
             offset = acquisition.start_time / SECONDS[unit]
         elif axis in "ZYX" and size is not None and position is not None and position.unit in MICROMETRES:
             offset = (getattr(position, axis.lower()) or 0.0) * MICROMETRES[position.unit] / MICROMETRES[unit]
+        elif size is None:
+            offset = next((offset for name, _, offset in acquisition.unitless if name == axis), 0.0)
         offsets.append(round_digits(offset))
     return offsets
 

@@ -15,6 +15,12 @@ from .micrograph import LENGTH_UNITS, MICROMETRES, SECONDS, TIME_UNITS, is_posit
 ACQUISITION_KEY = "haze-pipeline-acquisition"  # of the attribute with what OME-Zarr has no place for
 
 
+def axes_of(image: dict, ndim: int) -> list[dict[str, Any]]:
+    """The axes of an image as version 0.4 describes them; 0.3 gives names only, and before they were always TCZYX."""
+    stated = image.get("axes") or list("tczyx"[-ndim:])
+    return [{"name": axis} if isinstance(axis, str) else axis for axis in stated]
+
+
 def read_transformations(image: dict, axes: str, source: Path | str) -> dict[str, Any]:
     """Sizes, and the position as an `acquisition`, from the transformations of the full resolution of an image."""
     scales, offsets = np.ones(len(axes)), np.zeros(len(axes))
@@ -29,22 +35,23 @@ def read_transformations(image: dict, axes: str, source: Path | str) -> dict[str
             offsets = offsets + np.array(transform["translation"], float)
     units = [
         spell_unit(axis.get("unit"), TIME_UNITS if name == "T" else LENGTH_UNITS)
-        for name, axis in zip(axes, image["axes"], strict=True)
+        for name, axis in zip(axes, axes_of(image, len(axes)), strict=True)
     ]
     known = {
         name: (float(scale), unit)
         for name, scale, unit in zip(axes, scales, units, strict=True)
         if unit and is_positive(scale)
     }
-    unknown = [
-        name
+    unitless = tuple(
+        (name, float(scale), float(offset))
         for name, scale, offset in zip(axes, scales, offsets, strict=True)
-        if name not in known and name != "C" and (scale != 1 or offset != 0)
-    ]
-    if unknown:
+        if name not in known and name != "C" and is_positive(scale) and np.isfinite(offset) and (scale != 1 or offset)
+    )
+    if unitless:
+        names = ", ".join(name for name, *_ in unitless)
         warnings.warn(
-            f"`{source}` states a scale or a translation of the axes {', '.join(unknown)} without a unit of length or "
-            f"time: they are not kept.",
+            f"`{source}` states a scale or a translation of the axes {names} without a unit of length or time: only "
+            f"OME-Zarr results keep them.",
             stacklevel=4,
         )
     metadata: dict[str, Any] = {}
@@ -73,7 +80,7 @@ def read_transformations(image: dict, axes: str, source: Path | str) -> dict[str
         position = Position(**moved, unit=unit)
     if places.get("T", (0, None))[0]:
         start = round_digits(places["T"][0] * SECONDS[places["T"][1]])
-    return metadata | {"acquisition": Acquisition(position=position, start_time=start)}
+    return metadata | {"acquisition": Acquisition(position=position, start_time=start, unitless=unitless)}
 
 
 def channel_names(attributes: dict[str, Any]) -> list[str] | None:

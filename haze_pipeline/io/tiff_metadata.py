@@ -60,6 +60,7 @@ UNREAD_MAKERS = {
     "geotiff": "GeoTIFF",
 }
 
+NO_UNITS = (None, "", "pixel", "pixels", "inch", "inches", "dpi")  # of ImageJ, where it knows no size
 READ_FROM_SHAPED = {
     *("shape", "axes", "truncated", "unit", "yunit", "zunit", "spacing", "finterval", "tunit", "Labels", "Channel"),
     *(f"PhysicalSize{axis}{unit}" for axis in "XYZ" for unit in ("", "Unit")),
@@ -133,6 +134,7 @@ def read_tiff_metadata(
     metadata: dict[str, Any] = {}
     acquisition = Acquisition()
     for source in sources:
+        troubles += source.pop("not_kept", [])
         acquisition = acquisition.completed_by(source.pop("acquisition", Acquisition()))
         for group in (
             ("pixel_size", "pixel_size_unit"),
@@ -173,7 +175,7 @@ def _ome_metadata(
         image = next(image for image, each in zip(ome.images, tif.series, strict=True) if each is series)
     else:  # tifffile leaves out images that have no data in the files that are there
         image = same_name[0] if same_name else ome.images[0]
-    metadata = image_metadata(ome, image, axes, shape, path)
+    metadata = image_metadata(ome, image, axes, shape)
     if series.kind != "ome":
         metadata.pop("axes", None)
     return metadata
@@ -196,6 +198,8 @@ def _imagej_metadata(described: dict, resolution: list, series: tifffile.TiffPag
         if unit_y != unit:
             height = round_digits(height * MICROMETRES[unit_y] / MICROMETRES[unit])
         metadata |= {"pixel_size": (height, width), "pixel_size_unit": unit}
+    elif described.get("unit") not in NO_UNITS and not unit and rationals:
+        metadata["not_kept"] = [f"states sizes in {str(described['unit'])!r}"]
     z_unit = spell_unit(described.get("zunit", unit), LENGTH_UNITS)
     if z_unit and is_positive(described.get("spacing")):
         metadata |= {"z_step": float(described["spacing"]), "z_step_unit": z_unit}

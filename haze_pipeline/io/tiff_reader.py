@@ -23,6 +23,8 @@ HARMLESS_BYTES = 2**27
 MAX_EXPANSION = 2000
 MAX_PLANES = 2**20
 
+SLIDE_SCANNERS = ("qpi", "svs", "scn", "bif", "avs", "ndpi", "philips")  # kinds of series of tifffile
+
 
 @contextmanager
 def open_tiff(path: Path, series: int | None = None, axes: str | None = None) -> Iterator[Micrograph]:
@@ -98,13 +100,18 @@ def _choose_image(tif: tifffile.TiffFile, number: int | None, path: Path) -> tif
     The image of a number. Thumbnails are not counted. Of a data set of several files, each with an image of its own,
     the one in this file is meant if none is chosen.
     """
-    images = [each for each in tif.series if not each.keyframe.is_reduced and each.name not in ("Macro", "Label")]
-    images = images or tif.series
+    images = [each for each in tif.series if not _is_extra(each)] or tif.series
     if number is None and len(images) > 1:
         here = [each for each in images if each.pages[0] is not None and _is_of(each.pages[0], tif)]
         if len(here) == 1:
             return here[0]
     return images[choose_series(len(images), number, path)]
+
+
+def _is_extra(series: tifffile.TiffPageSeries) -> bool:
+    """Whether it is a thumbnail, or the picture of the slide or of its label that slide scanners add."""
+    is_of_slide = series.kind in SLIDE_SCANNERS and series.name in ("Thumbnail", "Macro", "Label")
+    return series.keyframe.is_reduced or is_of_slide
 
 
 def _own_position(series: tifffile.TiffPageSeries, tif: tifffile.TiffFile) -> int | None:
