@@ -52,6 +52,7 @@ bench: .venv/.installed-test
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/trust.py
 	$(BIN)/python bench/file_runs.py
+	$(BIN)/python bench/formats.py
 	$(BIN)/python tests/fuzz_tiffs.py
 	$(BIN)/python bench/readme.py
 

@@ -390,6 +390,29 @@ def fresh_clone():
     ]
 
 
+def formats():
+    results = json.loads((HERE / "formats.json").read_text())
+    groups = {
+        "sizes": {"P": "pixel", "Z": "z", "T": "time"},
+        "channel names": {"N": "yes"},
+        "position": {"S": "yes"},
+        "colours": {"C": "yes"},
+        "more": {"D": "display range", "E": "exposure", "W": "wavelengths", "O": "objective", "X": "text"},
+    }
+    rows = []
+    for name, result in results.items():
+        row = [name, "exact" if result["pixels"] else "NOT exact"]
+        for words in groups.values():
+            cells = [
+                word if letter in result["kept"] else f"{word}: {'lost' if letter in result['read'] else 'NOT read'}"
+                for letter, word in words.items()
+                if letter in result["stated"]
+            ]
+            row.append(", ".join(cells) or "–")
+        rows.append(row)
+    return table(["file", "pixels", *groups], rows)
+
+
 DOCS = HERE.parent / "docs"
 PAGES = {
     HERE.parent / "README.md": (fresh_clone, summary),
@@ -397,6 +420,7 @@ PAGES = {
     DOCS / "uncertainty.md": (calibration, trust),
     DOCS / "science.md": (solvers,),
     DOCS / "folders.md": (file_runs,),
+    DOCS / "formats.md": (formats,),
     DOCS / "training.md": (training, costs, loader, stack_pairs, regression),
 }
 

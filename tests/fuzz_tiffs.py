@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from format_files import FORMATS
 
 from haze_pipeline.io.micrograph_files import Micrograph, MicrographError, read_micrograph, write_ome_tiff
 
@@ -68,6 +69,11 @@ def make_seeds() -> list[bytes]:
         path = Path(folder, "ours.ome.tif")
         write_ome_tiff(path, Micrograph(stack, "TZYX", (0.1, 0.1), channel_names=["DNA"]), {"seed": 1})
         seeds.append(path.read_bytes())
+        for form in FORMATS:
+            if form.file.endswith("zarr"):
+                continue
+            form.write(Path(folder, form.file), form.data())
+            seeds.append(Path(folder, form.file).read_bytes())
     return seeds
 
 
@@ -126,6 +132,8 @@ def read_files(first: int, last: int, folder: str, results) -> None:
 
     def give_up(*_):
         raise Hang
+
+    import ome_types  # noqa: F401, so that the first file that needs it is not charged for it
 
     signal.signal(signal.SIGALRM, give_up)
     warnings.simplefilter("ignore")

@@ -6,6 +6,7 @@ OME-TIFF gives the same object, so that this shows what is made of such an objec
 import numpy as np
 import pytest
 import tifffile
+from format_files import write_ome_tiff
 
 from haze_pipeline.io.bioio_reader import open_with_bioio
 from haze_pipeline.io.micrograph_files import MicrographError, read_micrograph
@@ -48,3 +49,25 @@ def test_a_file_without_its_plugin_is_told(tmp_path):
     (tmp_path / "a.czi").write_bytes(b"ZISRAWFILE")
     with pytest.raises(MicrographError, match="plugin"):
         read_micrograph(tmp_path / "a.czi")
+
+
+def test_contents_that_the_reader_cannot_read_are_not_blamed_on_a_plugin(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, counts(2, 16, 16), ome=True, compression="zlib", metadata={"axes": "ZYX"})
+    with tifffile.TiffFile(path) as tif:
+        offset = tif.pages[1].dataoffsets[0]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 40] = bytes(40)
+    path.write_bytes(content)
+    with open_with_bioio(path) as micrograph, pytest.raises(MicrographError, match="its reader in bioio") as refused:
+        micrograph.data[1]
+    assert "plugin" not in str(refused.value)
+
+
+def test_what_the_reader_gives_as_ome_is_kept(tmp_path):
+    data = counts(2, 2, 2, 20, 30)
+    write_ome_tiff(tmp_path / "a.ome.tif", data)
+    with open_with_bioio(tmp_path / "a.ome.tif") as micrograph:
+        acquisition = micrograph.acquisition
+    assert (acquisition.immersion, acquisition.channels[1].color) == ("Oil", "00FF00")
+    assert (acquisition.planes[3].position.x, acquisition.planes[3].exposure_time) == (1200, 0.05)

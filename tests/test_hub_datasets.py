@@ -194,7 +194,7 @@ def test_folders_are_read_while_they_are_used(pairs):
             lambda folder: tifffile.imwrite(
                 folder / "hazy" / "c.ome.tif", np.zeros((20, 24, 3), np.uint8), photometric="rgb"
             ),
-            "c.ome.tif` is a colour image",
+            "c.ome.tif` stores 3 samples per pixel",
         ),
         (
             lambda folder: tifffile.imwrite(

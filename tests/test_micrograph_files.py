@@ -170,11 +170,17 @@ def test_ome_tiff_of_another_program(tmp_path):
     assert_same(round_trip(micrograph, tmp_path), expected)
 
 
-@pytest.mark.parametrize("units", [("pixel", "pixel"), ("µm", "nm")])
-def test_ome_sizes_without_one_physical_unit(tmp_path, units):
-    metadata = {"PhysicalSizeX": 1, "PhysicalSizeXUnit": units[0], "PhysicalSizeY": 1, "PhysicalSizeYUnit": units[1]}
+def test_ome_sizes_without_a_physical_unit(tmp_path):
+    metadata = {"PhysicalSizeX": 1, "PhysicalSizeXUnit": "pixel", "PhysicalSizeY": 1, "PhysicalSizeYUnit": "pixel"}
     tifffile.imwrite(tmp_path / "a.ome.tif", values((17, 19)), ome=True, metadata=metadata)
     assert read_micrograph(tmp_path / "a.ome.tif").pixel_size is None
+
+
+def test_ome_sizes_of_two_units_are_given_in_one(tmp_path):
+    metadata = {"PhysicalSizeX": 0.2, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 100, "PhysicalSizeYUnit": "nm"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", values((17, 19)), ome=True, metadata=metadata)
+    micrograph = read_micrograph(tmp_path / "a.ome.tif")
+    assert (micrograph.pixel_size, micrograph.pixel_size_unit) == ((0.1, 0.2), "µm")
 
 
 def test_invalid_ome_xml_is_told_and_the_pixels_read(tmp_path):

@@ -101,8 +101,8 @@ def change(path, edit):
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda ome: ome.pop("multiscales"), "not a single image"),
-        (lambda ome: ome.update(plate={}), "not a single image"),
+        (lambda ome: ome.pop("multiscales"), "none is found in it"),
+        (lambda ome: (ome.pop("multiscales"), ome.update(plate={"wells": []})), "none is found in it"),
         (lambda ome: ome["multiscales"].append(ome["multiscales"][0]), "--series"),
         (lambda ome: ome["multiscales"][0].update(axes=ome["multiscales"][0]["axes"][::-1]), "last"),
         (lambda ome: ome["multiscales"][0]["axes"].pop(), "last"),

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from format_files import write_micromanager
 from fuzz_tiffs import fuzz
 
 from haze_pipeline.io.micrograph_files import (
@@ -97,6 +98,18 @@ def test_imagej_description_that_claims_planes_beyond_reason(tmp_path):
     tifffile.imwrite(path, stack(2, 16, 16), imagej=True)
     tifffile.tiffcomment(path, tifffile.tiffcomment(path).replace("images=2", "images=4000000000"))
     refusal(path)
+
+
+def test_micromanager_index_that_claims_planes_beyond_reason(tmp_path):
+    path = tmp_path / "many_MMStack_Pos0.ome.tif"
+    write_micromanager(path, stack(1, 2, 1, 16, 16))
+    content = path.read_bytes()
+    index = content.index(struct.pack("<2I", 3453623, 2))
+    path.write_bytes(content[: index + 8] + struct.pack("<I", 4_000_000_000) + content[index + 12 :])
+    tracemalloc.start()
+    assert "claims to hold" in refusal(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from haze_pipeline.utils.background import subtract_background
 from haze_pipeline.utils.processes import Processes
 from haze_pipeline.utils.provenance import sampling_facts, weights_digest
 
-from .tasks import Outputs
+from .tasks import Outputs, name_of
 
 
 # So many planes of a file, evenly spread, are assessed if no map of unexplained structure is written.
@@ -128,7 +128,7 @@ class FileDehazer:
 
     def __call__(
         self,
-        source: Path,
+        source: Path | str,
         outputs: Outputs,
         processes: Processes | None = None,
         on_progress: Callable[[float, int], None] = lambda planes, total: None,
@@ -137,7 +137,7 @@ class FileDehazer:
         Dehaze a file.
 
         Args:
-            source (`Path`): The file to read.
+            source (`Path` or `str`): The file to read, or the address of a remote one.
             outputs ([`Outputs`]): The files to write. TIFFs that exist are replaced.
             processes ([`Processes`], *optional*): The processes that share the planes of this file, which needs
                 OME-Zarr outputs.
@@ -169,7 +169,7 @@ class FileDehazer:
                 if processes.is_main:
                     partial = {path: stack.enter_context(replace_when_complete(path)) for path in outputs.paths}
             partial = processes.broadcast(partial)
-            version = "0.4" if (source / ".zattrs").exists() else "0.5"  # of OME-Zarr
+            version = micrograph.zarr_version or "0.5"
             writers = {}
             for turn_of_main in (True, False):  # the main process creates the files, then the others open them
                 with processes.together():
@@ -214,8 +214,11 @@ class FileDehazer:
 
             # 4. Store how the outputs were made, and give them their names.
             counts = sum(processes.gather(counts), Counter())
+            for part in processes.gather({path: writer.windows.ranges for path, writer in writers.items()}):
+                for path, ranges in part.items():
+                    writers[path].windows.merge(ranges)
             assessments = dict(sorted(item for part in processes.gather(assessments) for item in part.items()))
-            facts = {**self.settings, "source": source.name, "hot_pixels": counts["hot_pixels"]}
+            facts = {**self.settings, "source": name_of(source), "hot_pixels": counts["hot_pixels"]}
             if assessed:
                 facts["assessment"] = list(assessments.values())
 
@@ -229,7 +232,7 @@ class FileDehazer:
         seconds = round(time.perf_counter() - started, 3)
         return {**facts, "planes": len(numbered), "seconds": seconds, **outside(outputs.prediction)}
 
-    def open(self, source: Path, stack: ExitStack) -> Micrograph:
+    def open(self, source: Path | str, stack: ExitStack) -> Micrograph:
         """Open the part of a file that is to be dehazed, until `stack` closes it."""
         micrograph = stack.enter_context(open_micrograph(source, self.axes, self.series))
         try:
@@ -266,7 +269,7 @@ class FileDehazer:
             return set()
         return set(np.linspace(0, number - 1, min(number, MAX_ASSESSED_PLANES)).round().astype(int).tolist())
 
-    def _measure_channels(self, micrograph: Micrograph, source: Path) -> dict[int, Normalization]:
+    def _measure_channels(self, micrograph: Micrograph, source: Path | str) -> dict[int, Normalization]:
         """
         The normalization of every channel, from the statistics of its stack. Empty if each plane is normalized by
         itself, or by the fixed statistics in the checkpoint.

@@ -18,7 +18,7 @@ from haze_pipeline.utils.console import make_parents, progress_display
 from haze_pipeline.utils.processes import Processes
 
 from .file_dehazing import FileDehazer
-from .tasks import Task
+from .tasks import Task, name_of
 
 
 # Columns of the log.
@@ -72,7 +72,7 @@ def dehaze_files(
             progress = progress_display(stack, visible=processes.is_main)
             files = progress.add_task("Files", total=len(shared + alone), visible=len(shared + alone) > 1)
             for number, task in shared + alone:
-                planes = progress.add_task(f"Dehazing {task.source.name}", total=None)
+                planes = progress.add_task(f"Dehazing {name_of(task.source)}", total=None)
                 try:
                     facts = dehazer(
                         task.source,

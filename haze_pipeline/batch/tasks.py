@@ -4,9 +4,10 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from glob import glob
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
-from haze_pipeline.io.micrograph_files import ZARR_SUFFIX, list_micrographs
+from haze_pipeline.io.micrograph_files import ZARR_SUFFIX, is_address, is_zarr, list_images, list_micrographs
 
 
 # Longer suffixes come first, since they end in the shorter ones.
@@ -34,7 +35,7 @@ class Outputs:
 class Task:
     """A file to dehaze and its outputs."""
 
-    source: Path
+    source: Path | str  # or the address of a remote one
     outputs: Outputs
     is_skipped: bool = False
 
@@ -44,14 +45,23 @@ class Task:
         return self.outputs.prediction.suffix.lower() == ZARR_SUFFIX
 
 
-def find_inputs(inputs: list[str], output: Path, recursive: bool) -> tuple[list[tuple[Path, Path]], bool]:
+def name_of(source: Path | str) -> str:
+    """The last part of a path or an address."""
+    return source.name if isinstance(source, Path) else PurePosixPath(urlsplit(source).path.rstrip("/")).name
+
+
+def find_inputs(
+    inputs: list[str], output: Path, recursive: bool, series: int | None = None
+) -> tuple[list[tuple[Path | str, Path]], bool]:
     """
     Find the input files, and name the result of each.
 
     Args:
-        inputs (`list[str]`): Files, folders and patterns.
+        inputs (`list[str]`): Files, folders, patterns and addresses of remote OME-Zarrs.
         output (`Path`): A file for one input, else a folder. Results keep the names and sub-folders of their inputs.
         recursive (`bool`): Also search the sub-folders of folders.
+        series (`int`, *optional*): Number of the image in a file that holds several. If omitted and `output` is a
+            folder, all images of an OME-Zarr are found, such as the fields of a plate.
 
     Returns:
         Pairs of an input and its result, and whether `output` is a folder.
@@ -61,11 +71,20 @@ def find_inputs(inputs: list[str], output: Path, recursive: bool) -> tuple[list[
         `ValueError`: If an input is a URL, `output` does not suit the inputs, or two results
             would have one name.
     """
-    found = []
+    is_file = output.name.lower().endswith(OUTPUT_SUFFIXES)
+    found: list[tuple[Path | str, Path]] = []
     for text in inputs:
         path = Path(text)
-        if path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
-            names = list_micrographs(path, recursive)
+        if is_address(text):
+            if name_of(text).lower().endswith((".tif", ".tiff")):
+                raise ValueError(
+                    f"{text} is remote, and only OME-Zarr is read from remote stores: download it, and name the copy."
+                )
+            found.append((text, Path(name_of(text))))
+        elif is_zarr(path):
+            found += _images_of_zarr(path, expand=not is_file and series is None)
+        elif path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
+            names = list_micrographs(path, recursive, expand=series is None)
             if not names and recursive:
                 raise FileNotFoundError(
                     f"{path} and its sub-folders hold no micrographs: name a folder with TIFF or OME-Zarr files."
@@ -75,29 +94,32 @@ def find_inputs(inputs: list[str], output: Path, recursive: bool) -> tuple[list[
             found += [(path / name, name) for name in names]
         elif path.exists():
             found.append((path, Path(path.name)))
-        elif re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
-            raise ValueError(f"{text} is remote, and remote files are not read: download it, and name the copy.")
         else:
             matching = sorted(glob(text, recursive=True))
             if not matching:
                 raise FileNotFoundError(f"{text} does not exist: check the name and the folder.")
-            found += [(Path(match), Path(Path(match).name)) for match in matching]
+            for match in map(Path, matching):
+                is_several = is_zarr(match) and not is_file and series is None
+                found += _images_of_zarr(match, expand=True) if is_several else [(match, Path(match.name))]
 
-    is_single = len(inputs) == 1 and len(found) == 1 and found[0][0] == Path(inputs[0])
-    if is_single and output.name.lower().endswith(OUTPUT_SUFFIXES):
+    is_single = len(inputs) == 1 and len(found) == 1 and str(found[0][0]) in (inputs[0], str(Path(inputs[0])))
+    if is_single and is_file:
         return [(found[0][0], output)], False
     if is_single and output.suffix and not output.is_dir():
         raise ValueError(f"--output must end in {', '.join(OUTPUT_SUFFIXES)}, or be a folder, got {output}.")
-    if output.name.lower().endswith(OUTPUT_SUFFIXES) or output.is_file():
+    if is_file or output.is_file():
         raise ValueError(f"{output} cannot hold the results of {len(found)} files: name a folder as --output.")
     # Results of an earlier run are not inputs.
-    found = [(source, name) for source, name in found if output.resolve() not in source.resolve().parents]
+    found = [
+        (source, name)
+        for source, name in found
+        if not isinstance(source, Path) or output.resolve() not in source.resolve().parents
+    ]
     if not found:
         raise ValueError(f"{output} is the input itself: choose another folder.")
-    targets = {}
+    targets: dict[Path, Path | str] = {}
     for source, name in found:
-        known = name.name.lower().endswith(OUTPUT_SUFFIXES)
-        target = output / (name if known else name.with_suffix(".ome.tif"))
+        target = output / _result_name(source, name)
         if target in targets:
             raise ValueError(
                 f"{source} and {targets[target]} would both become {target}: rename one, or dehaze them in two runs."
@@ -106,8 +128,31 @@ def find_inputs(inputs: list[str], output: Path, recursive: bool) -> tuple[list[
     return [(source, target) for target, source in targets.items()], True
 
 
+def _images_of_zarr(path: Path, expand: bool) -> list[tuple[Path | str, Path]]:
+    """The images in an OME-Zarr, or, unless `expand`, itself, and their paths from the folder that holds the whole."""
+    root = path.resolve()
+    while is_zarr(root.parent):
+        root = root.parent
+    return [(image, image.resolve().relative_to(root.parent)) for image in (list_images(path) if expand else [path])]
+
+
+def _result_name(source: Path | str, name: Path) -> Path:
+    """
+    The name of a result: that of its input, or with another suffix where results cannot have its own. An image in an
+    OME-Zarr, such as `plate.zarr/A/1/0`, becomes an OME-Zarr of its own, `plate_A_1_0.ome.zarr`.
+    """
+    if not isinstance(source, Path) or is_zarr(source):
+        outer = [part for part in name.parts if part.lower().endswith(ZARR_SUFFIX)]
+        inner = name.parts[name.parts.index(outer[0]) :] if outer else name.parts[-1:]
+        if len(inner) > 1 or not outer:
+            stem = re.sub(r"(\.ome)?\.zarr$", "", inner[0], flags=re.IGNORECASE)
+            joined = "_".join([stem, *inner[1:]]) + ".ome.zarr"
+            return Path(*name.parts[: len(name.parts) - len(inner)], joined)
+    return name if name.name.lower().endswith(OUTPUT_SUFFIXES) else name.with_suffix(".ome.tif")
+
+
 def plan(
-    found: list[tuple[Path, Path]],
+    found: list[tuple[Path | str, Path]],
     is_folder_run: bool,
     uncertainty: bool,
     unexplained: bool,
@@ -148,7 +193,7 @@ def plan(
         for path in outputs.paths:
             if not is_folder_run and not path.parent.is_dir():
                 raise FileNotFoundError(f"{path.parent} is not a folder: create it first.")
-            if path.exists() and path.samefile(source):
+            if path.exists() and isinstance(source, Path) and path.samefile(source):
                 raise ValueError(f"{path} is the input itself: choose another name.")
             if path.is_dir() and not path.suffix.lower() == ZARR_SUFFIX:
                 raise IsADirectoryError(f"{path} is a folder: choose another name.")

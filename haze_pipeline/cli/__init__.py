@@ -1,6 +1,7 @@
 """The `haze-pipeline` command. Its sub-commands import large libraries when they run, so that `--help` is quick."""
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -47,10 +48,11 @@ def _root(
 
 def main():
     """
-    Run the command. A failure prints one sentence on standard error.
+    Run the command. A failure prints one sentence on standard error, and so does a warning.
 
     Exit codes: 0 done, 1 a file or a computation failed, 2 wrong usage, 130 interrupted.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {' '.join(str(message).split())}\n"
     try:
         app()
     except (OSError, ValueError, MemoryError, ImportError) as error:  # ImportError: an extra is not installed

@@ -311,7 +311,7 @@ def dehaze(
     if log is not None and log.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--log must end in .csv or .json, got {log}.")
     part = {"channel": channel, "z_range": _range("--z-range", z_range), "t_range": _range("--t-range", t_range)}
-    found, is_folder_run = find_inputs(inputs, output, recursive)
+    found, is_folder_run = find_inputs(inputs, output, recursive, series)
     if preview is not None and is_folder_run:
         raise ValueError("--preview needs one input and one output file: leave it out, or dehaze the files singly.")
     tasks = plan(found, is_folder_run, uncertainty, bool(assess), members if samples else 0, preview)

@@ -4,16 +4,19 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from .acquisition import Acquisition
 
 
 # Units in the spelling of OME-XML. Any other ("pixel", "reference frame") is not a physical one.
 MICROMETRES = {"pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 LENGTH_UNITS = tuple(MICROMETRES)
-TIME_UNITS = ("ns", "µs", "ms", "s", "min", "h", "d")
+SECONDS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+TIME_UNITS = tuple(SECONDS)
 # Other spellings, once greek mu (U+03BC) has been replaced by the micro sign (U+00B5) that OME wants.
 UNIT_SPELLINGS = {
     **dict.fromkeys(("um", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"), "µm"),
@@ -88,6 +91,11 @@ class Micrograph:
         time_interval_unit (`str`, defaults to `"s"`): One of `TIME_UNITS`.
         channel_names (`list[str]`, *optional*): One name per channel; a single one where there is no axis `C`.
         provenance (`dict`, *optional*): How the image was made, as this package notes it in the files that it writes.
+        acquisition ([`Acquisition`]): How the image was taken and is displayed.
+        channels_last (`bool`, defaults to `False`):
+            Whether the file holds the channels of a pixel together, `[..., Y, X, C]`. In `data` the axis `C` comes
+            before `Y` all the same; files that are written for this micrograph are again in the order of its file.
+        zarr_version (`str`, *optional*): Version of OME-Zarr of the file, if it is one.
     """
 
     data: np.ndarray | PlaneStack
@@ -100,6 +108,9 @@ class Micrograph:
     time_interval_unit: str = "s"
     channel_names: list[str] | None = None
     provenance: dict | None = None
+    acquisition: Acquisition = field(default_factory=Acquisition)
+    channels_last: bool = False
+    zarr_version: str | None = None
 
     @property
     def pixel_size_um(self) -> float | None:
@@ -127,7 +138,8 @@ class Micrograph:
         Raises:
             `MicrographError`: If there is no such axis or channel, or nothing is left.
         """
-        data, axes, names = self.data, self.axes, self.channel_names
+        data, axes, names, acquisition = self.data, self.axes, self.channel_names, self.acquisition
+        numbers = np.arange(math.prod(data.shape[:-2])).reshape(data.shape[:-2])  # of the planes
         for axis, part in (("Z", z_range), ("T", t_range)):
             if part is None:
                 continue
@@ -135,18 +147,44 @@ class Micrograph:
                 raise MicrographError(f"there is no axis {axis} to take a range of: the axes are {axes}.")
             position = axes.index(axis)
             length = data.shape[position]
-            if not len(range(*part.indices(length))):
+            kept = range(*part.indices(length))
+            if not kept:
                 raise MicrographError(f"the range of {axis} leaves nothing of {length}: count from 0.")
-            data = data[(slice(None),) * position + (part,)]
+            index = (slice(None),) * position + (part,)
+            data, numbers = data[index], numbers[index]
+            acquisition = self._begin_at(acquisition, axis, kept[0])
         if channel is not None:
             count = data.shape[axes.index("C")] if "C" in axes else 1
             if not 0 <= channel < count:
                 raise MicrographError(f"there is no channel {channel}: there are {count}, counted from 0.")
             if "C" in axes:
-                data = data[(slice(None),) * axes.index("C") + (channel,)]
+                index = (slice(None),) * axes.index("C") + (channel,)
+                data, numbers = data[index], numbers[index]
                 axes = axes.replace("C", "")
                 names = None if names is None else [names[channel]]
-        return dataclasses.replace(self, data=data, axes=axes, channel_names=names)
+                channels = acquisition.channels
+                acquisition = dataclasses.replace(acquisition, channels=channels[channel : channel + 1])
+        return dataclasses.replace(
+            self,
+            data=data,
+            axes=axes,
+            channel_names=names,
+            acquisition=acquisition.select_planes(numbers),
+            channels_last=self.channels_last and channel is None,
+        )
+
+    def _begin_at(self, acquisition: Acquisition, axis: str, first: int) -> Acquisition:
+        """The acquisition of an image that begins with a later plane (`Z`) or frame (`T`)."""
+        place, start = acquisition.position, acquisition.start_time
+        if axis == "Z" and place and place.z is not None and place.unit in MICROMETRES and self.z_step:
+            moved = first * self.z_step_um / MICROMETRES[place.unit]
+            place = dataclasses.replace(place, z=round_digits(place.z + moved))
+        if axis == "T" and start is not None and self.time_interval:
+            start = round_digits(start + first * self.time_interval * SECONDS[self.time_interval_unit])
+        unitless = tuple(
+            (name, scale, offset + first * scale * (name == axis)) for name, scale, offset in acquisition.unitless
+        )
+        return dataclasses.replace(acquisition, position=place, start_time=start, unitless=unitless)
 
 
 def choose_series(count: int, series: int | None, source: Any) -> int:
@@ -155,8 +193,8 @@ def choose_series(count: int, series: int | None, source: Any) -> int:
         raise MicrographError(f"`{source}` holds no images: save the one you want as a file of its own.")
     if series is None and count > 1:
         raise MicrographError(
-            f"`{source}` holds {count} images: choose one by its number from 0 (--series), or save it as a file of "
-            f"its own."
+            f"`{source}` holds {count} images: choose one by its number, 0 to {count - 1} (on the command line with "
+            f"--series), or save it as a file of its own."
         )
     if series is not None and not 0 <= series < count:
         raise MicrographError(f"`{source}` has no image {series}: it holds {count}, counted from 0.")
@@ -187,3 +225,8 @@ def spell_unit(text: Any, units: tuple[str, ...]) -> str | None:
 
 def is_positive(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and 0 < value < math.inf
+
+
+def round_digits(value: float) -> float:
+    """A number without its last digits, which only the change of a unit makes."""
+    return float(f"{value:.12g}")

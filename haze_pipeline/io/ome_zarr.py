@@ -10,17 +10,20 @@ import numpy as np
 
 from haze_pipeline.utils.console import require
 
+from .acquisition import Acquisition, Channel
+from .contrast import ContrastWindows
 from .micrograph import (
-    LENGTH_UNITS,
-    TIME_UNITS,
+    MICROMETRES,
+    SECONDS,
     Micrograph,
     MicrographError,
     PlaneStack,
     choose_series,
-    is_positive,
     name_axes,
-    spell_unit,
+    round_digits,
 )
+from .ome_zarr_collections import describe_group, find_images
+from .ome_zarr_metadata import ACQUISITION_KEY, axes_of, channel_names, read_acquisition, read_transformations
 from .pyramid import halve, pyramid_levels
 
 
@@ -44,46 +47,41 @@ MAX_CHUNK_BYTES = 2**31  # what a chunk of somebody else's may take in memory
 
 
 @contextmanager
-def open_ome_zarr(path: Path, series: int | None = None) -> Iterator[Micrograph]:
-    """The image in an OME-Zarr at its full resolution: what [`open_micrograph`] does for such folders."""
+def open_ome_zarr(source: Path | str, series: int | None = None) -> Iterator[Micrograph]:
+    """
+    The image in an OME-Zarr at its full resolution: what [`open_micrograph`] does for such folders and for the
+    addresses of remote ones.
+    """
     require("zarr", "zarr")
-    import zarr
 
     try:
-        group = zarr.open_group(path, mode="r")
-        attributes = group.attrs.asdict()
-        attributes |= attributes.get("ome", {})  # where version 0.5 has it
-        if "plate" in attributes or "well" in attributes or "multiscales" not in attributes:
-            raise MicrographError(
-                f"`{path}` is not a single image in OME-Zarr: name one of the images in it, a folder with "
-                f"`multiscales`."
-            )
-        images = attributes["multiscales"]
-        image = images[choose_series(len(images), series, path)]
+        group, attributes, number = _choose_image(_open_group(source), series, source)
+        image = attributes["multiscales"][number]
         array = group[image["datasets"][0]["path"]]
-        axes = "".join(axis["name"].upper() for axis in image["axes"])
+        axes = "".join(axis["name"].upper() for axis in axes_of(image, array.ndim))
         if len(axes) != array.ndim or not axes.endswith("YX"):
-            raise MicrographError(f"`{path}` stores its axes as {axes}: save it with rows and columns (YX) last.")
-        axes = name_axes(axes, path)
+            raise MicrographError(f"`{source}` stores its axes as {axes}: save it with rows and columns (YX) last.")
+        axes = name_axes(axes, source)
         if array.dtype.kind not in "iuf":
             raise MicrographError(
-                f"`{path}` holds values of type {array.dtype}, not intensities: convert it to 16-bit."
+                f"`{source}` holds values of type {array.dtype}, not intensities: convert it to 16-bit."
             )
         if not math.prod(array.shape):
             raise ValueError("it holds no pixels")
         if math.prod(array.chunks) * array.dtype.itemsize > MAX_CHUNK_BYTES:
-            raise MicrographError(f"`{path}` stores chunks of {array.chunks} pixels: store it in smaller ones.")
-        metadata = _sizes(image, axes)
+            raise MicrographError(f"`{source}` stores chunks of {array.chunks} pixels: store it in smaller ones.")
+        metadata = read_transformations(image, axes, source)
         channels = array.shape[axes.index("C")] if "C" in axes else 1
-        described = attributes.get("omero", {}).get("channels", [])
-        names = [str(channel.get("label") or "") for channel in described]
-        if any(names) and len(names) == channels:
-            metadata["channel_names"] = names
+        names = channel_names(attributes)
+        metadata["channel_names"] = names if len(names or "") == channels else None
+        stated = metadata["acquisition"].completed_by(read_acquisition(attributes))
+        metadata["acquisition"] = stated.fitted(channels, math.prod(array.shape[:-2]))
         metadata["provenance"] = attributes.get("haze-pipeline")
-    except (MicrographError, MemoryError):
+        metadata["zarr_version"] = "0.4" if group.metadata.zarr_format == 2 else "0.5"
+    except (MicrographError, MemoryError, ImportError, FileNotFoundError):
         raise
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise _damaged(source, error) from error
 
     leading = array.shape[:-2]
 
@@ -93,10 +91,60 @@ def open_ome_zarr(path: Path, series: int | None = None) -> Iterator[Micrograph]
         except MemoryError:
             raise
         except Exception as error:
-            raise _damaged(path, error) from error
+            raise _damaged(source, error) from error
         return np.asarray(plane).astype(array.dtype.newbyteorder("="), copy=False)
 
     yield Micrograph(PlaneStack(read, array.shape, array.dtype.newbyteorder("=")), axes, **metadata)
+
+
+def _open_group(source: Path | str):
+    """
+    The group in a folder or at an address.
+
+    Raises:
+        `ImportError`: If an address needs a package that is not installed.
+        `FileNotFoundError`: If there is no Zarr at an address, or it cannot be reached.
+    """
+    import zarr
+
+    if isinstance(source, Path):
+        return zarr.open_group(source, mode="r")
+    protocol = source.partition("://")[0]
+    try:
+        try:
+            return zarr.open_group(source, mode="r")
+        except Exception as error:
+            if protocol == "s3" and "credentials" in str(error).lower():  # public data need none
+                return zarr.open_group(source, mode="r", storage_options={"anon": True})
+            raise
+    except (ImportError, RuntimeError) as error:
+        package = {"s3": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs"}.get(protocol, protocol)
+        raise ImportError(
+            f"`{source}` needs `pip install fsspec {package}` ({error}): install them, or copy it to this machine."
+        ) from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise FileNotFoundError(
+            f"`{source}` is no OME-Zarr that can be reached ({reason}): check the address and your access; files of "
+            f"other formats must be copied to this machine."
+        ) from error
+
+
+def _choose_image(root, series: int | None, source: Path | str) -> tuple[Any, dict[str, Any], int]:
+    """The group of the chosen image, its attributes, and its number among the `multiscales` there."""
+    images = []
+    for each in find_images(root):
+        images.append(each)
+        if series is not None and len(images) > series:  # plates are long, and servers slow
+            break
+    if not images:
+        raise MicrographError(
+            f"`{source}` is not an image in OME-Zarr, and none is found in it: name one of the images in it, a folder "
+            f"with `multiscales`."
+        )
+    path, number = images[choose_series(len(images), series, source)]
+    group = root[path] if path else root
+    return group, describe_group(group), number
 
 
 class OmeZarrWriter:
@@ -114,13 +162,27 @@ class OmeZarrWriter:
         version (`str`, defaults to `"0.5"`): Or `"0.4"`, which older programs read.
         name (`Path`, *optional*): What errors call it, if not `path`.
         create (`bool`, defaults to `True`): Make the arrays; or write into those that another process has made.
+        measure_display (`bool`, defaults to `False`): Whether contrast windows are measured on the planes that are
+            written even where the micrograph has some, since they are of other intensities.
+
+    Attributes:
+        windows ([`ContrastWindows`]): Those of what was written.
 
     Raises:
         `MicrographError`: If the axes do not fit OME-Zarr.
     """
 
     def __init__(
-        self, path, micrograph: Micrograph, shape, dtype, provenance=None, version="0.5", name=None, create=True
+        self,
+        path,
+        micrograph: Micrograph,
+        shape,
+        dtype,
+        provenance=None,
+        version="0.5",
+        name=None,
+        create=True,
+        measure_display=False,
     ):
         require("zarr", "zarr")
         import zarr
@@ -134,6 +196,11 @@ class OmeZarrWriter:
                 f"`{name or path}` cannot hold the axes {axes}: OME-Zarr has T, C, Z, Y and X, in this order; choose "
                 f"a TIFF."
             )
+        self.windows = ContrastWindows(axes)
+        self._measure_display = measure_display
+        self._names = micrograph.channel_names
+        self._num_channels = self.shape[axes.index("C")] if "C" in axes else 1
+        self._acquisition = micrograph.acquisition.fitted(self._num_channels, math.prod(self.shape[:-2]))
         levels = pyramid_levels(self.shape[-2:])
         shapes = [self.shape]
         for _ in range(levels):
@@ -152,23 +219,43 @@ class OmeZarrWriter:
             self._arrays.append(
                 self._group.create_array(str(level), shape=level_shape, chunks=chunks, dtype=self.dtype, **options)
             )
-        described = {"version": version} if version == "0.5" else {}
-        described |= {"multiscales": [_multiscales(micrograph, axes, shapes, version)]}
-        if micrograph.channel_names is not None:
-            described["omero"] = {"channels": [_channel(label, self.dtype) for label in micrograph.channel_names]}
-        self._group.attrs.update({"ome": described} if version == "0.5" else described)
+        self._described: dict[str, Any] = {"version": version} if version == "0.5" else {}
+        self._described |= {"multiscales": [_multiscales(micrograph, axes, shapes, version)]}
+        self._version = version
+        self._note()
 
     def write(self, index: tuple[int, ...], plane: np.ndarray):
         """Write the plane at an index of the leading axes."""
         plane = np.asarray(plane, self.dtype)
+        self.windows.add(index, plane)
         for array in self._arrays:
             array[index if index else ...] = plane
             plane = halve(plane) if array is not self._arrays[-1] else plane
 
     def close(self):
-        """Note how the image was made."""
-        if self._create and self.provenance:
-            self._group.attrs["haze-pipeline"] = self.provenance
+        """Note how the image was made, and the contrast that shows it."""
+        if self._create:
+            self._note()
+
+    def _note(self):
+        channels = self._acquisition.channels or (Channel(),) * self._num_channels
+        ranges = [
+            self.windows.of(number) if self._measure_display or each.display_range is None else each.display_range
+            for number, each in enumerate(channels)
+        ]
+        names = self._names or [None] * self._num_channels
+        self._described["omero"] = {
+            "channels": [
+                _channel(name, each.color, limits, self.dtype)
+                for name, each, limits in zip(names, channels, ranges, strict=True)
+            ]
+        }
+        noted = {"ome": self._described} if self._version == "0.5" else dict(self._described)
+        if self._acquisition != Acquisition():
+            noted[ACQUISITION_KEY] = self._acquisition.to_json()
+        if self.provenance:
+            noted["haze-pipeline"] = self.provenance
+        self._group.attrs.update(noted)
 
     def __enter__(self) -> "OmeZarrWriter":
         return self
@@ -176,39 +263,6 @@ class OmeZarrWriter:
     def __exit__(self, kind, *_):
         if kind is None:
             self.close()
-
-
-def version_of(path: Path) -> str:
-    """`"0.4"` for what is stored as Zarr 2, else `"0.5"`."""
-    return "0.5" if (path / "zarr.json").exists() else "0.4"
-
-
-def _sizes(image: dict, axes: str) -> dict[str, Any]:
-    """Reads the scales of the full resolution as arguments of [`Micrograph`]."""
-    scales = [1.0] * len(axes)
-    for transform in [
-        *image["datasets"][0].get("coordinateTransformations", []),
-        *image.get("coordinateTransformations", []),
-    ]:
-        if transform.get("type") == "scale":
-            scales = [scale * float(factor) for scale, factor in zip(scales, transform["scale"], strict=True)]
-    units = [
-        spell_unit(axis.get("unit"), TIME_UNITS if name == "T" else LENGTH_UNITS)
-        for name, axis in zip(axes, image["axes"], strict=True)
-    ]
-    known = {
-        name: (scale, unit)
-        for name, scale, unit in zip(axes, scales, units, strict=True)
-        if unit and is_positive(scale)
-    }
-    metadata: dict[str, Any] = {}
-    if "X" in known and "Y" in known and known["X"][1] == known["Y"][1]:
-        metadata |= {"pixel_size": (known["Y"][0], known["X"][0]), "pixel_size_unit": known["X"][1]}
-    if "Z" in known:
-        metadata |= dict(zip(("z_step", "z_step_unit"), known["Z"], strict=True))
-    if "T" in known:
-        metadata |= dict(zip(("time_interval", "time_interval_unit"), known["T"], strict=True))
-    return metadata
 
 
 def _multiscales(micrograph: Micrograph, axes: str, shapes: list[tuple[int, ...]], version: str) -> dict:
@@ -225,13 +279,19 @@ def _multiscales(micrograph: Micrograph, axes: str, shapes: list[tuple[int, ...]
         size, unit = sizes.get(axis, (None, None))
         described = {"name": axis.lower(), "type": AXIS_TYPES[axis]}
         described_axes.append(described | ({"unit": UNIT_NAMES[unit]} if size is not None else {}))
+    unitless = {name: (scale, offset) for name, scale, offset in micrograph.acquisition.unitless}
+    scale = [float(sizes.get(axis, (None,))[0] or unitless.get(axis, (1.0,))[0]) for axis in axes]
+    offset = _translation(micrograph.acquisition, axes, sizes)
     datasets = []
     for level, shape in enumerate(shapes):
-        scale = [float(sizes.get(axis, (None,))[0] or 1.0) for axis in axes]
-        scale[-2:] = [
-            size * full / side for size, full, side in zip(scale[-2:], shapes[0][-2:], shape[-2:], strict=True)
-        ]
-        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+        factors = [full / side for full, side in zip(shapes[0][-2:], shape[-2:], strict=True)]
+        level_scale = scale[:-2] + [size * factor for size, factor in zip(scale[-2:], factors, strict=True)]
+        transforms: list[dict] = [{"type": "scale", "scale": level_scale}]
+        if any(offset):
+            # A translation is that of the centre of the first pixel, which is a larger one at lower resolution.
+            moved = [place + (new - old) / 2 for place, new, old in zip(offset, level_scale, scale, strict=True)]
+            transforms.append({"type": "translation", "translation": moved})
+        datasets.append({"path": str(level), "coordinateTransformations": transforms})
     return {
         **({"version": version} if version == "0.4" else {}),
         "name": "image",
@@ -240,13 +300,34 @@ def _multiscales(micrograph: Micrograph, axes: str, shapes: list[tuple[int, ...]
     }
 
 
-def _channel(label: str, dtype: np.dtype) -> dict:
-    """A channel's name, in grey; viewers choose the contrast within the window's limits."""
-    limits = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(np.float16)
-    low, high = float(limits.min if dtype.kind in "iu" else 0), float(limits.max)
-    return {"label": label, "color": "FFFFFF", "window": {"min": low, "max": high, "start": low, "end": high}}
+def _translation(acquisition: Acquisition, axes: str, sizes: dict[str, tuple]) -> list[float]:
+    """Where the first pixel lies, along every axis in its unit; 0 where that or the unit is not known."""
+    position = acquisition.first_position
+    offsets = []
+    for axis in axes:
+        size, unit = sizes.get(axis, (None, None))
+        offset = 0.0
+        if axis == "T" and size is not None and acquisition.start_time is not None:
+            offset = acquisition.start_time / SECONDS[unit]
+        elif axis in "ZYX" and size is not None and position is not None and position.unit in MICROMETRES:
+            offset = (getattr(position, axis.lower()) or 0.0) * MICROMETRES[position.unit] / MICROMETRES[unit]
+        elif size is None:
+            offset = next((offset for name, _, offset in acquisition.unitless if name == axis), 0.0)
+        offsets.append(round_digits(offset))
+    return offsets
 
 
-def _damaged(path: Path, error: Exception) -> MicrographError:
+def _channel(label: str | None, color: str | None, limits: tuple[float, float], dtype: np.dtype) -> dict:
+    """A channel's name, its colour, grey if there is none, and the range that is drawn from black to the colour."""
+    low, high = limits
+    if dtype.kind in "iu":
+        least, greatest = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+    else:
+        least, greatest = low, high
+    window = {"min": least, "max": greatest, "start": low, "end": high}
+    return {**({"label": label} if label else {}), "color": color or "FFFFFF", "active": True, "window": window}
+
+
+def _damaged(source: Path | str, error: Exception) -> MicrographError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return MicrographError(f"`{path}` is damaged or no OME-Zarr ({reason}): copy or export it again.")
+    return MicrographError(f"`{source}` is damaged or no OME-Zarr ({reason}): copy or export it again.")

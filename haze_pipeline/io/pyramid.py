@@ -16,8 +16,8 @@ def pyramid_levels(plane_shape: tuple[int, int]) -> int:
 
 
 def halve(plane: np.ndarray) -> np.ndarray:
-    """Means of 2 × 2 pixels, in the number type of the plane; an odd last row or column is left out."""
-    height, width = (side // 2 for side in plane.shape)
-    blocks = plane[: 2 * height, : 2 * width].reshape(height, 2, width, 2)
+    """Means of 2 × 2 pixels of a plane `[Y, X]` or `[Y, X, C]`, in its number type; an odd last row is left out."""
+    height, width = (side // 2 for side in plane.shape[:2])
+    blocks = plane[: 2 * height, : 2 * width].reshape(height, 2, width, 2, *plane.shape[2:])
     means = blocks.mean(axis=(1, 3), dtype=np.float64)
     return (means.round() if plane.dtype.kind in "iu" else means).astype(plane.dtype)
