@@ -33,10 +33,10 @@ def checkpoint_in_the_package():
 
 
 def note_if_earlier(results):
-    """A line that says so if the measurement was not made with today's checkpoint."""
+    """A note for measurements of an earlier checkpoint than the one in the package."""
     if results["checkpoint"] == checkpoint_in_the_package():
         return []
-    return ["", "Measured with the checkpoint that the package then had."]
+    return ["", "These numbers were measured with an earlier checkpoint."]
 
 
 def real_pairs():
@@ -52,7 +52,7 @@ def real_pairs():
     return [
         *table(["pair", *methods], rows),
         "",
-        f"`--background-width` on microtubules_b, at widefield resolution: {widths}.",
+        f"Pair microtubules_b at widefield resolution with other values of `--background-width`: {widths}.",
         *note_if_earlier(measurement),
     ]
 
@@ -73,9 +73,9 @@ def real_specimens():
     return [
         *table(["pairs", "n", "method", "mean gain, dB", "median", "below input", "worst"], rows),
         "",
-        f"{results['num_images']} pairs of {len(results['specimens'])} files, {results['input']:.1f} dB before "
-        f"dehazing. Of the images without "
-        f"haze, {100 * harmless:.0f} % end within 0.5 dB of their input or better.",
+        f"The {results['num_images']} pairs come from {len(results['specimens'])} files. Their mean PSNR before "
+        f"dehazing is {results['input']:.1f} dB. Of the images without haze, {100 * harmless:.0f} % lose at most 0.5 "
+        "dB.",
         *note_if_earlier(results),
     ]
 
@@ -84,13 +84,12 @@ def summary():
     results = json.loads((HERE / "real_specimens.json").read_text())
     ours, tuned = (results["gain"]["all"][name] for name in (OURS, TUNED))
     return [
-        f"On {results['num_images']} pairs of {len(results['specimens'])} real specimens that no training saw, behind "
-        f"computed haze, `fast` gains "
-        f"{ours['mean']:.1f} dB on average and {ours['median']:.1f} dB in the median over the input (range-invariant "
-        f"PSNR); "
+        f"The preset `fast` was tested on {results['num_images']} pairs of {len(results['specimens'])} real specimens "
+        f"that no training saw; their haze was computed. It gains {ours['mean']:.1f} dB on average and "
+        f"{ours['median']:.1f} dB in the median over the input (range-invariant PSNR). "
         f"{100 * ours['below_input']:.0f} % of the images end below their input, the worst by {-ours['worst']:.1f} "
-        f"dB. The best of "
-        f"seven classical methods, tuned on the answer, gains {tuned['mean']:.1f} dB.",
+        f"dB. Seven classical methods gain {tuned['mean']:.1f} dB if the best method and setting are chosen for every "
+        "image with the help of the clear image.",
         *note_if_earlier(results),
     ]
 
@@ -112,12 +111,13 @@ def structures():
                 ["discs, core over rim", discs, "1"],
                 [f"{nuclei['number']} real nuclei, core over rim against the clear image: median (10 to 90 % of them)",
                  "{:.2f} ({:.2f} to {:.2f})".format(*(nuclei["quantiles"][q] for q in ("0.5", "0.1", "0.9"))), "1"],
-                ["contrast of a dim disc beside bright ones over its contrast alone", contrasts, "1"],
-                ["height of spots (full width)", heights, "1"],
+                ["contrast of a dim disc beside bright discs over its contrast alone (brightness ratio)",
+                 contrasts, "1"],
+                ["height of spots over their true height (full width)", heights, "1"],
                 ["amplitude of the highest octave of undersampled images",
                 f"{detail['amplitude of the highest octave, undersampled images']:.2f}", "1"],
                 ["power of a 2 × 2 checkerboard over its surroundings", f"{detail['checkerboard']:.2f}", "≤ 1"],
-                ["difference of four identical frames, of two seeds",
+                ["difference between four identical frames, between two seeds",
                 f"{mean['identical frames']:.1g}, {mean['seeds']:.1g}", "0"],
             ],
         ),
@@ -140,10 +140,9 @@ def simulated_pairs():
     return [
         *table(["simulated, held out", "n", *methods], rows),
         "",
-        f"{results['images_below_input']} of the {results['num_images']} images end below their input, the worst by "
-        f"{-results['smallest_gain']:.1f} dB: {', '.join(str(third['below_input']) for third in thirds)} of the "
-        f"worst, middle and best "
-        "third of the inputs.",
+        f"Of the {results['num_images']} images, {results['images_below_input']} end below their input, the worst by "
+        f"{-results['smallest_gain']:.1f} dB. By the quality of their input, "
+        f"{', '.join(str(third['below_input']) for third in thirds)} of them are in the worst, middle and best third.",
         *note_if_earlier(results),
     ]
 
@@ -166,11 +165,10 @@ def sampling():
     return [
         *table(["", "network calls", "seconds per megapixel", "times cheaper"], cost),
         "",
-        f"One 1024 × 1024 field, {results['cost']['threads']} threads, ours in {results['cost']['dtype']}, the "
-        f"reference in float32; "
-        "`quality` from the time of one of its members. Network calls are sweeps over all tiles, of which the "
-        "reference's are "
-        "four deep.",
+        f"One field of 1024 × 1024 pixels, {results['cost']['threads']} threads. Ours ran in "
+        f"{results['cost']['dtype']}, the reference in float32. The time of `quality` follows from the time of one of "
+        "its samples. A network call is one pass over all tiles of the field. The tiles of the reference cover every "
+        "pixel four times.",
         "",
         *table(
             ["", "reference", "haze-pipeline"],
@@ -182,35 +180,31 @@ def sampling():
                     f"{means['fast']:.2f} (`fast`)",
                 ],
                 [
-                    "sample, RMS distance to the converged one of the same noise",
+                    "sample, RMS distance to the converged sample of the same noise",
                     f"{distance['reference']:.3f}",
                     f"{distance['ours']:.3f} (`balanced`)",
                 ],
                 [
-                    "sample, jump across tile borders / elsewhere",
+                    "sample, jump across tile borders over jump elsewhere",
                     f"{seams['reference']['mean']:.2f}",
                     f"{seams['ours']['mean']:.2f}",
                 ],
             ],
         ),
         "",
-        f"Distances of samples on {distance['num_fields']} other fields, root mean square over all of them. Field by "
-        f"field, the "
-        "reference's lie between {:.3f} and {:.3f} and ours between {:.3f} and {:.3f}; ".format(
-            *ranges["reference"], *ranges["ours"]
-        )
-        + f"ours is the smaller one on {closer} of them.",
+        f"Distances of samples were measured on {distance['num_fields']} other fields; the table has their root mean "
+        "square. In single fields, they lie between {:.3f} and {:.3f} for the reference and between {:.3f} and {:.3f} "
+        "for haze-pipeline. ".format(*ranges["reference"], *ranges["ours"])
+        + f"The distance of haze-pipeline is the smaller one in {closer} of them.",
         "",
-        f"Means are scored on {means['parts_per_field']} parts of every 1024 × 1024 field, together; by field, `fast` "
-        f"differs "
-        f"from the reference by {min(differences):+.2f} to {max(differences):+.2f} dB. Without tiles, a sample jumps "
-        f"{seams['untiled']['mean']:.2f} times as much at the lines of our tile borders as elsewhere. On "
-        f"{tiling['num_fields']} whole fields `fast` "
-        f"scores {tiling['psnr']['tiled']:.2f} dB in tiles and {tiling['psnr']['untiled']:.2f} dB without; tiles cost "
-        f"no field "
-        f"more than {max(0, tiling['largest_loss']):.2f} dB.",
+        f"Means are scored on {means['parts_per_field']} parts of every field of 1024 × 1024 pixels. In single "
+        f"fields, `fast` differs from the reference by {min(differences):+.2f} to {max(differences):+.2f} dB. "
+        f"Computed without tiles, a sample jumps {seams['untiled']['mean']:.2f} times as much at the positions of our "
+        f"tile borders as elsewhere. On {tiling['num_fields']} whole fields, `fast` scores "
+        f"{tiling['psnr']['tiled']:.2f} dB with tiles and {tiling['psnr']['untiled']:.2f} dB without. In no field do "
+        f"tiles cost more than {max(0, tiling['largest_loss']):.2f} dB.",
         "",
-        "Peak memory of the process: "
+        "Peak memory of the process, by size of the field and of the ensemble: "
         + ", ".join(f"{gigabytes:.2f} GB for {name}" for name, gigabytes in results["memory"].items())
         + ".",
         *note_if_earlier(results),
@@ -226,41 +220,43 @@ def solvers():
     return [
         *table(["solver", "network calls", "shift of the grid", "RMS error"], rows),
         "",
-        f"{results['num_images']} held-out simulated images of {results['size']} × {results['size']} pixels; the "
-        f"samples "
-        f"themselves have a deviation of {results['spread']:.2f}.",
+        f"Measured on {results['num_images']} held-out simulated images of {results['size']} × {results['size']} "
+        f"pixels. The standard deviation of the samples themselves is {results['spread']:.2f}.",
         *note_if_earlier(results),
     ]
 
 
 def calibration():
     measured = json.loads((HERE / "calibration.json").read_text())
-    keys = ("RMS error / RMS deviation", "ENCE", "mean squared z")
+    # By score, the heading of its column.
+    names = {
+        "RMS error / RMS deviation": "RMS error / RMS of the predicted standard deviation",
+        "ENCE": "ENCE",
+        "mean squared z": "mean squared z-score",
+    }
     rows, notes = [], []
     for kind, results in measured["sets"].items():
         rows += [
-            [f"{kind}, {name}", *(f"{values[key]:.2f}" for key in keys),
+            [f"{kind}, {name}", *(f"{values[key]:.2f}" for key in names),
              *(f"{100 * values[f'coverage at {level}%']:.0f} %" for level in (50, 90, 95))]
             for name, values in results["scores"].items()
         ]  # fmt: skip
         intervals = ", ".join(
-            f"{100 * fraction['mean']:.1f} ± {100 * fraction['standard_error']:.1f} % for {level}"
+            f"{100 * fraction['mean']:.1f} ± {100 * fraction['standard_error']:.1f} % for {level.replace('%', ' %')}"
             for level, fraction in results["interval_coverage"].items()
         )
         low, high = results["ENCE_interval"]
         large = results["large_ensemble"]
         notes += [
             "",
-            f"{kind[0].upper()}{kind[1:]}: {results['num_images']} held-out "
-            f"pairs, {measured['num_samples']} samples "
-            f"of "
-            f"{measured['num_inference_steps']} steps. Resampling gives a calibrated ENCE of {low:.2f} to {high:.2f}. "
-            f"`out.interval` covered "
-            f"(with standard error) {intervals}. With {large['num_samples']} samples, on the first "
-            f"{large['num_images']} pairs, RMS error / "
-            f"RMS deviation is {large['raw']:.2f} raw and {large['calibrated']:.2f} calibrated.",
+            f"*{kind[0].upper()}{kind[1:]}*: {results['num_images']} held-out pairs, {measured['num_samples']} "
+            f"samples of {measured['num_inference_steps']} steps. Resampling of the pairs gives a calibrated ENCE "
+            f"between {low:.2f} and {high:.2f}. `out.interval` contains the true value in this fraction of the pixels "
+            f"(± standard error): {intervals}. With {large['num_samples']} samples, measured on the first "
+            f"{large['num_images']} pairs, the ratio of the first column is {large['raw']:.2f} raw and "
+            f"{large['calibrated']:.2f} calibrated.",
         ]
-    header = ["", *keys, "within 50 %", "90 %", "95 % of a normal law"]
+    header = ["", *names.values(), "within 50 %", "within 90 %", "within 95 %"]
     return [*table(header, rows), *notes, *note_if_earlier(measured)]
 
 
@@ -272,32 +268,32 @@ def trust():
          f"{values['median']['out_of_domain']:.2f}", f"{values['median']['invented']:.2f}"]
         for name, values in results["sets"].items()
     ]  # fmt: skip
-    rows.append(["all unknown ones", "", "", f"{results['area_under_curve']['all of them']:.3f}", "", ""])
-    header = ["images", "n", "warned of", "area under curve", "distance from training", "made of noise"]
+    rows.append(["all unknown images", "", "", f"{results['area_under_curve']['all of them']:.3f}", "", ""])
+    header = [
+        "images", "n", "with a warning", "area under the ROC curve", "distance from training images",
+        "structure predicted from noise",
+    ]  # fmt: skip
     return [*table(header, rows), *note_if_earlier(results)]
 
 
 def file_runs():
     results = json.loads((HERE / "file_runs.json").read_text())
     kills, processes, large, flicker = (results[name] for name in ("kills", "processes", "zarr", "flicker"))
-    same = {True: "the same files as one that was not killed, and nothing else", False: "NOT the same files"}
+    same = {True: "the same files as an undisturbed run, and no others", False: "NOT the same files"}
     return [
-        f"Measured (`bench/file_runs.py`): after {kills['kills']} kills at random moments of runs of two processes "
-        f"over {kills['files']} "
-        f"results, the runs that followed ended with {same[kills['identical_and_nothing_left']]}. One, two and three "
-        f"processes "
-        f"{'gave' if processes['identical'] else 'did NOT give'} identical pixels; two processes of one thread each "
-        f"do "
-        f"{processes['throughput_of_two']:.2f} times the work of one on {processes['cores']} virtual cores, where two "
-        f"commands that "
-        f"know nothing of each other do {processes['throughput_of_two_unrelated']:.2f} times as much. An OME-Zarr of "
-        f"{large['size_GiB']:.0f} GiB (planes of 1024 × 1024) has its first plane after "
-        f"{large['seconds_to_first_result']:.0f} s, and "
-        f"takes {large['peak_GiB']:.1f} GiB of memory. Samples of a movie in which only the camera's noise changes "
-        f"flicker by "
-        f"{100 * flicker['own noise']:.0f} % of their contrast, and by {100 * flicker['shared noise']:.0f} % with "
-        f"`--share-noise T` "
-        f"(the movie itself: {100 * flicker['input']:.0f} %).",
+        "Measured with `bench/file_runs.py`:",
+        "",
+        f"- *Interruptions.* Runs of two processes over {kills['files']} results were killed {kills['kills']} times "
+        f"at random moments. The runs that followed left {same[kills['identical_and_nothing_left']]}.",
+        f"- *Processes.* One, two and three processes {'gave' if processes['identical'] else 'did NOT give'} "
+        f"identical pixels. On {processes['cores']} virtual cores, two processes of one thread each do "
+        f"{processes['throughput_of_two']:.2f} times the work of one. Two independent commands do "
+        f"{processes['throughput_of_two_unrelated']:.2f} times the work of one.",
+        f"- *Memory.* An OME-Zarr of {large['size_GiB']:.0f} GiB (planes of 1024 × 1024 pixels) has its first result "
+        f"after {large['seconds_to_first_result']:.0f} s and takes {large['peak_GiB']:.1f} GiB of memory.",
+        f"- *Flicker.* In a movie, only the camera noise changed. The temporal standard deviation of its samples is "
+        f"{100 * flicker['own noise']:.0f} % of the spatial one, and {100 * flicker['shared noise']:.0f} % with "
+        f"`--share-noise T`. In the movie itself it is {100 * flicker['input']:.0f} %.",
     ]
 
 
@@ -306,12 +302,10 @@ def loader():
     meanwhile = results["simulated meanwhile"]
     return [
         f"Measured on {results['threads']} CPU cores with batches of {results['batch']} patches of "
-        f"{results['resolution']} px and "
-        f"{results['patches_per_field']} patches a field: {100 * meanwhile['share_waiting']:.1f} % of a step are "
-        f"spent waiting for "
-        f"data, and steps take {100 * results['slower']:.0f} % longer than on fields that lie ready. Before the first "
-        f"step, "
-        f"{meanwhile['seconds_waiting_at_start']:.0f} s go into the first fields."
+        f"{results['resolution']} px and {results['patches_per_field']} patches a field: a step waits for data during "
+        f"{100 * meanwhile['share_waiting']:.1f} % of its time. A step takes {100 * results['slower']:.0f} % longer "
+        "than with fields that were simulated before. The first fields take "
+        f"{meanwhile['seconds_waiting_at_start']:.0f} s before the first step."
     ]
 
 
@@ -320,9 +314,9 @@ def training():
     rates = results["images_per_second"]
     return [
         f"Measured with batches of {results['batch']} patches of {results['resolution']} px on {results['threads']} "
-        f"CPU threads "
-        f"(mixed precision: {results['mixed_precision']}): {rates['script']:.0f} patches a second, "
-        f"{100 * results['ratio']:.0f} % of a bare loop of forward, backward and optimiser (`bench/training.py`)."
+        f"CPU threads (mixed precision: {results['mixed_precision']}): {rates['script']:.0f} patches a second. This "
+        f"is {100 * results['ratio']:.0f} % of the rate of a bare loop of forward pass, backward pass and optimiser "
+        f"(`bench/training.py`)."
     ]
 
 
@@ -344,8 +338,8 @@ def costs():
         cost = f"{minutes:.0f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
         rows.append([title, f"{steps:,}", f"{batch} of {side} px", cost])
     return [
-        "At that rate, counted by pixels, one process on such a CPU takes for the first command of each recipe "
-        "(validation left out):",
+        "At this rate of pixels, one process on such a CPU needs the following time for the first training command of "
+        "each recipe, without validation:",
         "",
         *table(["recipe", "steps", "patches a step", "time"], rows),
     ]
@@ -356,14 +350,13 @@ def regression():
     psnr, advantage = results["psnr"], results["regression_advantage"]
     ahead = "regression" if advantage > 0 else "the flow"
     return [
-        f"Measured after {results['max_train_steps']} steps from nothing, {results['batch']} patches of "
-        f"{results['resolution']} px a step, "
-        f"mixed precision {results['mixed_precision']}: regression scores {psnr['regression']:.2f} dB on "
-        f"{results['num_images']} held-out "
-        f"simulated images ({psnr['input']:.2f} dB hazy) and the flow {psnr['flow']:.2f} dB; {ahead} is ahead by "
-        f"{abs(advantage):.2f} dB "
-        f"(standard error over the images {results['standard_error']:.2f} dB; one training each). They took "
-        f"{results['seconds']['regression']:.0f} and {results['seconds']['flow']:.0f} s (`bench/regression.py`).",
+        f"Measured after {results['max_train_steps']} steps from random weights, {results['batch']} patches of "
+        f"{results['resolution']} px a step, mixed precision {results['mixed_precision']}, on {results['num_images']} "
+        f"held-out simulated images: the hazy images score {psnr['input']:.2f} dB, regression "
+        f"{psnr['regression']:.2f} dB and the flow {psnr['flow']:.2f} dB. {ahead[0].upper()}{ahead[1:]} is ahead by "
+        f"{abs(advantage):.2f} dB; the standard error over the images is {results['standard_error']:.2f} dB, and each "
+        f"was trained once. The trainings took {results['seconds']['regression']:.0f} s (regression) and "
+        f"{results['seconds']['flow']:.0f} s (flow) (`bench/regression.py`).",
     ]
 
 
@@ -371,12 +364,11 @@ def stack_pairs():
     results = json.loads((HERE / "stack_pairs.json").read_text())
     psnr = results["psnr"]
     return [
-        f"Measured on a confocal stack of pollen ({results['max_train_steps']} steps on pairs of its planes 0 to 19, "
-        f"tested on "
-        f"{results['num_images']} pairs of planes 22 to 31): range-invariant PSNR {psnr['input']:.1f} dB hazy, "
-        f"{psnr['own']:.1f} dB dehazed with the network of the stack, {psnr['default']:.1f} dB with the checkpoint "
-        f"that the package then had; "
-        f"the smallest gain of the first is {results['smallest_gain']:.1f} dB (`bench/stack_pairs.py`).",
+        "Measured on a confocal stack of pollen (`bench/stack_pairs.py`). The training took "
+        f"{results['max_train_steps']} steps on pairs of planes 0 to 19. The test used {results['num_images']} pairs "
+        f"of planes 22 to 31. The range-invariant PSNR is {psnr['input']:.1f} dB for the hazy images, "
+        f"{psnr['own']:.1f} dB with the network of the stack, and {psnr['default']:.1f} dB with an earlier checkpoint "
+        f"of the package. The smallest gain of the network of the stack is {results['smallest_gain']:.1f} dB.",
     ]
 
 
@@ -384,9 +376,9 @@ def fresh_clone():
     results = json.loads((HERE / "fresh_clone.json").read_text())
     first, again, test = results["seconds"].values()
     return [
-        f"In a fresh clone, `make demo` takes {first:.0f} s, once more {again:.0f} s, and then `make test` {test:.0f} "
-        f"s "
-        f"({results['machine']}; {results['load']} processes ran on average, other work included)."
+        f"In a fresh clone, `make demo` takes {first:.0f} s the first time and {again:.0f} s after that; `make test` "
+        f"takes {test:.0f} s ({results['machine']}). {results['load']} processes ran on average, unrelated work "
+        "included."
     ]
 
 

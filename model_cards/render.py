@@ -32,7 +32,7 @@ import readme  # noqa: E402
 
 def default_checkpoint() -> ModelCard:
     """
-    Of the checkpoint in the package: command and log from `training/`, scores from `bench/`, failures from README.md.
+    Of the checkpoint in the package: command and log from `training/`, scores from `bench/`, limits from README.md.
     """
     recipe = (ROOT / "docs" / "training.md").read_text().split("## The checkpoint in the package")[1]
     command = re.search(r"```sh\n(.*?)\n```", recipe, re.DOTALL)[1]
@@ -41,13 +41,11 @@ def default_checkpoint() -> ModelCard:
     seconds = [stage["log"][-1]["seconds"] for stage in [*stages, training]]
     hours = sum(seconds) / 3600
     page = (ROOT / "README.md").read_text()
-    failures = re.findall(r"^Known to fail: (.*?)\n\n", page, re.DOTALL | re.MULTILINE)
+    limits = re.search(r"^Known limits:\n\n.*?(?=\n\n)", page, re.DOTALL | re.MULTILINE)[0]
     benchmarks, uncertainty = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("benchmarks", "uncertainty"))
-    reading = re.search(r"^Reading: (.*?)\n\n", benchmarks, re.DOTALL | re.MULTILINE)[1]
+    reading = re.search(r"^How to read the table: (.*?)\n\n", benchmarks, re.DOTALL | re.MULTILINE)[1]
     caption = re.search(r"^\*(Input, result of the preset.*?)\*\n", benchmarks, re.DOTALL | re.MULTILINE)[1]
-    unsure = re.search(
-        r"^(The samples of the checkpoint in the package .*?:)\n\n", uncertainty, re.DOTALL | re.MULTILINE
-    )[1]
+    unsure = re.search(r"^(The checkpoint in the package starts .*?:)\n\n", uncertainty, re.DOTALL | re.MULTILINE)[1]
     with (ROOT / "training" / "specimens.csv").open(encoding="utf-8", newline="") as file:
         sources = [row for row in csv.DictReader(file) if row["split"] != "none"]
     simulated = json.loads((ROOT / "bench" / "simulated_pairs.json").read_text())
@@ -60,14 +58,13 @@ def default_checkpoint() -> ModelCard:
         },
         "sources": sources,
         "figures": [("../docs/images/real_pairs.png", " ".join(caption.split()))],
-        "known_failures": [failure[0].upper() + failure[1:] for failure in failures],
+        "known_failures": [limits],
         "measured": "\n".join(
             [
-                "Range-invariant PSNR in dB. The classical methods have the settings that score best on the very "
-                "image, unless it says "
-                "true optics.",
+                "Range-invariant PSNR in dB. For every image, each classical method has the setting that scores best "
+                'against the clear image, unless the table says "true optics".',
                 "",
-                "Real specimens that no training saw, behind computed haze:",
+                "Real specimens that no training saw, with computed haze:",
                 "",
                 *readme.real_specimens(),
                 "",
@@ -79,8 +76,8 @@ def default_checkpoint() -> ModelCard:
                 "",
                 *readme.simulated_pairs(),
                 "",
-                "Real pairs, against the structured-illumination target / against that target blurred to widefield "
-                "resolution:",
+                "Real pairs. The first number compares with the structured-illumination target, the second with this "
+                "target after blurring it to widefield resolution:",
                 "",
                 *readme.real_pairs(),
                 "",

@@ -6,6 +6,7 @@ These imports take several times as long as a training of some steps. A server t
 forks for every script. What it does not show is the launcher: see `accelerate launch` in test_train_haze_matching.py.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -22,37 +23,51 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
-def run_script(script: Path, *arguments) -> subprocess.CompletedProcess:
-    """Run a script to its end, as `python script *arguments` does in `ENVIRONMENT`."""
-    server = _server()
+def run_script(
+    script: Path, *arguments, folder: Path | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """
+    Run a script to its end, as `python script *arguments` does.
+
+    Args:
+        script (`Path`): The script.
+        arguments: Its arguments.
+        folder (`Path`, *optional*): The working directory.
+        environment (`dict[str, str]`, *optional*): Variables in addition to `ENVIRONMENT`.
+    """
+    server = _server(tuple(sorted((environment or {}).items())))
     command = [str(part) for part in (script, *arguments)]
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
-        server.stdin.write(json.dumps([command, *map(str, outputs)]) + "\n")
+    with tempfile.TemporaryDirectory() as outputs:
+        outputs = [Path(outputs, name) for name in ("stdout", "stderr")]
+        server.stdin.write(json.dumps([command, str(folder or Path.cwd()), *map(str, outputs)]) + "\n")
         server.stdin.flush()
         code = int(server.stdout.readline())
         return subprocess.CompletedProcess(command, code, *(output.read_text() for output in outputs))
 
 
 @cache
-def _server() -> subprocess.Popen:
+def _server(environment: tuple[tuple[str, str], ...]) -> subprocess.Popen:
     """It ends when its standard input does, with the tests."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, __file__], env=ENVIRONMENT, text=True, **pipes)
+    return subprocess.Popen([sys.executable, __file__], env=ENVIRONMENT | dict(environment), text=True, **pipes)
 
 
 def serve():
     """Fork for every line on the standard input, and answer with the exit code."""
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
+    import diffusers.pipelines.pipeline_utils  # noqa: F401
+    import ome_types.model  # noqa: F401
     import tensorboard  # noqa: F401
 
+    gc.freeze()  # or every process would copy what is imported when it collects garbage at its end
     for line in sys.stdin:
-        command, *outputs = json.loads(line)
+        command, folder, *outputs = json.loads(line)
         child = os.fork()
         if child == 0:
             for descriptor, output in enumerate(outputs, start=1):
                 os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
+            os.chdir(folder)
             sys.argv = command
             runpy.run_path(command[0], run_name="__main__")
             return
