@@ -329,7 +329,7 @@ def training():
 def costs():
     results = json.loads((HERE / "training.json").read_text())
     pixels_per_second = results["images_per_second"]["script"] * results["resolution"] ** 2
-    sources = ("training/train_haze_matching.py", "haze_pipeline/data/training_data.py")
+    sources = ("training/train_haze_matching.py", "training/data_arguments.py")
     flags = "".join((HERE.parent / source).read_text() for source in sources)
     defaults = dict(re.findall(r'"--(max_train_steps|train_batch_size|resolution)", type=int, default=(\d+)', flags))
     rows = []

@@ -47,7 +47,7 @@ def test_every_command_and_flag_in_the_documents_exists():
         for line in re.findall(rf"haze-pipeline {command} [^#\n`]*", text):
             for flag in re.findall(r"--[\w-]+", line):
                 assert flag in help_.stdout, f"{command} {flag}"
-    shared = (ROOT / "haze_pipeline" / "data" / "training_data.py").read_text()
+    shared = (ROOT / "training" / "data_arguments.py").read_text()
     for name in ("train_haze_matching", "train_regression"):
         script = (ROOT / "training" / f"{name}.py").read_text() + shared
         for line in re.findall(rf"{name}\.py .*(?:\\\n.*)*", text):

@@ -435,7 +435,7 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
         (["--train_data_dir", "/nowhere"], "holds no TIFFs"),
         (["--resolution", "64"], "smaller than the patches"),
         (["--posterior_mean_share", "2"], "must be fractions that sum to 1 at most"),
-        (["--simulated_fraction", "0.5"], "--simulated_fraction is for a dataset of specimens"),
+        (["--simulated_fraction", "0.5"], "--simulated_fraction needs a dataset of specimens"),
         (["--noise_corner_frequency", "-1"], "--noise_corner_frequency must be 0 or more"),
         (["--weakened_haze", "0.6", "--added_haze", "0.6"], "shares that sum to 1 at most"),
         (["--mean_error_weight", "-1"], "--mean_error_weight must not be negative"),
@@ -449,7 +449,7 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
         (["--model_config_name_or_path", "NETWORK"], "must have 2 input channels"),
         (
             ["--dataset_name", "x/y", "--streaming", "--dataloader_num_workers", "2"],
-            "at most one --dataloader_num_workers",
+            "at most one worker",
         ),
     ],
 )

@@ -29,6 +29,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, set_seed
+from data_arguments import add_data_arguments, check_arguments, load_data
 from diffusers import UNet2DModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
@@ -39,7 +40,6 @@ from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
-from haze_pipeline.data.training_data import add_data_arguments, check_arguments, load_training_data
 from haze_pipeline.models.unet_haze_matching import add_gain, build_unet, check_network
 from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.reliability.out_of_domain import fit_domain
@@ -312,7 +312,7 @@ def train(args, command, accelerator, output_dir):
 
     # Data, in units that the initial network has learned or that these data tell.
     initial = None if args.init_from is None else HazeMatchingPipeline.from_pretrained(args.init_from)
-    data = load_training_data(args)
+    data = load_data(args)
     if initial is not None:
         image_processor = initial.image_processor
     else:
@@ -324,7 +324,7 @@ def train(args, command, accelerator, output_dir):
         image_processor.target_std,
     )
     domain = fit_domain([pair.hazy for pair in data.pairs])
-    fields = data.normalize(image_processor, args)
+    fields = data.normalize(image_processor)
     validation_input = validate(lambda hazy: hazy, data.validation)[0] if data.validation else None
     if data.validation:
         logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), validation_input)

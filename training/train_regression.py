@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, set_seed
+from data_arguments import add_data_arguments, check_arguments, load_data
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
-from haze_pipeline.data.training_data import add_data_arguments, check_arguments, load_training_data
 from haze_pipeline.models.unet_haze_matching import build_unet, check_network
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.training_utils import (
@@ -83,9 +83,9 @@ def main():
         start_output(args.output_dir, resume=args.resume_from_checkpoint is not None)
     accelerator.wait_for_everyone()
 
-    data = load_training_data(args)
+    data = load_data(args)
     image_processor = fit_image_processor(args.normalization, data.pairs)
-    fields = data.normalize(image_processor, args)
+    fields = data.normalize(image_processor)
     length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
     # Times and noises do not matter.
     dataset = TrainingExamples(
