@@ -3,8 +3,8 @@ Render the tables of README.md and docs/ from what the scripts in this folder me
 
     python bench/readme.py
 
-Every table stands between `<!-- NAME -->` and `<!-- /NAME -->`; `python bench/readme.py --check` fails if one is
-stale.
+Each table lies between `<!-- NAME -->` and `<!-- /NAME -->`. `python bench/readme.py --check` fails if a table is out
+of date.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """
-Measure whether the default checkpoint's checks tell images that it does not know from those that it knows.
+Measure whether the checks of the default checkpoint distinguish images unlike the training images from images like
+them.
 
     python bench/trust.py
 
-Known: simulated pairs of a seed that no training used. Unknown: noise of cameras without a specimen, photographs, the
-known images inverted, and the known images as a microscope with pixels ten times as fine would show them (enlarged,
-with photon noise anew). Writes `bench/trust.json`: how many of each kind are warned of, and the area under the curve
-of the two scores that look at the input, in units of their limits.
+Known images are the hazy images of simulated pairs with a seed not used for training. Unknown images are camera noise
+without a specimen, photographs, inverted known images, and known images as with pixels ten times smaller (enlarged,
+with new photon noise). Writes `bench/trust.json`: for each kind, the fraction of images with a warning, and the area
+under the ROC curve of the larger of the two scores of the input, each in units of its limit.
 """
 
 import argparse
