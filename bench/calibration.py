@@ -1,12 +1,12 @@
 """
-Measure the default checkpoint's uncertainty on pairs that neither trained nor calibrated it: of held-out real
-specimens, and simulated.
+Measure the uncertainty of the default checkpoint on pairs used neither for training nor for calibration: pairs of
+held-out real specimens, and simulated pairs.
 
     python bench/calibration.py
 
-Ensembles of the preset `balanced`: as they are, with the published line, and as the checkpoint is calibrated; and
-larger ensembles, of the first quarter of the images. Writes `bench/calibration.json` and
-`docs/images/calibration.png`.
+The ensembles of the preset `balanced` are measured without calibration, with the published calibration line, and with
+the calibration of the checkpoint. Larger ensembles are measured on the first quarter of the images. Writes
+`bench/calibration.json` and `docs/images/calibration.png`.
 """
 
 import argparse

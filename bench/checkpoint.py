@@ -1,4 +1,4 @@
-"""Which weights a measurement is of, so that what was measured with earlier ones is said to be."""
+"""Identify the weights of a measurement, so that pages mark results measured with earlier weights."""
 
 import hashlib
 

@@ -3,8 +3,8 @@ Time `haze-pipeline evaluate` on held-out simulated pairs: all baselines and the
 
     python bench/evaluate.py
 
-What is timed is the command, from its start to its end. For the baseline of regression it is given the checkpoint's
-own network, which costs as much as one that was trained to regress; scores are not kept. Writes `bench/evaluate.json`.
+The time is that of the whole command. As the regression baseline, it receives the network of the checkpoint, which
+costs as much as a network trained for regression. Scores are not stored. Writes `bench/evaluate.json`.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """
-Measure runs over files: kills and restarts, numbers of processes, an OME-Zarr larger than memory, and the flicker of
-movies.
+Measure the processing of many files: kills and restarts, numbers of processes, an OME-Zarr larger than memory, and the
+flicker of movies.
 
     python bench/file_runs.py [kills processes zarr flicker]
 
-Everything goes through the command, with the default checkpoint. Writes `bench/file_runs.json`.
+All measurements use the command line and the default checkpoint. Writes `bench/file_runs.json`.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """
-Time the README's two commands in a fresh clone: `make demo`, which installs, and again; and `make test`.
+Time the README's two commands in a fresh clone: `make demo`, first with the installation and then again, and `make
+test`.
 
     python bench/fresh_clone.py
 
-Writes `bench/fresh_clone.json`. What is committed is measured, not the working tree.
+The clone contains the last commit, not uncommitted changes. Writes `bench/fresh_clone.json`.
 """
 
 import json

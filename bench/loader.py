@@ -1,11 +1,11 @@
 """
-Measure how long training on simulated pairs waits for them.
+Measure how long training on simulated pairs waits for data.
 
     python bench/loader.py
 
-Trains the paper's network on batches of 16 patches of 64 px, first on fields that are simulated meanwhile in a process
-of their own, then on as many fields that lie ready, and counts the time between asking for a batch and having it. The
-start, in which the first fields are made, is timed by itself. Writes `bench/loader.json`.
+The paper's network is trained on batches of 16 patches of 64 px: first on fields that another process simulates during
+the training, then on the same number of fields held in memory. The waiting time is the time between requesting and
+receiving a batch. The start, when the first fields are simulated, is timed separately. Writes `bench/loader.json`.
 """
 
 import argparse

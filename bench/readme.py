@@ -3,8 +3,8 @@ Render the tables of README.md and docs/ from what the scripts in this folder me
 
     python bench/readme.py
 
-Every table stands between `<!-- NAME -->` and `<!-- /NAME -->`; `python bench/readme.py --check` fails if one is
-stale.
+Each table lies between `<!-- NAME -->` and `<!-- /NAME -->`. `python bench/readme.py --check` fails if a table is out
+of date.
 """
 
 import argparse
@@ -323,7 +323,7 @@ def training():
 def costs():
     results = json.loads((HERE / "training.json").read_text())
     pixels_per_second = results["images_per_second"]["script"] * results["resolution"] ** 2
-    sources = ("training/train_haze_matching.py", "haze_pipeline/data/training_data.py")
+    sources = ("training/train_haze_matching.py", "training/data_arguments.py")
     flags = "".join((HERE.parent / source).read_text() for source in sources)
     defaults = dict(re.findall(r'"--(max_train_steps|train_batch_size|resolution)", type=int, default=(\d+)', flags))
     rows = []

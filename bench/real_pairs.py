@@ -1,14 +1,14 @@
 """
-Measure the default checkpoint on four real pairs: the table and the figure of the README.
+Measure the default checkpoint on four real pairs, for a table and a figure of the README.
 
     python bench/real_pairs.py [--data ../shared/data]
 
-Range-invariant PSNR of three widefield images against their structured-illumination target, and against that target
-blurred to widefield resolution, which no widefield image can be asked to exceed; and of an image of C. elegans with a
-pinhole of 1 Airy unit, which has little haze, against the same field with its out-of-focus light subtracted (blurred
-by 1.5 px against its noise) and with pixel reassignment, both of the same Airyscan detector. Beside the checkpoint
-stand classical methods, with the settings that score best **on that very image**. Writes `bench/real_pairs.json` and
-`docs/images/real_pairs.png`.
+The score is the range-invariant PSNR. Three widefield images are compared with their structured-illumination target,
+and with this target blurred to widefield resolution, since dehazing cannot be expected to exceed this resolution. An
+image of C. elegans with a pinhole of 1 Airy unit, which has little haze, is compared with two images of the same field
+from the same Airyscan detector: one with its out-of-focus background subtracted (blurred by 1.5 px to reduce noise),
+and one with pixel reassignment. Classical methods are scored as well, with the settings that score best **on each
+image**. Writes `bench/real_pairs.json` and `docs/images/real_pairs.png`.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """
-Measure the default checkpoint on pairs of real specimens that no training saw: a table and a figure of the README.
+Measure the default checkpoint on pairs of real specimens not used for training, for a table and a figure of the
+README.
 
     python bench/real_specimens.py [--images_dir ../shared/data] [--model runs/...]
 
-The specimens are those of the split `test` in `training/specimens.csv`; haze and camera are computed. Range-invariant
-PSNR of input, result (the preset `fast`) and classical methods: each with the setting that scores best **on that very
-image**, and two of them with the true optics and no tuning. Writes `bench/real_specimens.json` and
-`docs/images/real_specimens.png`.
+The specimens are those of the split `test` in `training/specimens.csv`; haze and camera are simulated. The score is
+the range-invariant PSNR of the input, the result (preset `fast`) and classical methods. Each classical method has the
+setting that scores best **on each image**; two of them are also scored with the true optics and no tuning. Writes
+`bench/real_specimens.json` and `docs/images/real_specimens.png`.
 """
 
 import argparse

@@ -1,11 +1,13 @@
 """
-Train the flow and the regression baseline with equal steps, and compare their posterior means on held-out pairs.
+Train the flow and the regression baseline for the same number of steps, and compare their posterior means on held-out
+pairs.
 
     python bench/regression.py --mixed_precision bf16
 
-Same network, pairs, patches, steps and optimiser; only what is learned differs: the flow also spends patches on other
-times than 0, from which samples come. Both dehaze with four network calls: the flow from four noises, in four mirrored
-orientations, regression in the same four. Every command is one that a user would type. Writes `bench/regression.json`.
+Network, pairs, patches, steps and optimiser are the same. Only the objective differs: the flow also trains on patches
+at times other than 0, which sampling needs. Both methods dehaze with four network calls in the same four mirrored
+orientations; the flow starts each call from another noise. All commands are those of a user. Writes
+`bench/regression.json`.
 """
 
 import argparse

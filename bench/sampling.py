@@ -1,13 +1,13 @@
 """
-Measure sampling against the procedure of the HazeMatching reference, with the same weights and in one run.
+Compare sampling with the procedure of the HazeMatching reference, with the same weights and in the same run.
 
     python bench/sampling.py
 
-The reference procedure is written out below: every 128 × 128 tile has its own noise (with the checkpoint's spectrum;
-the reference's is white), takes 19 Euler steps in float32, and keeps its inner 64 × 64 pixels; the mean of 50 such
-samples is its estimate. It is run on a few tiles, and its time for a field follows from their number. Ours runs as
-`haze-pipeline dehaze` would: in the arithmetic that is fastest here. Fields are simulated with a seed that no training
-used. Writes `bench/sampling.json`.
+The reference procedure is implemented below. Each tile of 128 × 128 pixels has its own noise (with the checkpoint's
+spectrum; the reference uses white noise), is sampled with 19 Euler steps in float32, and keeps its inner 64 × 64
+pixels. The estimate is the mean of 50 such samples. The procedure runs on a few tiles; its time for a field is
+extrapolated from their number. Our sampling runs as in `haze-pipeline dehaze`, with the number format that is fastest
+on this machine. Fields are simulated with a seed not used for training. Writes `bench/sampling.json`.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """
-Measure the default checkpoint on simulated pairs of a seed that no training used: a table of the README.
+Measure the default checkpoint on simulated pairs with a seed not used for training, for a table of the README.
 
     python bench/simulated_pairs.py
 
-Range-invariant PSNR of input, posterior mean (the preset `fast`) and classical methods, each with the setting that
-scores best **on that very image**. Writes `bench/simulated_pairs.json`.
+The score is the range-invariant PSNR of the input, the posterior mean (preset `fast`) and classical methods. Each
+classical method has the setting that scores best **on each image**. Writes `bench/simulated_pairs.json`.
 """
 
 import argparse

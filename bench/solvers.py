@@ -3,8 +3,8 @@ Compare solvers and time grids at equal numbers of network calls.
 
     python bench/solvers.py
 
-Root-mean-square distance of posterior samples to the converged solution (120 midpoint steps) **of the same noise**, in
-network units, on held-out simulated images. Writes `bench/solvers.json`.
+The score is the root-mean-square distance of posterior samples from the converged solution (120 midpoint steps) **for
+the same noise**, in network units, on held-out simulated images. Writes `bench/solvers.json`.
 """
 
 import argparse

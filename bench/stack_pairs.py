@@ -1,12 +1,12 @@
 """
-Train on pairs made from a confocal z-stack, and dehaze planes of it that were held out.
+Train on pairs made from a confocal z-stack, and dehaze held-out planes of the same stack.
 
     python bench/stack_pairs.py
 
-The stack is `pollen_stack_confocal.tif` of the folder named by `HAZE_TEST_DATA`; its optics are not known and are
-assumed. Training sees pairs of the first planes only, the test those of the last ones, with two planes between them
-left out; as in a real specimen, all planes add haze. Every command is one that a user would type. Writes
-`bench/stack_pairs.json` and `docs/images/stack_pairs.png`.
+The stack is `pollen_stack_confocal.tif` in the folder `HAZE_TEST_DATA`. Its optics are unknown, so they are assumed.
+Training uses pairs of the first planes and the test uses pairs of the last planes; two planes between them are left
+out. As in a real specimen, all planes add haze. All commands are those of a user. Writes `bench/stack_pairs.json` and
+`docs/images/stack_pairs.png`.
 """
 
 import argparse

@@ -1,17 +1,18 @@
 """
-Measure what the default checkpoint does to single structures: solid bodies, dim beside bright ones, and the finest
-detail.
+Measure how the default checkpoint reproduces certain structures: solid bodies, dim structures beside bright ones, and
+the finest detail.
 
     python bench/structures.py [--images_dir ../shared/data] [--model runs/...]
 
-- *Hollow nuclei*: intensity of the core over that of the rim, in the result over that in the clear image; of
-  fabricated discs, and of nuclei of specimens that no training saw.
-- *Dim structures*: contrast of a dim disc beside bright ones over its contrast alone, and over the true one.
-- *Fine detail*: power in the highest octave of undersampled images over that of the clear ones, brightness of spots 1
-  to 2 pixels wide, and power at the frequencies of a 2 × 2 checkerboard over that of their surroundings.
-- *Saturated structures*: intensity of the core over that of the rim of discs whose hazy image is cut off at the top.
-- *Flicker*: standard deviation of the total of frames that differ in their photon noise only, over their mean.
-- *Means without noise*: the largest difference between four identical frames, and between two seeds; network calls.
+- *Hollow nuclei*: ratio of core to rim intensity in the result, relative to the same ratio in the clear image; for
+  synthetic discs, and for nuclei of specimens not used for training.
+- *Dim structures*: contrast of a dim disc beside bright ones, relative to its contrast alone and to its true contrast.
+- *Fine detail*: power in the highest octave of undersampled images, relative to the clear images; brightness of spots
+  1 to 2 pixels wide; and power at the frequencies of a 2 × 2 checkerboard, relative to neighbouring frequencies.
+- *Saturated structures*: ratio of core to rim intensity of discs whose hazy image is cut off at the top.
+- *Flicker*: standard deviation of the total of frames that differ in their photon noise only, relative to its mean.
+- *Means without noise*: largest difference between four identical frames and between two seeds; number of network
+  calls.
 
 Writes `bench/structures.json`.
 """

@@ -1,10 +1,11 @@
 """
-Measure the training script against a bare loop of forward, backward and optimiser on the same network and batch.
+Compare the speed of the training script with a bare loop (forward, backward, optimiser) on the same network and batch.
 
     python bench/training.py
 
-The script's time per step is the difference of a long and a short run over the difference of their steps, so that
-start and last checkpoint cancel. Bare loops run before and after. Writes `bench/training.json`.
+The script's time per step is the time difference of a long and a short run, divided by the difference of their steps.
+The times for the start and the last checkpoint thus cancel. Bare loops run before and after the script. Writes
+`bench/training.json`.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """
-What training scripts share: validation, and what they keep: checkpoints to resume from, averaged weights, the best
-pipeline. All whole or not there.
+Functions shared by the training scripts: validation, checkpoints for resuming, averaged weights, and saving of
+pipelines. All files are written atomically: a kill leaves no incomplete checkpoint or pipeline under its final name.
 """
 
 import json
@@ -29,11 +29,14 @@ logger = logging.getLogger(__name__)
 
 def validate(predict: Callable[[np.ndarray], np.ndarray], pairs: list[Pair]) -> tuple[float, list[np.ndarray]]:
     """
-    Mean range-invariant PSNR of predictions, dB, and the predictions themselves.
+    Predict the clear images of pairs and score them.
 
     Args:
-        predict (`Callable`): From a hazy image `[H, W]` to a clear one.
-        pairs (`list[Pair]`): What to predict.
+        predict (`Callable`): Function from a hazy image `[H, W]` to a clear one.
+        pairs (`list[Pair]`): The validation pairs.
+
+    Returns:
+        (`float`, `list[np.ndarray]`): Mean range-invariant PSNR in dB, and the predictions.
     """
     predictions = [predict(pair.hazy) for pair in pairs]
     scores = [range_invariant_psnr(pair.clear, each) for pair, each in zip(pairs, predictions, strict=True)]
@@ -42,25 +45,25 @@ def validate(predict: Callable[[np.ndarray], np.ndarray], pairs: list[Pair]) -> 
 
 def check_output(output_dir: str | Path, resume: bool) -> None:
     """
-    Raise a `FileExistsError` if the folder holds another training's checkpoints or best pipeline and this one does not
-    resume.
+    Check that a training may write to a folder.
+
+    Raises:
+        `FileExistsError`: If the folder holds results of another training and `resume` is false.
     """
     results = [Path(output_dir, name) for name in ("best", "incomplete-deleted-best")]
     if not resume and (any(result.exists() for result in results) or _checkpoints(output_dir)):
         raise FileExistsError(
-            f"{output_dir} holds checkpoints of another training: pass --resume_from_checkpoint latest to go on with "
-            f"it, or "
-            "another --output_dir."
+            f"{output_dir} holds checkpoints of another training: pass --resume_from_checkpoint latest to continue "
+            "it, or another --output_dir."
         )
 
 
 def start_output(output_dir: str | Path, resume: bool) -> None:
     """
-    Make the folder that a training writes to, and clear away what a kill has left half written. To be called by one
-    process.
+    Make the output folder of a training and delete incomplete files of a killed one. Call it in one process only.
 
     Raises:
-        `FileExistsError`: As [`check_output`] does, before anything is cleared away.
+        `FileExistsError`: As [`check_output`], before anything is deleted.
     """
     check_output(output_dir, resume)
     output_dir = Path(output_dir)
@@ -71,7 +74,7 @@ def start_output(output_dir: str | Path, resume: bool) -> None:
     for leftover in output_dir.glob("incomplete-*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)
-        else:  # of the log
+        else:  # an incomplete log
             leftover.unlink()
 
 
@@ -79,16 +82,16 @@ def save_checkpoint(
     accelerator: "accelerate.Accelerator", output_dir: str | Path, step: int, total_limit: int, facts: dict
 ) -> None:
     """
-    Write `checkpoint-{step}` and delete all but the `total_limit` latest. To be called by all processes.
+    Write `checkpoint-{step}` and delete all but the latest `total_limit` checkpoints. Call it in all processes.
 
-    Under another name until complete: one that a kill cuts short is never taken for a good one.
+    An incomplete checkpoint has another name, so a checkpoint cut short by a kill is never used.
 
     Args:
-        accelerator (`accelerate.Accelerator`): Knows the state.
-        output_dir (`str` or `Path`): Where the training writes.
-        step (`int`): Optimiser steps so far.
+        accelerator (`accelerate.Accelerator`): Holds the state.
+        output_dir (`str` or `Path`): Output folder of the training.
+        step (`int`): Number of optimiser steps so far.
         total_limit (`int`): Number of checkpoints to keep.
-        facts (`dict`): What must be the same when the training is resumed, see [`resume`].
+        facts (`dict`): Properties that must not change when the training is resumed, see [`resume`].
     """
     checkpoint, incomplete = Path(output_dir, f"checkpoint-{step}"), Path(output_dir, f"incomplete-checkpoint-{step}")
     accelerator.save_state(incomplete)
@@ -109,32 +112,30 @@ def resume(
     max_train_steps: int,
 ) -> int:
     """
-    Load weights, optimiser, schedule, averaged weights and random states.
+    Resume a training from a checkpoint: load weights, optimiser, schedule, averaged weights and random states.
 
     Args:
         accelerator (`accelerate.Accelerator`): Holds the state.
-        ema (`EMAModel`): The averaged weights, registered with it.
-        output_dir (`str` or `Path`): Where the training writes.
-        name (`str`, *optional*): A checkpoint's folder, by its path or by its name in `output_dir`, or `"latest"`.
-        facts (`dict`): Data, examples, units and rates of this training, which must be those of the checkpoint.
-        max_train_steps (`int`): Optimiser steps in all.
+        ema (`EMAModel`): The averaged weights, registered with the accelerator.
+        output_dir (`str` or `Path`): Output folder of the training.
+        name (`str`, *optional*): Checkpoint folder, by its path or its name in `output_dir`, or `"latest"`.
+        facts (`dict`): Properties of this training (such as data, units and rates) that must equal the checkpoint's.
+        max_train_steps (`int`): Total number of optimiser steps.
 
     Returns:
-        `int`: Optimiser steps so far; 0 if no checkpoint is asked for, or the latest and there is none yet.
+        `int`: Number of optimiser steps so far; 0 if `name` is `None`, or `"latest"` without any checkpoint.
 
     Raises:
         `FileNotFoundError`: If there is no such checkpoint.
-        `FileExistsError`: If `output_dir` holds later ones than that asked for, which would soon pass for this
-            training's.
-        `ValueError`: If one of the facts differs, the training was to end before, or processes share the parameters
-            (FSDP).
+        `FileExistsError`: If `output_dir` holds later checkpoints, which could be mistaken for those of this training.
+        `ValueError`: If a fact differs, the checkpoint lies beyond `max_train_steps`, or FSDP shards the parameters.
     """
     if name is None:
         return 0
     if accelerator.distributed_type == "FSDP":
         raise ValueError(
-            "--resume_from_checkpoint does not work with FSDP: of the averaged weights, accelerate stores one shard "
-            "only."
+            "--resume_from_checkpoint does not work with FSDP, since accelerate stores only one shard of the averaged "
+            "weights: start a new training."
         )
     if name == "latest":
         candidates = [max(_checkpoints(output_dir), key=_step, default=None)]
@@ -145,57 +146,56 @@ def resume(
         candidates = [path for path in (Path(name), Path(output_dir, name)) if _is_checkpoint(path)]
     if not candidates:
         raise FileNotFoundError(
-            f"--resume_from_checkpoint must be `latest` or a folder checkpoint-…, but {name} is none."
+            f"--resume_from_checkpoint must be `latest` or a folder checkpoint-…, but {name} is not one."
         )
     checkpoint = candidates[0]
     step = _step(checkpoint)
     if step > max_train_steps:
-        raise ValueError(f"{checkpoint} is beyond --max_train_steps {max_train_steps}: pass more steps than {step}.")
+        raise ValueError(f"{checkpoint} lies beyond --max_train_steps {max_train_steps}: pass more than {step} steps.")
     if later := [path.name for path in sorted(_checkpoints(output_dir), key=_step) if _step(path) > step]:
         raise FileExistsError(
-            f"{output_dir} holds later checkpoints than {checkpoint} ({', '.join(later)}): move them and the pipeline "
-            f"in best/ "
-            "away, or pass another --output_dir."
+            f"{output_dir} holds checkpoints later than {checkpoint} ({', '.join(later)}): move them and the pipeline "
+            "in best/ to another folder, or pass another --output_dir."
         )
     stored = json.loads((checkpoint / "facts.json").read_text())
     for fact, value in facts.items():
         if fact not in stored:
             raise ValueError(
-                f"{checkpoint} is of an earlier version, whose examples were others: start a new training."
+                f"{checkpoint} was written by an earlier version with other training examples: start a new training."
             )
         same = stored[fact] == value
         if isinstance(value, float) and isinstance(stored[fact], float):
-            same = math.isclose(stored[fact], value, rel_tol=1e-6)  # sums differ a little between machines
+            same = math.isclose(stored[fact], value, rel_tol=1e-6)  # sums differ slightly between machines
         if not same:
             raise ValueError(
                 f"{checkpoint} was trained with {fact} {stored[fact]}, not {value}: resume with the same arguments "
-                f"and "
-                "data."
+                "and data."
             )
     accelerator.load_state(checkpoint)
-    ema.to(accelerator.device)  # is loaded to the CPU
+    ema.to(accelerator.device)  # accelerate loads it to the CPU
     logger.info("resumed from %s", checkpoint)
     return step
 
 
 def averaged_unet(accelerator: "accelerate.Accelerator", unet: torch.nn.Module, ema: EMAModel) -> UNet2DModel:
     """
-    A copy of a prepared network with its averaged weights, in float32 and evaluation mode. To be called by all
-    processes, since weights in shards are gathered; only the main process then has them.
+    Copy a prepared network with its averaged weights, in float32 and evaluation mode.
+
+    Call it in all processes, since sharded weights are gathered. Only the main process receives the averaged weights.
     """
     ema.store(unet.parameters())
     ema.copy_to(unet.parameters())
     state = accelerator.get_state_dict(unet)
     averaged = UNet2DModel.from_config(accelerator.unwrap_model(unet).config)
     if accelerator.is_main_process:
-        # A compiled network has other names.
+        # torch.compile adds a prefix to the names.
         averaged.load_state_dict({name.replace("_orig_mod.", ""): value.float() for name, value in state.items()})
     ema.restore(unet.parameters())
     return averaged.to(accelerator.device).eval()
 
 
 def save_best(pipeline: DiffusionPipeline, output_dir: str | Path, step: int, score: float) -> None:
-    """Keep a pipeline as `best`, with `score.json`, if its validation score is higher than that of the one there."""
+    """Save a pipeline as `best`, with `score.json`, if its validation score exceeds that of the stored one."""
     best = Path(output_dir, "best")
     record = best / "score.json"
     if record.is_file() and json.loads(record.read_text())["validation_psnr"] >= score:
@@ -208,10 +208,15 @@ def save_best(pipeline: DiffusionPipeline, output_dir: str | Path, step: int, sc
 
 def save_trained(pipeline: DiffusionPipeline, output_dir: str | Path, files: dict[str, str]) -> None:
     """
-    Write a pipeline, and texts by the names of their files, to the folder of its training.
+    Write a pipeline and text files to the output folder of its training.
 
-    Each part replaces one of an earlier training whole, `model_index.json` last: while it is not there, nobody takes
-    the folder for a pipeline.
+    Each part replaces that of an earlier training completely. `model_index.json` is written last; without it, the
+    folder is not recognised as a pipeline.
+
+    Args:
+        pipeline (`DiffusionPipeline`): The trained pipeline.
+        output_dir (`str` or `Path`): Output folder of the training.
+        files (`dict[str, str]`): Texts to write, by file name.
     """
     output_dir = Path(output_dir)
     incomplete = output_dir / "incomplete-pipeline"
@@ -233,7 +238,7 @@ def _checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether it is a folder that [`save_checkpoint`] has completed, by its name and content."""
+    """Whether name and content are those of a complete checkpoint of [`save_checkpoint`]."""
     return re.fullmatch(r"checkpoint-\d+", path.name) is not None and (path / "facts.json").is_file()
 
 
@@ -251,8 +256,5 @@ def _replace(folder: Path, complete: Path) -> None:
 
 
 def _delete(folder: Path) -> None:
-    """
-    Delete a folder; renamed first, since deleting takes a while, and what a kill leaves of it must not be taken for
-    whole.
-    """
+    """Rename a folder, then delete it: if a kill interrupts the deletion, the rest is not taken for a checkpoint."""
     shutil.rmtree(folder.rename(folder.with_name(f"incomplete-deleted-{folder.name}")))

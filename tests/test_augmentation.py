@@ -92,5 +92,5 @@ def test_examples_of_varied_haze_are_in_network_units_of_their_own():
 def test_haze_cannot_be_varied_in_fixed_units():
     fixed = HazeImageProcessor("fixed", input_mean=1.0, input_std=1.0, target_mean=1.0, target_std=1.0)
     fields = FieldsInMemory([Pair(*simulated(0), "0", "0.tif")], fixed, 32)
-    with pytest.raises(ValueError, match="need images that are normalised by themselves"):
+    with pytest.raises(ValueError, match="do not work with fixed statistics"):
         TrainingExamples(fields, 32, posterior_mean_share=1.0, t_sampling="grid", seed=0, length=1, weakened_haze=0.5)

@@ -283,7 +283,7 @@ def test_without_shares_everything_is_for_training(tmp_path):
     [
         ((0.5, 0.0), "None of the 1 specimens falls into the split (train|validation)"),
         ((-0.1, 0.0), "must not be negative"),
-        ((0.5, 0.5), "leave something to train on"),
+        ((0.5, 0.5), "their sum must be below 1"),
     ],
 )
 def test_splits_that_cannot_be_are_refused(tmp_path, shares, message):

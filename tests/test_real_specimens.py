@@ -1,6 +1,5 @@
 """Pairs from real specimens, and the datasets that the specimens come from."""
 
-import argparse
 import csv
 import json
 import subprocess
@@ -15,7 +14,7 @@ from conftest import ROOT
 
 from haze_pipeline.data.patches import specimen_series
 from haze_pipeline.data.specimen_datasets import specimens_from_rows
-from haze_pipeline.data.training_data import add_data_arguments, load_training_data
+from haze_pipeline.data.training_data import load_training_data
 from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
 from haze_pipeline.simulation.optics import Optics
 from haze_pipeline.simulation.real_specimens import (
@@ -118,9 +117,7 @@ def test_simulate_makes_pairs_of_a_folder(run, tmp_path):
         write_ome_tiff(images / f"{name}.tif", Micrograph(spots((60, 50)), "YX", (0.1, 0.1)))
     assert run("simulate", tmp_path / "pairs", "--from-images", images, "--num-images", 4, "--size", 32)[0] == 0
     assert len(list((tmp_path / "pairs" / "hazy").iterdir())) == 4
-    parser = argparse.ArgumentParser()
-    add_data_arguments(parser)
-    data = load_training_data(parser.parse_args(["--train_data_dir", str(tmp_path / "pairs")]))
+    data = load_training_data(train_data_dir=tmp_path / "pairs")
     assert {pair.specimen_id for pair in data.pairs} == {"a.tif", "b.tif"}
     assert "parts of 2 haze-free micrographs" in data.description
     for flag, value in (("--na", 1.2), ("--pinholes", "1,open"), ("--from-stack", images / "a.tif")):
@@ -163,22 +160,13 @@ def test_training_makes_pairs_of_a_dataset_of_specimens(run, tmp_path):
     assert first.spacing == pytest.approx(2)
     np.testing.assert_array_equal(first.planes, read_specimens(tmp_path / "images" / "0.tif")[0].planes)
 
-    parser = argparse.ArgumentParser()
-    add_data_arguments(parser)
-    arguments = [
-        "--dataset_name",
-        str(tmp_path / "specimens"),
-        "--resolution",
-        "32",
-        "--simulation_size",
-        "48",
-        "--simulated_fraction",
-        "0.5",
-    ]
-    data = load_training_data(parser.parse_args([*arguments, "--max_validation_pairs", "3"]))
+    options = {"dataset_name": str(tmp_path / "specimens"), "resolution": 32, "simulated_fraction": 0.5}
+    data = load_training_data(**options, simulation_size=48, max_validation_pairs=3)
     sources = [pair.source for pair in data.pairs]
     assert any("random specimen" in source for source in sources) and any("1.tif" in source for source in sources)
     assert len(data.validation) == 3 and all("validation.tif" in pair.source for pair in data.validation)
+    with pytest.raises(ValueError, match="`simulation_size` must be at least `resolution` 32, got 24"):
+        load_training_data(**options, simulation_size=24)
     # Training can be resumed: the series goes on from any number.
     late, again = next(data.series(5)), list(islice(data.series(3), 3))[-1]
     np.testing.assert_array_equal(late.hazy, again.hazy)

@@ -273,7 +273,7 @@ def test_a_packed_network_for_means_without_noise_is_trained_in_pieces(pairs, tm
         1,
         check=False,
     )
-    assert result.returncode != 0 and "leaves no room for the states of zeros" in result.stderr
+    assert result.returncode != 0 and "sum to more than 1: pass --posterior_mean_share 0.5 or less" in result.stderr
     for flags, message in (
         (("--pixel_packing", 0), "--pixel_packing must be 1 or more"),
         (("--zero_state_share", 0.8, "--posterior_mean_share", 0.3), "must be fractions that sum to 1 at most"),
@@ -338,7 +338,7 @@ def test_a_dry_run_says_what_a_training_takes_and_leaves_nothing(pairs, tmp_path
         "--validation_data_dir", pairs
     )  # fmt: skip
     step, validation, hours = map(
-        float, re.search(r"works; (.*) s a step and (.*) s a val.* make (.*) hours", result.stderr).groups()
+        float, re.search(r"works; (.*) s per step and (.*) s per val.* make (.*) hours", result.stderr).groups()
     )
     assert 0 < step < 10 and hours == pytest.approx((5000 * step + 10 * validation) / 3600, abs=0.02 + 10 / 3600)
     assert not list(tmp_path.iterdir())
@@ -435,10 +435,10 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
         (["--train_data_dir", "/nowhere"], "holds no TIFFs"),
         (["--resolution", "64"], "smaller than the patches"),
         (["--posterior_mean_share", "2"], "must be fractions that sum to 1 at most"),
-        (["--simulated_fraction", "0.5"], "--simulated_fraction is for a dataset of specimens"),
+        (["--simulated_fraction", "0.5"], "--simulated_fraction needs a dataset of specimens"),
         (["--noise_corner_frequency", "-1"], "--noise_corner_frequency must be 0 or more"),
-        (["--weakened_haze", "0.6", "--added_haze", "0.6"], "shares that sum to 1 at most"),
-        (["--mean_error_weight", "-1"], "--mean_error_weight must not be negative"),
+        (["--weakened_haze", "0.6", "--added_haze", "0.6"], "--added_haze must be fractions that sum to 1"),
+        (["--mean_error_weight", "-1"], "--mean_error_weight must be finite and not negative"),
         (["--validation_steps", "0"], "--validation_steps must be positive"),
         (["--report_to", "clearml"], "--report_to clearml needs a package"),
         (["--report_to", "clearml", "--dry_run"], "--report_to clearml needs a package"),
@@ -449,7 +449,7 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
         (["--model_config_name_or_path", "NETWORK"], "must have 2 input channels"),
         (
             ["--dataset_name", "x/y", "--streaming", "--dataloader_num_workers", "2"],
-            "at most one --dataloader_num_workers",
+            "at most one worker",
         ),
     ],
 )

@@ -1,26 +1,45 @@
-"""What the data arguments of the training scripts name; the rest of it is tested with the scripts."""
+"""Loading of training data, and the defaults of its command-line arguments; the scripts' tests cover the rest."""
 
 import argparse
+import inspect
 import shutil
 
 import datasets
 import numpy as np
+import pytest
+from conftest import ROOT
 
 from haze_pipeline.data.dataset_card import make_dataset_card
 from haze_pipeline.data.hub_datasets import build_dataset, pair_row, save_dataset
-from haze_pipeline.data.training_data import add_data_arguments, load_training_data
+from haze_pipeline.data.training_data import load_training_data
 
 
 def test_a_dataset_that_was_made_anew_is_read_anew(tmp_path):
     # `datasets` caches folders by name, card and size, none of which tells these two apart.
     folder = tmp_path / "pairs"
-    parser = argparse.ArgumentParser()
-    add_data_arguments(parser)
     for value in (1, 2):
         plane = np.full((8, 8), value, np.uint16)
         rows = build_dataset(iter([pair_row(plane, plane, "specimen", "source")]), tmp_path / f"{value}.arrow")
         splits = datasets.DatasetDict({"train": rows})
         shutil.rmtree(folder, ignore_errors=True)
         save_dataset(splits, make_dataset_card(splits, "pairs", "", "", ""), folder)
-        data = load_training_data(parser.parse_args(["--dataset_name", str(folder)]))
+        data = load_training_data(dataset_name=str(folder))
         assert len(data.pairs) == 1 and (data.pairs[0].hazy == value).all()
+
+
+@pytest.mark.parametrize("sources", [{}, {"simulate": True, "dataset_name": "lab/pairs"}])
+def test_training_data_have_exactly_one_source(sources):
+    with pytest.raises(ValueError, match="need exactly one source"):
+        load_training_data(**sources)
+
+
+def test_flags_and_keywords_have_the_same_defaults(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    from data_arguments import add_data_arguments
+
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    flags = vars(parser.parse_args([]))
+    flags.pop("dataloader_num_workers")  # read by the scripts
+    keywords = inspect.signature(load_training_data).parameters
+    assert flags == {name: keyword.default for name, keyword in keywords.items()}

@@ -51,14 +51,14 @@ def test_what_does_not_belong_together_is_not_resumed(accelerator, tmp_path):
             {"seed": 1},
             40,
             FileExistsError,
-            r"later checkpoints than .*checkpoint-10 \(checkpoint-20\)",
+            r"checkpoints later than .*checkpoint-10 \(checkpoint-20\)",
         ),
         ("checkpoint-30", {"seed": 1}, 40, FileNotFoundError, "`latest` or a folder checkpoint-…"),
         (str(tmp_path), {"seed": 1}, 40, FileNotFoundError, "`latest` or a folder checkpoint-…"),
-        ("latest", {"seed": 1}, 15, ValueError, "beyond --max_train_steps 15: pass more steps than 20"),
+        ("latest", {"seed": 1}, 15, ValueError, "beyond --max_train_steps 15: pass more than 20 steps"),
         ("latest", {"seed": 2}, 40, ValueError, "with seed 1, not 2"),
         ("latest", {"seed": 1, "rate": 0.2}, 40, ValueError, "with rate 0.1, not 0.2"),
-        ("latest", {"seed": 1, "batch": 4}, 40, ValueError, "of an earlier version"),
+        ("latest", {"seed": 1, "batch": 4}, 40, ValueError, "by an earlier version"),
     ):
         with pytest.raises(error, match=message):
             resume(accelerator, ema, tmp_path, name, facts, steps)

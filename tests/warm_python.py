@@ -69,6 +69,7 @@ def serve():
                 os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
             os.chdir(folder)
             sys.argv = command
+            sys.path[0] = str(Path(command[0]).parent)  # as `python script` does
             runpy.run_path(command[0], run_name="__main__")
             return
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -1,11 +1,11 @@
 """
-Make the dataset of haze-free specimens that the checkpoint in the package learned from.
+Make the dataset of haze-free specimens on which the checkpoint in the package was trained.
 
     python training/build_specimen_dataset.py --images_dir ../shared/data --output_dir runs/specimens
 
-`training/specimens.csv` lists the files with split, structure, quality, licence and source; files of the split `none`
-are left out. The result is a folder of Parquet files with a card that attributes every source. `--push_to` uploads it
-to the Hub.
+`training/specimens.csv` lists the files with split, structure, quality, licence and source. Files of the split `none`
+are left out. The result is a folder of Parquet files with a card that attributes every source. `--push_to` also
+uploads the dataset to the Hub.
 """
 
 import argparse
@@ -28,10 +28,10 @@ HERE = Path(__file__).parent
 
 def main():
     parser = argparse.ArgumentParser(description="Make a dataset of haze-free specimens.")
-    parser.add_argument("--images_dir", type=Path, required=True, help="Folder that the table's files lie in.")
-    parser.add_argument("--table", type=Path, default=HERE / "specimens.csv", help="Files and what is known of them.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to make.")
-    parser.add_argument("--push_to", help="Also upload to this dataset repository of the Hub, such as lab/specimens.")
+    parser.add_argument("--images_dir", type=Path, required=True, help="Folder that contains the files of the table.")
+    parser.add_argument("--table", type=Path, default=HERE / "specimens.csv", help="CSV table of the files.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to create.")
+    parser.add_argument("--push_to", help="Dataset repository of the Hub to upload to as well, such as lab/specimens.")
     args = parser.parse_args()
     if args.output_dir.exists():
         parser.error(f"{args.output_dir} exists: choose another --output_dir.")
@@ -39,10 +39,16 @@ def main():
         rows = [row for row in csv.DictReader(file) if row["split"] != "none"]
     missing = [row["file"] for row in rows if not (args.images_dir / row["file"]).is_file()]
     if missing:
-        parser.error(f"{args.images_dir} lacks {len(missing)} files of {args.table}, such as {missing[0]}.")
+        parser.error(
+            f"{args.images_dir} lacks {len(missing)} files of {args.table}, such as {missing[0]}: add the files or "
+            "set their split to none."
+        )
     unclear = [row["file"] for row in rows if re.search("own terms|unverified|unclear", row["licence"])]
     if args.push_to and unclear:
-        parser.error(f"--push_to: the licence of {len(unclear)} files, such as {unclear[0]}, must be cleared first.")
+        parser.error(
+            f"--push_to needs clear licences, but those of {len(unclear)} files, such as {unclear[0]}, are unclear: "
+            "clarify them first."
+        )
     for row in rows:
         row["quality"] = int(row["quality"])
         for name in ("pixel_size_um", "z_step_um"):

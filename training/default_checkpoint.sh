@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes the checkpoint of the package from nothing but the images of the specimens:
+# Make the checkpoint of the package from the images of the specimens alone:
 #
 #     IMAGES=../shared/data bash training/default_checkpoint.sh
 #
-# Every call does the next piece, of at most about nine minutes, and says what is left; repeat it until it says "done". What was done
-# lies in RUN. No piece needs the internet. On a GPU, pass CONFIG=training/accelerate_configs/gpu.yaml.
+# Each call performs the next step, which takes at most about nine minutes, and prints what comes next. Repeat the call until it prints
+# "done". Results are stored in RUN. No step needs the internet. On a GPU, pass CONFIG=training/accelerate_configs/gpu.yaml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 IMAGES=${IMAGES:-../shared/data} RUN=${RUN:-runs/default} MINUTES=${MINUTES:-8}
@@ -13,7 +13,7 @@ mkdir -p "$RUN"
 
 finish() { echo "$1"; exit 0; }
 
-# One piece of a training: NAME, then its flags.
+# train NAME FLAGS…: run a training for MINUTES at most; the next call resumes it.
 train() {
     local name=$1
     shift
@@ -24,7 +24,7 @@ train() {
         --resume_from_checkpoint latest --output_dir "$RUN/$name" "$@"
 }
 
-# Pairs NAME of SPLIT with SEED: NUMBER of SIZE pixels a side.
+# make_pairs NAME SPLIT SEED NUMBER SIZE: simulate NUMBER pairs of SIZE pixels a side from specimens of SPLIT.
 make_pairs() {
     "$PYTHON" -m haze_pipeline simulate "$RUN/$1" --from-images "$RUN/specimens" --split "$2" --seed "$3" --num-images "$4" --size "$5"
 }
@@ -34,42 +34,34 @@ if [ ! -e "$RUN/specimens" ]; then
     finish "next: the first training"
 fi
 
-# 1. Patches of 160 px at a constant rate, in two pieces with data and noise of their own.
+# 1. Patches of 160 px at a constant learning rate, in two trainings with different data and noise.
 if [ ! -e "$RUN/first/model_index.json" ]; then
     train first --simulated_fraction 0.25 --simulation_size 288 --patches_per_field 96 --resolution 160 --train_batch_size 8 \
         --max_train_steps 2000 --learning_rate 1e-3 --lr_scheduler constant_with_warmup --validation_steps 1000 --seed 41
-    finish "next: the first training goes on, or the second"
+    finish "next: the rest of the first training, or the second training"
 fi
 if [ ! -e "$RUN/second/model_index.json" ]; then
     train second --init_from "$RUN/first" --simulated_fraction 0.3 --simulation_seed 6 --simulation_size 288 \
         --patches_per_field 96 --resolution 160 --train_batch_size 8 --max_train_steps 1500 --learning_rate 1e-3 \
         --lr_warmup_steps 100 --lr_scheduler constant_with_warmup --validation_steps 1000 --seed 42
-    finish "next: the second training goes on, or the third"
+    finish "next: the rest of the second training, or the third training"
 fi
 
-# 2. Patches of 256 px at a rate that falls to zero.
+# 2. Patches of 256 px at a learning rate that falls to zero.
 if [ ! -e "$RUN/third/model_index.json" ]; then
     train third --init_from "$RUN/second" --simulated_fraction 0.3 --simulation_seed 7 --simulation_size 320 \
         --patches_per_field 64 --resolution 256 --train_batch_size 4 --max_train_steps 3600 --learning_rate 1e-3 \
         --lr_warmup_steps 100 --lr_scheduler linear --ema_decay 0.998 --validation_steps 1000 --seed 43
-    finish "next: the third training goes on, or the solver"
+    finish "next: the rest of the third training, or the solver"
 fi
 
-# 3. The same with a gain of the hazy image, and more simulated pairs.
-if [ ! -e "$RUN/fourth/model_index.json" ]; then
-    train fourth --init_from "$RUN/third" --predict_gain --simulated_fraction 0.4 --simulation_seed 8 \
-        --simulation_size 320 --patches_per_field 64 --resolution 256 --train_batch_size 2 --zero_state_share 0.65 \
-        --max_train_steps 7500 --learning_rate 7e-4 --lr_warmup_steps 100 --lr_scheduler linear --ema_decay 0.998 \
-        --validation_steps 1000 --seed 44
-    finish "next: the fourth training goes on, or the solver"
-fi
-
-# 4. The solver of the preset `balanced`, and the calibration, on a copy. Seeds: 1, 6, 7 and 8 trained, 2 validated, 5 is for tests.
+# 3. The solver of the preset `balanced` and the calibration, on a copy of the network. Simulation seeds: 1, 6 and 7 for training, 2 for
+# validation, 5 for tests.
 if [ ! -e "$RUN/solved" ]; then
     [ -e "$RUN/pairs" ] || make_pairs pairs train 1 12 192
     rm -rf "$RUN/solving"
     mkdir "$RUN/solving"
-    cp -r "$RUN/fourth/unet" "$RUN/fourth/scheduler" "$RUN/fourth/model_index.json" "$RUN/solving/"
+    cp -r "$RUN/third/unet" "$RUN/third/scheduler" "$RUN/third/model_index.json" "$RUN/solving/"
     "$PYTHON" training/fit_bespoke_solver.py --model "$RUN/solving" --train_data_dir "$RUN/pairs" --num_inference_steps 6
     mv "$RUN/solving" "$RUN/solved"
     finish "next: the calibration"
@@ -80,7 +72,7 @@ if [ ! -e "$RUN/calibrated" ]; then
     finish "next: the checkpoint of the package"
 fi
 
-# 5. In half precision, into the package.
+# 4. Store the checkpoint in the package, in half precision.
 "$PYTHON" - "$RUN/calibrated" <<'END'
 import json
 import shutil
@@ -101,10 +93,10 @@ index.pop("_name_or_path", None)
 shutil.rmtree(DEFAULT_CHECKPOINT)
 complete.rename(DEFAULT_CHECKPOINT)
 run = Path(sys.argv[1]).parent
-*earlier, last = (
-    json.loads((run / name / "training.json").read_text()) for name in ("first", "second", "third", "fourth")
+first, second, third = (
+    json.loads((run / name / "training.json").read_text()) for name in ("first", "second", "third")
 )
-record = {"earlier_stages": earlier, "training": last}
+record = {"earlier_stages": [first, second], "training": third}
 Path("training/default_checkpoint.json").write_text(json.dumps(record, indent=2) + "\n")
 END
-finish "done: haze_pipeline/default_checkpoint; now measure it with \`make bench\`"
+finish "done: haze_pipeline/default_checkpoint is complete; measure it with \`make bench\`"

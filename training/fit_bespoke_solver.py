@@ -1,11 +1,12 @@
 """
-Fit a solver of few steps to the network of a checkpoint (Shaul et al. 2024, arXiv 2403.01329).
+Fit a solver with few steps to the network of a checkpoint (Shaul et al. 2024, arXiv 2403.01329).
 
     python training/fit_bespoke_solver.py --model runs/first --train_data_dir runs/pairs
 
-Every step of the solver adds a weighted sum of all slopes so far. For given times, the weights of a step are the least
-squares fit of the converged trajectories at its end; the times minimise the distance of the last state to the
-converged sample. The result is written to the scheduler of the checkpoint, next to solvers of other numbers of steps.
+Each step of the solver adds a weighted sum of all slopes so far. For given times, the weights of a step are fitted by
+least squares to the converged trajectories at the end of the step. The times are chosen to minimise the distance of
+the last state from the converged sample. The result is written to the scheduler of the checkpoint, beside solvers with
+other numbers of steps.
 """
 
 import argparse
@@ -29,18 +30,18 @@ from haze_pipeline.utils.devices import map_on_cores
 
 logger = logging.getLogger("fit_bespoke_solver")
 
-CONVERGED_STEPS = 120  # of the midpoint rule
+CONVERGED_STEPS = 120  # midpoint steps of a converged trajectory
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="Fit a solver of few steps to the network of a checkpoint.")
-    parser.add_argument("--model", type=Path, required=True, help="Pipeline folder, whose scheduler is rewritten.")
-    parser.add_argument("--train_data_dir", type=Path, required=True, help="Folder of pairs; never test data.")
-    parser.add_argument("--num_inference_steps", type=int, default=5, help="Steps of the solver, two or more.")
-    parser.add_argument("--num_images", type=int, default=12, help="Images to fit.")
-    parser.add_argument("--resolution", type=int, default=192, help="Side of the patches, one from each image.")
-    parser.add_argument("--max_evaluations", type=int, default=40, help="Grids to try.")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description="Fit a solver with few steps to the network of a checkpoint.")
+    parser.add_argument("--model", type=Path, required=True, help="Pipeline folder; its scheduler is rewritten.")
+    parser.add_argument("--train_data_dir", type=Path, required=True, help="Folder of pairs; never use test data.")
+    parser.add_argument("--num_inference_steps", type=int, default=5, help="Steps of the solver, at least 2.")
+    parser.add_argument("--num_images", type=int, default=12, help="Number of images for the fit.")
+    parser.add_argument("--resolution", type=int, default=192, help="Side of the patches (one per image) in pixels.")
+    parser.add_argument("--max_evaluations", type=int, default=40, help="Number of time grids to try.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the noise.")
     args = parser.parse_args()
     if args.num_inference_steps < 2:
         parser.error(f"--num_inference_steps must be 2 or more, got {args.num_inference_steps}.")
@@ -53,14 +54,15 @@ def main():
     pipe = HazeMatchingPipeline.from_pretrained(args.model, low_cpu_mem_usage=False)
     pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    # Data: patches, their noise, and the converged trajectories from it.
+    # Data: patches, one noise for each, and the converged trajectories that start from this noise.
     packing = pipe.config.pixel_packing
     check_network(pipe.unet, args.resolution, packing)
     images = []
     for pair in itertools.islice(load_pairs(args.train_data_dir, "train"), args.num_images):
         if min(pair.hazy.shape) < args.resolution:
             raise ValueError(
-                f"{pair.source}: an image of shape {pair.hazy.shape} is smaller than --resolution {args.resolution}."
+                f"{pair.source}: an image of shape {pair.hazy.shape} is smaller than --resolution {args.resolution}: "
+                "pass a smaller one."
             )
         images.append(pair.hazy[: args.resolution, : args.resolution])
     planes = pipe.image_processor.preprocess(np.stack(images))
@@ -94,13 +96,13 @@ def main():
 
     def fit(sigmas):
         """
-        Weights on the grid `sigmas`, which ends with 0, and the RMS distance of the samples to the converged ones.
+        Fit the weights for the grid `sigmas`, which ends with 0. Also return the RMS distance of the samples from the
+        converged ones.
         """
         state, slopes, weights = noise, [], []
         for sigma, following in itertools.pairwise(sigmas):
             slopes.append(slope(state, sigma))
-            # Weights that sum to the length of the step: what is fitted is how slopes other than the last one correct
-            # it.
+            # The weights sum to the length of the step. The fit finds how earlier slopes correct the last one.
             length = following - sigma
             residual = (converged(following) - state - length * slopes[-1]).flatten().double()
             corrections = [(each - slopes[-1]).flatten().double() for each in slopes[:-1]]
@@ -115,12 +117,12 @@ def main():
         logger.info("sigmas %s, RMS distance %.4f", np.round(sigmas, 3).tolist(), error)
         return weights, error
 
-    # Times: the logarithms of the lengths of the steps, up to their sum.
+    # The parameters are the logarithms of the step lengths, relative to the last step.
     def grid(parameters):
         lengths = np.exp(np.append(parameters, 0.0))
         return np.append(1 - np.cumsum(np.insert(lengths / lengths.sum(), 0, 0.0))[:-1], 0.0)
 
-    # Short steps near the noise, and a short last one.
+    # Start with short steps near the noise and a short last step.
     start = np.linspace(0, 1.2, args.num_inference_steps - 1)
     simplex = np.vstack([start, start + 0.3 * np.eye(len(start))])
     best = minimize(

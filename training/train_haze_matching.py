@@ -1,14 +1,13 @@
 """
-Train a HazeMatching pipeline on a folder of pairs, a dataset of the Hub, or pairs that are simulated meanwhile.
+Train a HazeMatching pipeline on a folder of pairs, a dataset of the Hub, or pairs simulated during training.
 
     haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
     haze-pipeline simulate runs/validation --num-images 24 --size 192 --seed 2
-    accelerate launch training/train_haze_matching.py --train_data_dir runs/train --validation_data_dir runs/validation
-    \
-        --output_dir runs/first
+    accelerate launch training/train_haze_matching.py --train_data_dir runs/train \
+        --validation_data_dir runs/validation --output_dir runs/first
 
-The result is a pipeline folder for `HazeMatchingPipeline.from_pretrained`. `training/README.md` has a recipe for every
-situation and explains the choices.
+The result is a pipeline folder for `HazeMatchingPipeline.from_pretrained`. `docs/training.md` has recipes for
+different kinds of data and explains the flags.
 """
 
 import argparse
@@ -29,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, set_seed
+from data_arguments import add_data_arguments, check_arguments, load_data
 from diffusers import UNet2DModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
@@ -39,7 +39,6 @@ from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
-from haze_pipeline.data.training_data import add_data_arguments, check_arguments, load_training_data
 from haze_pipeline.models.unet_haze_matching import add_gain, build_unet, check_network
 from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.reliability.out_of_domain import fit_domain
@@ -69,122 +68,119 @@ DRY_RUN_STEPS = 3
 def parse_args():
     parser = argparse.ArgumentParser(description="Train a HazeMatching pipeline.")
     add_data_arguments(parser)
-    parser.add_argument("--output_dir", required=True, help="Where checkpoints and the trained pipeline go.")
+    parser.add_argument("--output_dir", required=True, help="Folder for checkpoints and the trained pipeline.")
     parser.add_argument(
         "--normalization", choices=["image", "fixed"],
-        help='"image": every image by its own statistics, the default; "fixed": by those of the training set, as in '
-        "the paper. With --init_from, both are as there.",
+        help='"image" (default): each image is normalised by its own statistics; "fixed": by those of the training '
+        "set, as in the paper. With --init_from, the normalisation is that of the pipeline.",
     )  # fmt: skip
     parser.add_argument(
         "--intensity_augmentation", type=float, default=0.0,
-        help="Deviation of a random logarithmic gain of both images of a patch, and of an offset of the hazy one.",
+        help="Standard deviation of a random logarithmic gain of both images of a patch, and of a random offset of "
+        "the hazy image in network units.",
     )  # fmt: skip
     parser.add_argument(
         "--weakened_haze", type=float, default=0.0,
-        help="Share of patches whose hazy image is mixed with the clear one, down to no haze, blur and noise of its "
-        "own. This and --added_haze "
-        "are for pairs that count light in the same unit, as simulated ones do.",
+        help="Fraction of patches whose haze is weakened, in part to zero, by mixing the hazy with the clear image. "
+        "This and --added_haze need pairs with the same intensity unit in both images, such as simulated pairs.",
     )  # fmt: skip
     parser.add_argument(
         "--added_haze", type=float, default=0.0,
-        help="Share of other patches with added smooth light, 20 to 100 pixels broad, that is no target.",
+        help="Fraction of patches with added smooth haze, 20 to 100 pixels wide; none of them has weakened haze.",
     )  # fmt: skip
     # Model.
     parser.add_argument(
         "--init_from",
-        help="Pipeline, a folder or a repository of the Hub, whose network and units to start from.",
+        help="Pipeline whose network and units the training starts from: a folder or a repository of the Hub.",
     )
     parser.add_argument(
-        "--model_config_name_or_path", help="UNet2DModel config in place of the paper's 3.7-million-parameter network."
+        "--model_config_name_or_path",
+        help="Configuration of a UNet2DModel. The default is the paper's network with 3.7 million parameters.",
     )
     parser.add_argument(
         "--pixel_packing", type=int,
-        help="So many × so many pixels become the channels of one: the network sees so much farther, and is faster. "
-        "1, or what "
-        "--init_from has.",
+        help="Pack N × N pixels into the channels of one pixel. The network then sees N times as far and is faster. "
+        "The default is 1, or the value of --init_from.",
     )  # fmt: skip
     parser.add_argument(
         "--predict_gain", action="store_true",
-        help="Let the network also predict a gain of the hazy image, so that what is not haze passes as it is. A "
-        "network of --init_from that has none gets one, of 0 at first.",
+        help="Let the network also predict a gain of the hazy image, so that in-focus signal passes unchanged. If the "
+        "network of --init_from has no gain, one is added that starts at 0.",
     )  # fmt: skip
     # Optimisation.
-    parser.add_argument("--seed", type=int, default=0, help="Decides initial weights, patches, times and noises.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, patches, times and noise.")
     parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimiser step.")
-    parser.add_argument("--max_train_steps", type=int, default=6000, help="Optimiser steps in all.")
+    parser.add_argument("--max_train_steps", type=int, default=6000, help="Total number of optimiser steps.")
     parser.add_argument(
         "--max_train_minutes", type=float,
-        help="After so long, keep a checkpoint and end, to go on later with --resume_from_checkpoint latest.",
+        help="Write a checkpoint and stop after this many minutes; continue with --resume_from_checkpoint latest.",
     )  # fmt: skip
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="Peak learning rate of AdamW.")
     parser.add_argument(
-        "--lr_scheduler", default="cosine", help="Schedule of diffusers.optimization.",
+        "--lr_scheduler", default="cosine", help="Learning-rate schedule of diffusers.optimization.",
+        # The piecewise constant schedule needs rules, for which there is no flag.
         choices=[each.value for each in SchedulerType if each != SchedulerType.PIECEWISE_CONSTANT],
-         # which needs rules
     )  # fmt: skip
     parser.add_argument("--lr_warmup_steps", type=int, default=200, help="Steps of linear warm-up.")
     parser.add_argument("--weight_decay", type=float, default=1e-4, help="Weight decay of AdamW.")
-    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm.")
-    parser.add_argument("--ema_decay", type=float, default=0.999, help="Decay of the averaged weights that are kept.")
+    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm to which gradients are clipped.")
+    parser.add_argument("--ema_decay", type=float, default=0.999, help="Decay of the averaged weights that are saved.")
     parser.add_argument(
         "--posterior_mean_share", type=float, default=0.0,
-        help="Share of patches whose time is set to 0, which trains one-step posterior means.",
+        help="Fraction of patches at time 0 that start from noise, which trains one-step posterior means.",
     )  # fmt: skip
     parser.add_argument(
         "--zero_state_share", type=float,
-        help="Fraction of patches at time 0 whose state is zero instead of noise: if any, one step needs no noise. 0, "
-        "or 0.5 if "
-        "--init_from names a pipeline that has learned that.",
+        help="Fraction of patches at time 0 whose state is zero instead of noise. If positive, one-step posterior "
+        "means need no noise. The default is 0, or 0.5 if the pipeline of --init_from was trained with such patches.",
     )  # fmt: skip
     parser.add_argument(
         "--t_sampling", choices=["grid", "uniform", "logit_normal"], default="grid",
-        help="Times of the other patches: the paper's 20 values, uniform, or logit-normal (Esser et al. 2024).",
+        help="Times of the other patches: the paper's grid of 20, uniform, or logit-normal (Esser et al. 2024).",
     )  # fmt: skip
     parser.add_argument(
         "--noise_corner_frequency", type=float,
-        help="Give the noise the spectrum 1 + (this / f)², f in cycles per pixel, so that samples disagree where "
-        "broad light may be "
-        "haze or not; 0.2 was tried. The default is 0, the paper's white noise, or what --init_from has.",
+        help="Corner frequency c of the noise in cycles per pixel: its power spectrum is 1 + (c / f)². Samples then "
+        "differ where a smooth background may be haze or signal; 0.2 was tried. The default is 0 (the paper's white "
+        "noise), or the value of --init_from.",
     )  # fmt: skip
     parser.add_argument(
         "--mean_error_weight", type=float, default=1.0,
-        help="Weight in the loss of the mean error of a patch. Below 1, offsets matter less, as to metrics that fit "
-        "one.",
+        help="Weight of a patch's mean error in the loss. Below 1, offsets count less, as in metrics that fit an "
+        "offset.",
     )  # fmt: skip
     parser.add_argument(
         "--balanced_loss", action="store_true",
-        help="Weigh the squared error of a pixel by 1 / (0.3 + its light) / (0.3 + the standard deviation of its "
-        "patch), both of the "
-        "hazy image, so that bright structures and patches do not decide alone. As functions of the input, the "
-        "weights leave the "
-        "posterior mean where it is.",
+        help="Weight the squared error of a pixel by 1 / (0.3 + local intensity) / (0.3 + standard deviation of the "
+        "patch), both of the hazy image, so that bright structures and patches do not dominate. The weights depend on "
+        "the input alone, so the posterior mean does not change.",
     )  # fmt: skip
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="Compute more to hold less in memory.")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="Save memory, but compute more.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
     # Checkpoints, validation, logs, sharing.
     parser.add_argument(
         "--checkpointing_steps", type=int, default=500, help="Steps between checkpoints to resume from."
     )
-    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="Older checkpoints are deleted.")
-    parser.add_argument("--resume_from_checkpoint", help='A "checkpoint-…" folder, or "latest".')
+    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="Number of checkpoints to keep.")
+    parser.add_argument("--resume_from_checkpoint", help='A folder "checkpoint-…", or "latest".')
     parser.add_argument("--validation_steps", type=int, default=500, help="Steps between validations.")
-    parser.add_argument("--num_validation_images", type=int, default=4, help="Pictures for the tracker.")
-    parser.add_argument("--report_to", default="tensorboard", help="tensorboard, wandb, trackio, …, or none.")
+    parser.add_argument("--num_validation_images", type=int, default=4, help="Number of images shown in the tracker.")
+    parser.add_argument("--report_to", default="tensorboard", help="Tracker: tensorboard, wandb, trackio, …, or none.")
     parser.add_argument(
         "--dry_run", action="store_true",
-        help="Train three steps, validate and write everything once, say what the training will take, and delete it "
-        "again.",
+        help="Train three steps, validate, write all outputs once, estimate the time of the training, and delete the "
+        "outputs.",
     )  # fmt: skip
     parser.add_argument("--push_to_hub", action="store_true", help="Upload the trained pipeline to the Hub.")
     parser.add_argument("--hub_model_id", help="Repository for --push_to_hub, such as lab/microscope.")
     parser.add_argument("--hub_private_repo", action="store_true", help="Make the new repository private.")
-    parser.add_argument("--license", help="Licence of the trained pipeline for its card, such as apache-2.0.")
+    parser.add_argument("--license", help="Licence of the trained pipeline, such as apache-2.0, for its card.")
     args = parser.parse_args()
 
     check_arguments(parser, args)
     if args.init_from is not None and args.model_config_name_or_path is not None:
-        parser.error("--init_from brings its own network: leave out --model_config_name_or_path.")
+        parser.error("--init_from sets the network: remove --model_config_name_or_path.")
     if args.init_from is not None and not Path(args.init_from, "model_index.json").is_file():
         try:
             validate_repo_id(args.init_from)
@@ -198,33 +194,35 @@ def parse_args():
     if args.pixel_packing is not None and args.pixel_packing < 1:
         parser.error(f"--pixel_packing must be 1 or more pixels, got {args.pixel_packing}.")
     if args.noise_corner_frequency is not None and not 0 <= args.noise_corner_frequency < math.inf:
-        parser.error("--noise_corner_frequency must be 0 or more cycles per pixel.")
+        parser.error(
+            f"--noise_corner_frequency must be 0 or more cycles per pixel, got {args.noise_corner_frequency}."
+        )
     if args.intensity_augmentation < 0:
-        parser.error("--intensity_augmentation must not be negative.")
+        parser.error(f"--intensity_augmentation must not be negative, got {args.intensity_augmentation}.")
     if not 0 <= min(args.weakened_haze, args.added_haze) <= args.weakened_haze + args.added_haze <= 1:
-        parser.error("--weakened_haze and --added_haze must be shares that sum to 1 at most.")
+        parser.error("--weakened_haze and --added_haze must be fractions that sum to 1 at most.")
     if not 0 <= args.mean_error_weight < math.inf:
-        parser.error("--mean_error_weight must not be negative.")
+        parser.error(f"--mean_error_weight must be finite and not negative, got {args.mean_error_weight}.")
     if args.push_to_hub != (args.hub_model_id is not None):
-        parser.error("--push_to_hub and --hub_model_id go together.")
+        parser.error("--push_to_hub and --hub_model_id belong together: pass both or neither.")
     if args.init_from is not None and args.normalization is not None:
-        parser.error("--init_from brings its own units: leave out --normalization.")
+        parser.error("--init_from sets the normalisation: remove --normalization.")
     return args
 
 
 def balance(hazy):
     """
-    Weights `[B, 1, h, w]` of errors, of the light of a pixel above the darkest part of its patch, and of the patch's
-    contrast. Errors grow with both, and least squares with weights that fall as variances rise learn from all of the
-    image.
+    Weights `[B, 1, h, w]` of the squared errors. They fall with the local intensity of a pixel above the darkest part
+    of its patch, and with the contrast of the patch. Errors grow with both; the weights let dim regions contribute to
+    the loss as well.
     """
-    light = avg_pool2d(hazy, 9, stride=1, padding=4, count_include_pad=False)
-    light = light - light.amin(dim=(2, 3), keepdim=True)
-    return 1 / ((0.3 + light) * (0.3 + hazy.std(dim=(2, 3), keepdim=True)))
+    intensity = avg_pool2d(hazy, 9, stride=1, padding=4, count_include_pad=False)
+    intensity = intensity - intensity.amin(dim=(2, 3), keepdim=True)
+    return 1 / ((0.3 + intensity) * (0.3 + hazy.std(dim=(2, 3), keepdim=True)))
 
 
 def predict_mean(pipeline, hazy):
-    """Posterior mean `[H, W]` as of the preset `fast`, through the real pipeline."""
+    """Posterior mean `[H, W]` of the pipeline with the preset `fast`."""
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     members = choose_members(pipeline, Preset.fast)
@@ -232,7 +230,7 @@ def predict_mean(pipeline, hazy):
 
 
 def log_images(accelerator, pipeline, pairs, means, step):
-    """Hazy, dehazed and clear side by side, each with its own contrast, to the trackers that show pictures."""
+    """Send hazy, dehazed and clear images side by side, each with its own contrast, to trackers that show images."""
     picture = pipeline.image_processor.visualize_intensity
     rows = [
         np.concatenate([np.asarray(picture(image)) for image in (pair.hazy, mean, pair.clear)], axis=1)
@@ -259,23 +257,24 @@ def main():
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=Path(args.output_dir, "logs")),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # all wait for the main process to validate
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # all processes wait for the main one to validate
     )
     check_joined(accelerator.num_processes)
     if args.report_to != "none" and not accelerator.log_with:
-        raise ValueError(f"--report_to {args.report_to} needs a package that is not installed.")
-    if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:  # DeepSpeed's file goes first
+        raise ValueError(
+            f"--report_to {args.report_to} needs a package that is not installed: install it or pass --report_to none."
+        )
+    if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:  # DeepSpeed's file overrides it
         raise ValueError(
             f"accelerate's configuration has gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, "
-            f"but "
-            f"--gradient_accumulation_steps is {args.gradient_accumulation_steps}: pass the same."
+            f"but --gradient_accumulation_steps is {args.gradient_accumulation_steps}: pass the same number."
         )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     set_seed(args.seed)
     resumes = args.resume_from_checkpoint is not None
     if not args.dry_run:
         if accelerator.is_main_process:
-            if args.push_to_hub:  # now, since days later it would be too late to fail
+            if args.push_to_hub:  # before the training, so that a refusal by the Hub is seen at once
                 args.hub_model_id = create_repository(
                     args.hub_model_id, "model", args.hub_private_repo or None
                 ).repo_id
@@ -284,7 +283,7 @@ def main():
         train(args, command, accelerator, Path(args.output_dir))
         return
 
-    # All processes, on all machines, write to a folder that the main one makes beside the output.
+    # All processes, on all machines, write to a temporary folder that the main process makes beside the output.
     folder = [None]
     if accelerator.is_main_process:
         if args.push_to_hub:
@@ -300,31 +299,33 @@ def main():
             shutil.rmtree(folder[0])
     steps, validations = args.max_train_steps, args.max_train_steps // args.validation_steps
     logger.info(
-        "dry run: everything works; %.2f s a step and %.0f s a validation make %.2f hours for %d "
-        "steps", seconds_per_step,
-        seconds_per_validation, (steps * seconds_per_step + validations * seconds_per_validation) / 3600, steps,
-    )  # fmt: skip
+        "dry run: everything works; %.2f s per step and %.0f s per validation make %.2f hours for %d steps",
+        seconds_per_step,
+        seconds_per_validation,
+        (steps * seconds_per_step + validations * seconds_per_validation) / 3600,
+        steps,
+    )
 
 
 def train(args, command, accelerator, output_dir):
-    """Train and write everything to `output_dir`. Returns the seconds of a step and of a validation."""
+    """Train and write all outputs to `output_dir`. Returns the seconds per step and per validation."""
     max_train_steps = DRY_RUN_STEPS if args.dry_run else args.max_train_steps
 
-    # Data, in units that the initial network has learned or that these data tell.
+    # Data, in the units of the initial pipeline or, without one, in units computed from the data.
     initial = None if args.init_from is None else HazeMatchingPipeline.from_pretrained(args.init_from)
-    data = load_training_data(args)
+    data = load_data(args)
     if initial is not None:
         image_processor = initial.image_processor
     else:
         image_processor = fit_image_processor(args.normalization or "image", data.pairs)
     logger.info(
-        "statistics of %d pairs: target mean %.4g, deviation %.4g",
+        "statistics of %d pairs: target mean %.4g, standard deviation %.4g",
         len(data.pairs),
         image_processor.target_mean,
         image_processor.target_std,
     )
     domain = fit_domain([pair.hazy for pair in data.pairs])
-    fields = data.normalize(image_processor, args)
+    fields = data.normalize(image_processor)
     validation_input = validate(lambda hazy: hazy, data.validation)[0] if data.validation else None
     if data.validation:
         logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), validation_input)
@@ -333,25 +334,23 @@ def train(args, command, accelerator, output_dir):
         zero_state_share = 0.5 if initial is not None and initial.config.zero_state_mean else 0.0
     if args.posterior_mean_share + zero_state_share > 1:
         raise ValueError(
-            f"--posterior_mean_share {args.posterior_mean_share} leaves no room for the states of zeros of "
-            f"{args.init_from}: pass 0.5 or less, "
-            "or --zero_state_share."
+            f"--posterior_mean_share {args.posterior_mean_share} and the --zero_state_share {zero_state_share} of "
+            f"{args.init_from} sum to more than 1: pass --posterior_mean_share 0.5 or less, or --zero_state_share."
         )
     noise_corner_frequency = args.noise_corner_frequency
     if noise_corner_frequency is None:
         noise_corner_frequency = 0.0 if initial is None else initial.config.noise_corner_frequency
     examples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     dataset = TrainingExamples(
-        fields, args.resolution, posterior_mean_share=args.posterior_mean_share, t_sampling=args.t_sampling,
-        seed=args.seed,
-        length=max_train_steps * examples_per_step, intensity_augmentation=args.intensity_augmentation,
-        weakened_haze=args.weakened_haze, added_haze=args.added_haze, noise_corner_frequency=noise_corner_frequency,
-        zero_state_share=zero_state_share,
+        fields, args.resolution, posterior_mean_share=args.posterior_mean_share, zero_state_share=zero_state_share,
+        t_sampling=args.t_sampling, seed=args.seed, length=max_train_steps * examples_per_step,
+        intensity_augmentation=args.intensity_augmentation, weakened_haze=args.weakened_haze,
+        added_haze=args.added_haze, noise_corner_frequency=noise_corner_frequency,
     )  # fmt: skip
-    # Not shuffled: the examples are random in themselves, and this order is the same after a resume.
+    # Not shuffled: the examples are already random, and this order is the same after resuming.
     dataloader = torch.utils.data.DataLoader(
         dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
-        generator=torch.Generator(),  # workers' seeds must not come from the generator that a checkpoint restores
+        generator=torch.Generator(),  # workers' seeds must not use the global generator, which checkpoints restore
     )  # fmt: skip
 
     # Model, averaged weights, optimiser, schedule.
@@ -376,7 +375,7 @@ def train(args, command, accelerator, output_dir):
         examples_per_step,
     )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
-    # accelerate steps the schedule once per process, so that its lengths are counted in steps × processes.
+    # accelerate advances the schedule once per process and step, so its lengths are steps × processes.
     lr_scheduler = get_scheduler(
         args.lr_scheduler,
         optimizer=optimizer,
@@ -384,7 +383,7 @@ def train(args, command, accelerator, output_dir):
         num_training_steps=max_train_steps * accelerator.num_processes,
     )
     unet, optimizer, dataloader, lr_scheduler = accelerator.prepare(unet, optimizer, dataloader, lr_scheduler)
-    # Of the prepared network, whose parameters may be shards of the whole.
+    # Average the prepared network, whose parameters may be sharded.
     ema = EMAModel(unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4)
     accelerator.register_for_checkpointing(ema)
     if accelerator.log_with and not args.dry_run:
@@ -407,7 +406,7 @@ def train(args, command, accelerator, output_dir):
             training_pixel_size=data.pixel_size_span,
         )
 
-    # What must be the same when the training is resumed.
+    # These facts must not change when the training is resumed.
     facts = {
         "script": "train_haze_matching.py",
         **data.facts,
@@ -432,16 +431,16 @@ def train(args, command, accelerator, output_dir):
         "weight decay": args.weight_decay,
         "decay of averages": args.ema_decay,
         "normalization": image_processor.normalization,
-        "unit of hazy images": "that of clear ones",  # of earlier versions their own deviation
+        "unit of hazy images": "that of clear ones",  # in earlier versions, their own standard deviation
         "target mean": image_processor.target_mean,
         "target deviation": image_processor.target_std,
     }
 
-    # Resume: weights, optimiser, schedule, averaged weights, random states; then skip the examples already seen.
+    # Resume weights, optimiser, schedule, averaged weights and random states, and skip the examples already used.
     log, log_file = [], output_dir / "training_log.jsonl"
     checkpoint = None if args.dry_run else args.resume_from_checkpoint
     step = resume(accelerator, ema, output_dir, checkpoint, facts, max_train_steps)
-    if step > 0 and log_file.is_file():  # may have run ahead of the checkpoint
+    if step > 0 and log_file.is_file():  # the log may be ahead of the checkpoint
         log = [row for row in map(json.loads, log_file.read_text().splitlines()) if row["step"] <= step]
     batches = accelerator.skip_first_batches(dataloader, step * args.gradient_accumulation_steps)
 
@@ -465,8 +464,8 @@ def train(args, command, accelerator, output_dir):
             error = velocity - (batch["clear"] - batch["noise"])  # [B,1,h,w]
             weight = balance(batch["hazy"]) if args.balanced_loss else torch.ones_like(error)  # [B,1,h,w]
             mean_error = (weight * error).mean(dim=(1, 2, 3)) / weight.mean(dim=(1, 2, 3))
-            mean_share = weight.mean(dim=(1, 2, 3)) * mean_error.square()
-            loss = (weight * error.square()).mean() + (args.mean_error_weight - 1) * mean_share.mean()
+            mean_part = weight.mean(dim=(1, 2, 3)) * mean_error.square()  # part of the loss due to the mean error
+            loss = (weight * error.square()).mean() + (args.mean_error_weight - 1) * mean_part.mean()
             step_loss += accelerator.reduce(loss.detach(), "mean").item() / args.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:
@@ -484,8 +483,8 @@ def train(args, command, accelerator, output_dir):
         step_loss = 0.0
         last = step == max_train_steps
         if args.dry_run and step == 1:
-            started = time.monotonic()  # the first step allocates memory
-        # Of use in a dry run, which starts at step 0.
+            started = time.monotonic()  # the first step also allocates memory
+        # Only dry runs, which start at step 0, use this number.
         seconds_per_step = (time.monotonic() - started) / max(1, step - 1)
 
         validation_started = time.monotonic()
@@ -507,7 +506,7 @@ def train(args, command, accelerator, output_dir):
                 logger.info("step %d: loss %.4f, validation %.2f dB", step, log[-1]["loss"], score)
             losses = []
         seconds_per_validation = time.monotonic() - validation_started
-        # By the mean of the processes, so that all end at one step.
+        # The mean over the processes decides, so that all of them stop at the same step.
         seconds = torch.tensor(time.monotonic() - started, device=accelerator.device)
         is_out_of_time = not last and accelerator.reduce(seconds, "mean").item() > most_seconds
         if step % args.checkpointing_steps == 0 or last or is_out_of_time:
@@ -517,17 +516,17 @@ def train(args, command, accelerator, output_dir):
                 (output_dir / f"checkpoint-{step}" / "seconds.json").write_text(json.dumps(seconds))
         if is_out_of_time:
             logger.info(
-                "stopped after %d of %d steps; go on with --resume_from_checkpoint latest", step, max_train_steps
+                "stopped after %d of %d steps; continue with --resume_from_checkpoint latest", step, max_train_steps
             )
             accelerator.end_training()
             return seconds_per_step, seconds_per_validation
     progress_bar.close()
 
-    # Keep the averaged weights, with a card.
+    # Save the averaged weights with a model card.
     pipeline = averaged_pipeline()
     if accelerator.is_main_process:
         threads = torch.get_num_threads()
-        # What the card says, here and when the folder is pushed later.
+        # Facts for the card, also when the folder is uploaded later.
         training = {
             "data": data.description,
             "command": command,
@@ -555,7 +554,7 @@ def train(args, command, accelerator, output_dir):
         save_trained(pipeline, output_dir, {"training.json": record, "README.md": str(card)})
         if args.push_to_hub and not args.dry_run:
             url = push_pipeline(pipeline, args.hub_model_id, folder=output_dir)
-            logger.info("pushed: %s", url)
+            logger.info("uploaded to %s", url)
     accelerator.end_training()
     return seconds_per_step, seconds_per_validation
 

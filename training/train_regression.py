@@ -1,11 +1,12 @@
 """
-Train the baseline of HazeMatching: its U-Net, predicting the clear image at once by mean squared error.
+Train the regression baseline of HazeMatching: its U-Net predicts the clear image directly, with the mean squared
+error.
 
     accelerate launch training/train_regression.py --train_data_dir runs/train --validation_data_dir runs/validation \
         --output_dir runs/regression
 
-Data, patches and network are those of `train_haze_matching.py`; noise and time are left out. The result is a folder
-for `HazeRegressionPipeline.from_pretrained`.
+Data, patches and network are those of `train_haze_matching.py`, without noise and time. The result is a folder for
+`HazeRegressionPipeline.from_pretrained`.
 """
 
 import argparse
@@ -20,13 +21,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, set_seed
+from data_arguments import add_data_arguments, check_arguments, load_data
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
-from haze_pipeline.data.training_data import add_data_arguments, check_arguments, load_training_data
 from haze_pipeline.models.unet_haze_matching import build_unet, check_network
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.training_utils import (
@@ -48,22 +49,27 @@ def parse_args():
     parser = argparse.ArgumentParser(description="Train a U-Net that predicts clear images by regression.")
     add_data_arguments(parser)
     parser.add_argument(
-        "--output_dir", type=Path, required=True, help="Where checkpoints and the trained pipeline go."
+        "--output_dir", type=Path, required=True, help="Folder for checkpoints and the trained pipeline."
     )
-    parser.add_argument("--normalization", choices=["image", "fixed"], default="image", help="By which statistics.")
-    parser.add_argument("--model_config_name_or_path", help="UNet2DModel config in place of the paper's network.")
-    parser.add_argument("--seed", type=int, default=0, help="Decides initial weights and patches.")
+    parser.add_argument(
+        "--normalization", choices=["image", "fixed"], default="image",
+        help='"image": each image is normalised by its own statistics; "fixed": by those of the training set.',
+    )  # fmt: skip
+    parser.add_argument(
+        "--model_config_name_or_path", help="Configuration of a UNet2DModel. The default is the paper's network."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights and patches.")
     parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
-    parser.add_argument("--max_train_steps", type=int, default=6000, help="Optimiser steps in all.")
+    parser.add_argument("--max_train_steps", type=int, default=6000, help="Total number of optimiser steps.")
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="Peak learning rate of AdamW.")
-    parser.add_argument("--lr_warmup_steps", type=int, default=200, help="Steps of linear warm-up, before a cosine.")
+    parser.add_argument("--lr_warmup_steps", type=int, default=200, help="Steps of linear warm-up; a cosine follows.")
     parser.add_argument("--weight_decay", type=float, default=1e-4, help="Weight decay of AdamW.")
-    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm.")
-    parser.add_argument("--ema_decay", type=float, default=0.999, help="Decay of the averaged weights that are kept.")
+    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm to which gradients are clipped.")
+    parser.add_argument("--ema_decay", type=float, default=0.999, help="Decay of the averaged weights that are saved.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
     parser.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between checkpoints.")
-    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="Older checkpoints are deleted.")
-    parser.add_argument("--resume_from_checkpoint", help='A "checkpoint-…" folder, or "latest".')
+    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="Number of checkpoints to keep.")
+    parser.add_argument("--resume_from_checkpoint", help='A folder "checkpoint-…", or "latest".')
     parser.add_argument("--validation_steps", type=int, default=500, help="Steps between validations.")
     args = parser.parse_args()
     check_arguments(parser, args)
@@ -74,7 +80,7 @@ def main():
     args = parse_args()
     accelerator = Accelerator(
         cpu=meet_on_cpu(), mixed_precision=args.mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # all wait for the main process to validate
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],  # all processes wait for the main one to validate
     )  # fmt: skip
     check_joined(accelerator.num_processes)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
@@ -83,17 +89,17 @@ def main():
         start_output(args.output_dir, resume=args.resume_from_checkpoint is not None)
     accelerator.wait_for_everyone()
 
-    data = load_training_data(args)
+    data = load_data(args)
     image_processor = fit_image_processor(args.normalization, data.pairs)
-    fields = data.normalize(image_processor, args)
+    fields = data.normalize(image_processor)
     length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
-    # Times and noises do not matter.
+    # Times and noise are not used.
     dataset = TrainingExamples(
         fields, args.resolution, posterior_mean_share=1.0, t_sampling="grid", seed=args.seed, length=length
     )
     dataloader = torch.utils.data.DataLoader(
         dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
-        generator=torch.Generator(),  # workers' seeds must not come from the generator that a checkpoint restores
+        generator=torch.Generator(),  # workers' seeds must not use the global generator, which checkpoints restore
     )  # fmt: skip
     if data.validation:
         logger.info(
@@ -108,7 +114,7 @@ def main():
     unet.register_to_config(sample_size=args.resolution)
     check_network(unet, args.resolution)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
-    # accelerate steps the schedule once per process, so that its lengths are counted in steps × processes.
+    # accelerate advances the schedule once per process and step, so its lengths are steps × processes.
     lr_scheduler = get_scheduler(
         "cosine",
         optimizer=optimizer,
@@ -133,7 +139,7 @@ def main():
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    # What must be the same when the training is resumed.
+    # These facts must not change when the training is resumed.
     facts = {
         "script": "train_regression.py",
         **data.facts,
@@ -144,7 +150,7 @@ def main():
         "learning rate": args.learning_rate,
         "weight decay": args.weight_decay,
         "decay of averages": args.ema_decay,
-        "unit of hazy images": "that of clear ones",  # of earlier versions their own deviation
+        "unit of hazy images": "that of clear ones",  # in earlier versions, their own standard deviation
         "target mean": image_processor.target_mean,
         "target deviation": image_processor.target_std,
     }

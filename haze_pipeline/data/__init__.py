@@ -1,1 +1,1 @@
-"""Pairs to learn from: folders, datasets of the Hub, patches."""
+"""Training pairs: folders, datasets of the Hub, and patches."""

@@ -1,4 +1,4 @@
-"""The card of a dataset of pairs. All its numbers are counted in the data."""
+"""Dataset card of a dataset of pairs. All its numbers are counted in the data."""
 
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import datasets
     from huggingface_hub import DatasetCard
 
-# Beside this file, not in model_cards/, so that an installed package has it.
+# Stored beside this file, not in model_cards/, so that the installed package contains it.
 TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
 
 
@@ -30,11 +30,11 @@ def make_dataset_card(
 
     Args:
         splits (`datasets.DatasetDict`): The data.
-        title (`str`): Name of the repository or folder, by which the card shows how to load it.
-        origin (`str`): Sentences that say where the pairs come from.
-        split_rule (`str`): Sentences that say how the splits were made.
-        command (`str`): The command line or code that made the dataset.
-        license_id (`str`, *optional*): Licence in the spelling of the Hub, such as `"cc-by-4.0"`.
+        title (`str`): Name of the repository or folder; the card's example loads the dataset by this name.
+        origin (`str`): Sentences on where the pairs come from.
+        split_rule (`str`): Sentences on how the splits were made.
+        command (`str`): Command line or code that made the dataset.
+        license_id (`str`, *optional*): Licence identifier of the Hub, such as `"cc-by-4.0"`.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -63,7 +63,7 @@ def make_dataset_card(
 
 
 def _count(split: "datasets.Dataset") -> dict:
-    """What the card says about one split."""
+    """Count the facts about one split that the card lists."""
     undecoded = import_datasets().Image(decode=False)
     found = {"hazy": set(), "clear": set(), "heights": set(), "widths": set()}
     for row in split.cast_column("hazy", undecoded).cast_column("clear", undecoded):

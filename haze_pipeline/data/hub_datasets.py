@@ -1,8 +1,8 @@
 """
-Hub datasets of pairs: hazy and clear planes with what is known about them, as Parquet that `datasets.load_dataset`
-reads from a folder or streams from the Hub.
+Hub datasets of pairs: hazy and clear planes with their metadata, stored as Parquet files. `datasets.load_dataset`
+reads them from a folder or streams them from the Hub.
 
-Every function here that needs the library `datasets` imports it itself, since it belongs to the extra `train`.
+The library `datasets` belongs to the extra `train`, so each function that needs it imports it itself.
 """
 
 import math
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import datasets
     from huggingface_hub import DatasetCard
 
-# What Pillow calls the types of a plane. Pillow 10.1 opens 16-bit PNGs as "I"; we store nothing else that opens so.
+# Pillow's image modes and the types they stand for. Pillow 10.1 opens 16-bit PNGs in mode "I"; no other files that we
+# store open in this mode.
 DTYPES = {"L": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "uint16", "F": "float32"}
 
 HUB_TIMEOUT = 10  # seconds to wait for an answer of the Hub
@@ -32,29 +33,29 @@ HUB_TIMEOUT = 10  # seconds to wait for an answer of the Hub
 
 def encode_plane(plane: np.ndarray) -> dict:
     """
-    Encode a plane for a column of type `datasets.Image()`, so that every value survives.
+    Encode a plane without loss for a column of type `datasets.Image()`.
 
-    Left to itself, `datasets` turns 16-bit colours to 8 bit and drops all but the first page of a stack. Integers
-    become a PNG, which browsers show, reals a TIFF of 32 bits.
+    By default, `datasets` converts 16-bit colours to 8 bits and keeps only the first page of a stack. Here, integers
+    become a PNG, which browsers display, and real numbers a 32-bit TIFF.
 
     Args:
-        plane (`np.ndarray` of shape `[H, W]`): Finite intensities of type uint8, uint16 or float32, or of another real
-            type if uint16 (for integers) or float32 holds them exactly.
+        plane (`np.ndarray` of shape `[H, W]`): Finite intensities of type uint8, uint16 or float32. Another real type
+            is accepted if uint16 (for integers) or float32 represents every value exactly.
 
     Returns:
-        `dict`: The file as `bytes`; `path` is `None`.
+        `dict`: The file's content as `bytes`; `path` is `None`.
 
     Raises:
-        `ValueError`: If it is not a plane, holds no pixels, NaN or infinite values, or values that would be rounded.
+        `ValueError`: If the array is not a plane, is empty, holds NaN or infinite values, or would be rounded.
     """
     if plane.ndim != 2 or plane.size == 0:
-        raise ValueError(f"The image has shape {plane.shape}, not [H, W]: pass its planes one by one.")
+        raise ValueError(f"The image has shape {plane.shape}, not [H, W]: pass one plane at a time.")
     if plane.dtype.kind not in "iuf":
         raise ValueError(
-            f"The image holds values of type {plane.dtype}, not intensities: convert it to uint16 or float32."
+            f"The image has type {plane.dtype}, which does not hold intensities: convert it to uint16 or float32."
         )
     if not np.isfinite(plane).all():
-        raise ValueError("The image holds NaN or infinite values: replace them by numbers first.")
+        raise ValueError("The image holds NaN or infinite values: replace them by finite numbers.")
     exact = plane
     if plane.dtype.name not in ("uint8", "uint16", "float32"):
         low, high = plane.min(), plane.max()
@@ -64,9 +65,8 @@ def encode_plane(plane: np.ndarray) -> dict:
         # `==` compares integers as float64, which is exact up to 2**53.
         if (integers and max(-int(low), int(high)) > 2**53) or not (exact == plane).all():
             raise ValueError(
-                f"The image holds {plane.dtype} values that float32 would round: convert it to uint16 or float32 "
-                f"yourself, "
-                "rounding as you see fit."
+                f"The image holds {plane.dtype} values that float32 would round: convert it to uint16 or float32 and "
+                "choose the rounding yourself."
             )
     file = BytesIO()
     image = Image.fromarray(np.ascontiguousarray(exact, dtype=exact.dtype.newbyteorder("=")))
@@ -79,24 +79,25 @@ def encode_plane(plane: np.ndarray) -> dict:
 
 def decode_plane(image: "Image.Image | dict") -> np.ndarray:
     """
-    The exact array `[H, W]` (uint8, uint16 or float32) of a value of the column `hazy` or `clear`, whether decoded to
-    a PIL image, as usual, or not (`datasets.Image(decode=False)`).
+    Decode a value of the column `hazy` or `clear` to an array `[H, W]` of type uint8, uint16 or float32, without loss.
+
+    Args:
+        image (`PIL.Image.Image` or `dict`): The value, decoded by `datasets` or not (`datasets.Image(decode=False)`).
 
     Raises:
-        `ValueError`: If the image has colours, several pages, of which Pillow would show the first, or integers beyond
-            uint16.
+        `ValueError`: If the image has colours, several pages (Pillow would return the first) or integers outside the
+            range of uint16.
     """
     if isinstance(image, dict):
         image = Image.open(BytesIO(image["bytes"]) if image.get("bytes") else image["path"])
     if image.mode not in DTYPES or getattr(image, "n_frames", 1) > 1:
         raise ValueError(
             f"The image must be a single plane without colours, got mode {image.mode} and "
-            f"{getattr(image, 'n_frames', 1)} "
-            "page(s)."
+            f"{getattr(image, 'n_frames', 1)} page(s): store one grey plane per image."
         )
     plane = np.asarray(image)
     if image.mode == "I" and not (0 <= plane.min() and plane.max() <= 65535):
-        raise ValueError("The image holds 32-bit integers that uint16 does not: convert it to float32.")
+        raise ValueError("The image holds integers outside the range of uint16: convert it to float32.")
     return plane.astype(DTYPES[image.mode])
 
 
@@ -109,15 +110,15 @@ def pair_row(
     pixel_size_um: float | None = None,
 ) -> dict:
     """
-    One row of a dataset of pairs.
+    Make one row of a dataset of pairs.
 
     Args:
         hazy (`np.ndarray` of shape `[H, W]`): The hazy plane, see [`encode_plane`].
-        clear (`np.ndarray` of shape `[H, W]`): The clear plane, pixel by pixel aligned with `hazy`.
-        specimen_id (`str`): The same for all planes of one specimen, which must not be spread over splits.
-        source (`str`): Where the pair comes from; errors name it.
-        level (`float`, *optional*): Diameter in Airy units of the pinhole that `hazy` was recorded with. `None` stands
-            for a widefield image, made without a pinhole: infinity, its limit, has no spelling in JSON.
+        clear (`np.ndarray` of shape `[H, W]`): The clear plane, aligned with `hazy` pixel by pixel.
+        specimen_id (`str`): The same for all planes of one specimen, which must stay in one split.
+        source (`str`): Where the pair comes from; error messages name it.
+        level (`float`, *optional*): Diameter in Airy units of the pinhole with which `hazy` was recorded. `None` means
+            a widefield image, recorded without a pinhole; JSON cannot represent infinity.
         pixel_size_um (`float`, *optional*): Side of a pixel in µm; `None` if unknown or if pixels are not square.
 
     Raises:
@@ -125,8 +126,8 @@ def pair_row(
     """
     if hazy.shape != clear.shape:
         raise ValueError(
-            f"{source}: `hazy` and `clear` must be of one shape, got {hazy.shape} and {clear.shape}: crop or register "
-            f"them."
+            f"{source}: `hazy` and `clear` must have the same shape, got {hazy.shape} and {clear.shape}: crop or "
+            "register them."
         )
     if level is not None and not 0 < level < math.inf:
         raise ValueError(
@@ -143,11 +144,11 @@ def pair_row(
 
 def build_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
     """
-    A dataset of rows, which are read one by one, so that it may be larger than the memory.
+    Build a dataset from rows. They are read one by one, so the dataset may be larger than the memory.
 
     Args:
-        rows (iterable of `dict`): What [`pair_row`] makes.
-        path (`str` or `Path`): Arrow file to write. The dataset is that file, mapped into memory.
+        rows (iterable of `dict`): Rows made by [`pair_row`].
+        path (`str` or `Path`): Arrow file to write. The dataset is this file, mapped into memory.
 
     Raises:
         `ImportError`: If the library `datasets` is missing.
@@ -158,7 +159,7 @@ def build_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
         {
             "hazy": datasets.Image(),
             "clear": datasets.Image(),
-            # float32 would turn 0.1 into 0.10000000149.
+            # In float32, 0.1 would become 0.10000000149.
             "level": datasets.Value("float64"),
             "pixel_size_um": datasets.Value("float64"),
             "specimen_id": datasets.Value("string"),
@@ -169,7 +170,7 @@ def build_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
 
 
 def write_rows(rows: Iterable[dict], features: "datasets.Features", path: str | Path, name: str) -> "datasets.Dataset":
-    """Write rows, each called `name` in errors, one by one to an Arrow file, and map it into memory."""
+    """Write rows one by one to an Arrow file and map it into memory; error messages call a row `name`."""
     from datasets.arrow_writer import ArrowWriter
 
     with ArrowWriter(path=str(path), features=features, writer_batch_size=16) as writer:
@@ -187,25 +188,25 @@ def split_by_specimen(
     """
     Split a dataset so that all planes of a specimen are in one split.
 
-    The split of a specimen follows from its name and the seed alone: more specimens, added later, move none of the
-    others. The shares are therefore met on average only.
+    The split of a specimen depends only on its name and the seed, so specimens added later do not move the others. The
+    fractions are therefore met only on average.
 
     Args:
-        dataset (`datasets.Dataset`): With a column `specimen_id`.
-        validation_share (`float`): Expected share of the specimens in `validation`; there is no such split if it is 0.
-        test_share (`float`): Likewise for `test`.
-        seed (`int`): Another seed splits differently.
+        dataset (`datasets.Dataset`): Dataset with a column `specimen_id`.
+        validation_share (`float`): Expected fraction of specimens in the split `validation`; 0 for no such split.
+        test_share (`float`): Expected fraction of specimens in the split `test`; 0 for no such split.
+        seed (`int`): Seed of the split.
 
     Returns:
-        `datasets.DatasetDict`: `train`, and `validation` and `test` where their share is positive.
+        `datasets.DatasetDict`: The splits `train`, `validation` and `test`, without those whose fraction is 0.
 
     Raises:
-        `ValueError`: If the shares are no shares, or a split would be empty.
+        `ValueError`: If a fraction is negative, nothing is left for `train`, or a split would be empty.
     """
     datasets = import_datasets()
     if min(validation_share, test_share) < 0 or validation_share + test_share >= 1:
         raise ValueError(
-            "The shares of validation and test must not be negative and must leave something to train on, got "
+            "The fractions of validation and test must not be negative, and their sum must be below 1, got "
             f"{validation_share} and {test_share}."
         )
 
@@ -224,8 +225,7 @@ def split_by_specimen(
         if share > 0 and not rows[name]:
             raise ValueError(
                 f"None of the {len(set(specimens))} specimens falls into the split {name}: choose another seed or "
-                f"share, or "
-                "add specimens."
+                "fraction, or add specimens."
             )
     return datasets.DatasetDict({name: dataset.select(indices) for name, indices in rows.items() if indices})
 
@@ -234,21 +234,19 @@ def save_dataset(
     splits: "datasets.DatasetDict", card: "DatasetCard", folder: str | Path, max_shard_bytes: int = 500_000_000
 ) -> None:
     """
-    Write Parquet files and `README.md` into an empty or new folder, laid out as in a dataset repository of the Hub:
-    `load_dataset(folder)` reads it, and uploading it as it is makes a dataset.
+    Write Parquet files and `README.md` to a folder, laid out as a dataset repository of the Hub.
+    `load_dataset(folder)` reads the folder, and uploading it unchanged makes a dataset on the Hub.
 
     Args:
         splits (`datasets.DatasetDict`): The data.
         card (`huggingface_hub.DatasetCard`): See [`make_dataset_card`].
-        folder (`str` or `Path`): The folder, in which there must be no `data/` yet.
-        max_shard_bytes (`int`): About the largest size of a file. The default is that of `datasets`.
+        folder (`str` or `Path`): The folder, new or existing; it must not contain `data/`.
+        max_shard_bytes (`int`): Approximate size limit of a file. The default is that of `datasets`.
     """
     folder = Path(folder)
     (folder / "data").mkdir(parents=True)
     for name, split in splits.items():
-        num_bytes = (
-            split.data.nbytes * len(split) / len(split.data)
-        )  # `split` may be a selection of rows of `split.data`
+        num_bytes = split.data.nbytes * len(split) / len(split.data)  # `split` may select rows of `split.data`
         num_shards = min(len(split), math.ceil(num_bytes / max_shard_bytes))
         for index in range(num_shards):
             shard = split.shard(num_shards, index, contiguous=True)
@@ -260,22 +258,22 @@ def push_dataset(
     splits: "datasets.DatasetDict", card: "DatasetCard", repo_id: str, private: bool | None = None
 ) -> str:
     """
-    Upload to the Hub, as `datasets` does, with a card. Files of an earlier upload are replaced.
+    Upload a dataset and its card to the Hub. Files of an earlier upload are replaced.
 
-    The card goes first: the Hub checks its licence and tags, and data never stand there without them.
+    The card is uploaded first. The Hub checks its licence and tags, so no data are published without them.
 
     Args:
         splits (`datasets.DatasetDict`): The data.
         card (`huggingface_hub.DatasetCard`): See [`make_dataset_card`].
         repo_id (`str`): `"organisation/name"`.
-        private (`bool`, *optional*): Who may see a new repository; by default what the organisation has set.
+        private (`bool`, *optional*): Whether a new repository is private; by default as the organisation has set.
 
     Returns:
         `str`: Address of the dataset.
 
     Raises:
-        `ValueError`: If the repository was to be private, but exists and is public.
-        `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses.
+        `ValueError`: If `private` is true, but the repository exists and is public.
+        `huggingface_hub.errors.HfHubHTTPError`: If the Hub rejects the upload.
     """
     url = create_repository(repo_id, "dataset", private)
     card.push_to_hub(url.repo_id, commit_message="Upload dataset card")
@@ -338,7 +336,7 @@ def _check_dataset_on_hub(source: str):
 
 
 def import_datasets():
-    """The library `datasets`, or an `ImportError` that says how to install it."""
+    """Import the library `datasets`; if it is missing, raise an `ImportError` with the command that installs it."""
     try:
         import datasets
     except ImportError as error:

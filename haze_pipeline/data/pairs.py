@@ -1,6 +1,6 @@
 """
-Where pairs come from: folders of TIFFs, the published HazeMatching data, datasets of the Hub. All are read while they
-are used.
+Read pairs from folders of TIFFs, the published HazeMatching data, or datasets of the Hub. Every function yields one
+pair at a time, so that a source need not fit in memory.
 """
 
 import json
@@ -18,13 +18,13 @@ from .hub_datasets import decode_plane, stream_split
 @dataclass
 class Pair:
     """
-    A hazy and a clear plane and what is known about them: the columns of a dataset, see [`pair_row`].
+    A hazy and a clear plane with their metadata: the columns of a dataset, see [`pair_row`].
 
     Args:
         hazy (`np.ndarray` of shape `[H, W]`): The hazy plane.
-        clear (`np.ndarray` of shape `[H, W]`): The clear plane, pixel by pixel aligned with `hazy`.
+        clear (`np.ndarray` of shape `[H, W]`): The clear plane, aligned with `hazy` pixel by pixel.
         specimen_id (`str`): The same for all planes of one specimen.
-        source (`str`): Where the pair comes from; errors name it.
+        source (`str`): Where the pair comes from; error messages name it.
         level (`float`, *optional*): Pinhole of the hazy image in Airy units; `None` for a widefield image.
         pixel_size_um (`float`, *optional*): Side of a pixel in µm.
     """
@@ -37,17 +37,18 @@ class Pair:
     pixel_size_um: float | None = None
 
 
-# Folders of the published HazeMatching data. `train_crops_fid` repeats training images for another purpose.
+# Folders of the published HazeMatching data. `train_crops_fid` repeats training images and is not read.
 HAZEMATCHING_FOLDERS = {"train": ("train_crop", "train"), "validation": ("val_crop", "val"), "test": ("test",)}
 
 
 def load_pairs(source: str | Path, split: str) -> Iterator[Pair]:
     """
-    Pairs of whatever a user may name: a folder with `hazy/` and `clear/`, all of whose pairs belong to any split; one
-    split of a published HazeMatching folder; or one split of a dataset, a folder or a repository of the Hub.
+    Read pairs from any kind of source: a folder with `hazy/` and `clear/`, which has no splits, so all its pairs are
+    read; one split of a published HazeMatching folder; or one split of a dataset.
 
     Args:
-        source (`str` or `Path`): The folder of images, dataset or repository; a `Path` is a folder of images.
+        source (`str` or `Path`): Folder of images, or dataset (a local folder or a repository of the Hub). A `Path` is
+            always a folder of images.
         split (`str`): `"train"`, `"validation"` or `"test"`.
 
     Raises:
@@ -69,23 +70,23 @@ def load_pairs(source: str | Path, split: str) -> Iterator[Pair]:
 
 def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterator[Pair]:
     """
-    Pairs of a folder with TIFFs of equal names in `hazy/` and `clear/`, one for each plane.
+    Read pairs from a folder with TIFFs of the same names in `hazy/` and `clear/`. Every plane of a stack is a pair.
 
-    A specimen is a file, or a sub-folder (`hazy/fish3/left.tif` belongs to `fish3`). All planes of a stack share it.
-    For images that `haze-pipeline simulate` made, `parameters.jsonl` tells specimen and level.
+    A specimen is a file with all its planes, or a sub-folder (`hazy/fish3/left.tif` belongs to `fish3`). For images
+    made by `haze-pipeline simulate`, specimen and level are read from `parameters.jsonl`.
 
     Args:
         folder (`str` or `Path`): The folder that holds `hazy/` and `clear/`.
         level (`float`, *optional*): Pinhole of the hazy images in Airy units, see [`Pair`].
 
     Raises:
-        `FileNotFoundError`: If an image has no partner, or there are none.
-        `ValueError`: If a file cannot be read, holds channels or colours, or does not fit its partner.
+        `FileNotFoundError`: If an image has no partner, or there are no images.
+        `ValueError`: If a file cannot be read, holds channels or colours, or differs in shape from its partner.
     """
     folder = Path(folder)
     names = {kind: list_tiffs(folder / kind) for kind in ("hazy", "clear")}
     if not names["hazy"]:
-        raise FileNotFoundError(f"{folder} holds no TIFFs in hazy/: put pairs of equal names in hazy/ and clear/.")
+        raise FileNotFoundError(f"{folder} holds no TIFFs in hazy/: put pairs of the same names in hazy/ and clear/.")
     for kind, other in (("hazy", "clear"), ("clear", "hazy")):
         for name in names[kind]:
             if name not in names[other]:
@@ -95,11 +96,11 @@ def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterato
         hazy, clear = read_micrograph(folder / "hazy" / name), read_micrograph(folder / "clear" / name)
         for kind, micrograph in (("hazy", hazy), ("clear", clear)):
             if dict(zip(micrograph.axes, micrograph.data.shape, strict=True)).get("C", 1) > 1:
-                raise ValueError(f"{folder / kind / name} holds several channels: save each as a file of its own.")
+                raise ValueError(f"{folder / kind / name} holds several channels: save each in its own file.")
         if hazy.data.shape != clear.data.shape:
             raise ValueError(
-                f"{folder / 'hazy' / name} and its partner in clear/ must be of one shape, got {hazy.data.shape} and "
-                f"{clear.data.shape}: crop or register them."
+                f"{folder / 'hazy' / name} and its partner in clear/ must have the same shape, got {hazy.data.shape} "
+                f"and {clear.data.shape}: crop or register them."
             )
         planes = [micrograph.data.reshape(-1, *micrograph.data.shape[-2:]) for micrograph in (hazy, clear)]
         note = notes.get(_stem(name), {})
@@ -113,13 +114,13 @@ def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterato
 
 
 def simulation_notes(folder: str | Path) -> list[dict]:
-    """What `haze-pipeline simulate` noted about every image of a folder; nothing for images from elsewhere."""
+    """Read the parameters that `haze-pipeline simulate` stored for each image of a folder; empty for other images."""
     path = Path(folder, "parameters.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def describe_simulation(notes: list[dict]) -> str:
-    """Sentences for a dataset card that say how [`simulation_notes`] were made."""
+    """Describe simulated images for a dataset card, from their [`simulation_notes`]."""
 
     def span(key: str) -> str:
         values = [note[key] for note in notes]
@@ -129,14 +130,13 @@ def describe_simulation(notes: list[dict]) -> str:
         files = {note["specimen_id"] for note in notes}
         made = (
             f"The clear images are parts of {len(files)} haze-free micrographs, in counts of simulated cameras. Haze, "
-            f"optics and camera "
-            "of the hazy ones were computed with `haze-pipeline simulate --from-images`, not measured"
+            "optics and camera of the hazy images were computed with `haze-pipeline simulate --from-images`, not "
+            "measured"
         )
     elif "plane" in notes[0]:
         made = (
-            "The clear images are planes of confocal stacks, in counts of simulated cameras. The hazy ones were "
-            "computed from "
-            "them with `haze-pipeline simulate --from-stack`, not measured"
+            "The clear images are planes of confocal stacks, in counts of simulated cameras. The hazy images were "
+            "computed from them with `haze-pipeline simulate --from-stack`, not measured"
         )
     else:
         kinds = sorted({kind for note in notes for kind in note["specimens"]})
@@ -150,17 +150,18 @@ def describe_simulation(notes: list[dict]) -> str:
 
 def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[Pair]:
     """
-    Pairs of one split of a published HazeMatching dataset: TIFFs of two channels, the confocal target and the
-    widefield image.
+    Read pairs from one split of a published HazeMatching dataset. Its TIFFs have two channels: the confocal target and
+    the widefield image.
 
-    The files don't say which of them show one specimen, so that every file counts as one.
+    The files do not state which of them show the same specimen, so each file counts as one specimen.
 
     Args:
         folder (`str` or `Path`): The folder of a subset, such as `zebrafish`.
-        split (`str`): `"train"`, `"validation"` or `"test"`, made of the [`HAZEMATCHING_FOLDERS`] that there are.
+        split (`str`): `"train"`, `"validation"` or `"test"`. Its [`HAZEMATCHING_FOLDERS`] are read, as far as they
+            exist.
 
     Raises:
-        `ValueError`: If a file cannot be read or is not an image of two channels, [2, H, W].
+        `ValueError`: If a file cannot be read or is not a two-channel image `[2, H, W]`.
     """
     for name in HAZEMATCHING_FOLDERS[split]:
         for path in list_tiffs(Path(folder, name)):
@@ -168,29 +169,33 @@ def pairs_from_hazematching(folder: str | Path, split: str) -> Iterator[Pair]:
             micrograph = read_micrograph(Path(folder, source))
             if micrograph.data.ndim != 3 or len(micrograph.data) != 2:
                 raise ValueError(
-                    f"{Path(folder, source)} has shape {micrograph.data.shape}, not [2, H, W]: HazeMatching files "
-                    f"hold the "
-                    "clear image as the first and the hazy one as the second channel."
+                    f"{Path(folder, source)} has shape {micrograph.data.shape}, not [2, H, W]: store the clear image "
+                    "as the first channel and the hazy image as the second."
                 )
             clear, hazy = micrograph.data
             yield Pair(hazy, clear, f"{name}/{_stem(path)}", source, None, micrograph.pixel_size_um)
 
 
 def hazematching_splits(folder: str | Path) -> list[str]:
-    """The splits of a published HazeMatching dataset that are in a folder, such as `zebrafish`."""
+    """
+    List the splits of a published HazeMatching dataset that a folder, such as `zebrafish`, contains.
+
+    Raises:
+        `FileNotFoundError`: If it contains none.
+    """
     splits = [
         split for split, names in HAZEMATCHING_FOLDERS.items() if any(Path(folder, name).is_dir() for name in names)
     ]
     if not splits:
         expected = ", ".join(name for names in HAZEMATCHING_FOLDERS.values() for name in names)
         raise FileNotFoundError(
-            f"{folder} holds none of the HazeMatching folders {expected}: name the one above them."
+            f"{folder} holds none of the HazeMatching folders {expected}: pass the folder that contains them."
         )
     return splits
 
 
 def has_hazematching_split(folder: str | Path, split: str) -> bool:
-    """Whether a folder is one of a published HazeMatching dataset that has a split."""
+    """Whether a folder holds a published HazeMatching dataset with this split."""
     if Path(folder, "hazy").is_dir():
         return False
     try:
@@ -201,14 +206,15 @@ def has_hazematching_split(folder: str | Path, split: str) -> bool:
 
 def pairs_from_rows(rows: Iterable[dict], start: int = 0) -> Iterator[Pair]:
     """
-    Pairs of a dataset as [`pair_row`] made it, or of any other that has columns `hazy` and `clear` of single planes.
+    Read pairs from the rows of a dataset. The columns `hazy` and `clear` must hold single planes; the other columns of
+    [`pair_row`] are optional.
 
     Args:
         rows (`datasets.Dataset`, `datasets.IterableDataset` or another iterable of `dict`): The rows.
-        start (`int`): Number of the first one, for errors.
+        start (`int`): Number of the first row, for error messages.
 
     Raises:
-        `ValueError`: If a row lacks one of the two, or they are not planes of one size.
+        `ValueError`: If a row lacks `hazy` or `clear`, or they are not planes of the same shape.
     """
     for number, row in enumerate(rows, start):
         source = row.get("source") or f"row {number}"
@@ -222,7 +228,10 @@ def pairs_from_rows(rows: Iterable[dict], start: int = 0) -> Iterator[Pair]:
         except ValueError as error:
             raise ValueError(f"{source} of the dataset: {error}") from error
         if hazy.shape != clear.shape:
-            raise ValueError(f"{source}: `hazy` and `clear` must be of one shape, got {hazy.shape} and {clear.shape}.")
+            raise ValueError(
+                f"{source}: `hazy` and `clear` must have the same shape, got {hazy.shape} and {clear.shape}: crop or "
+                "register them."
+            )
         specimen = row.get("specimen_id") or source
         yield Pair(hazy, clear, specimen, source, row.get("level"), row.get("pixel_size_um"))
 

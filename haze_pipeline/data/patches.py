@@ -1,4 +1,4 @@
-"""What training scripts learn from: patches of hazy and clear images in network units."""
+"""Training examples: patches of hazy and clear images in network units."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -17,17 +17,17 @@ from .augmentation import add_haze, weaken_haze
 from .pairs import Pair, pairs_from_rows
 
 
-# Of random specimens beside real ones: pixels in units of the largest that samples without aliasing, and the largest
-# in µm.
+# Coarse pixels for random specimens mixed with real ones: range of pixel sizes, in units of the largest pixel that
+# samples without aliasing, and the upper limit in µm.
 COARSE_SAMPLING, COARSEST_PIXEL = (0.4, 6.0), 2.5
-SOLID_FRACTION = 0.25  # of the random specimens, without texture
+SOLID_FRACTION = 0.25  # fraction of the random specimens that are solid bodies with hardly any texture
 
-# The fields of an endless series that patches are cut from at one time; 24 are about 12 MB at 256 px.
+# Number of fields of an endless series from which patches are cut at one time; 24 fields of 256 px take about 12 MB.
 WINDOW = 24
 
 
 def simulated_series(seed: int, size: int, start: int) -> Iterator[Pair]:
-    """The endless series `seed` of simulated pairs of `size` pixels a side, from number `start` on."""
+    """Yield the endless series of simulated pairs with this seed and `size` pixels a side, from pair `start` on."""
     for number in count(start):
         pair = simulate_pair(size, pair_generator(seed, number))
         name = f"simulated pair {number} of seed {seed}"
@@ -38,18 +38,17 @@ def specimen_series(
     specimens: list[tuple[RealSpecimen, int]], simulated_fraction: float, seed: int, size: int, start: int
 ) -> Iterator[Pair]:
     """
-    The endless series `seed` of pairs from real specimens, some of them replaced by random ones, from number `start`
-    on.
+    Yield an endless series of pairs from real specimens, mixed with pairs from random specimens.
 
     Args:
         specimens (list of ([`RealSpecimen`], `int`)):
-            Specimens with their quality. Every file is drawn equally often, but those of a quality of 3 and less half
+            Specimens with their quality. Files of quality 4 and 5 are drawn equally often, files of lower quality half
             as often.
         simulated_fraction (`float`):
-            Fraction of random specimens: a quarter thin solid bodies, half of the others seen with pixels of up to 6
-            times Nyquist's.
-        seed (`int`): Another seed gives other pairs.
-        size (`int`): Side of the pairs, pixels.
+            Fraction of pairs from random specimens. A quarter of these show thin solid bodies. Half of the rest have
+            pixels of up to 6 times the Nyquist size.
+        seed (`int`): Seed of the series.
+        size (`int`): Side of the images, pixels.
         start (`int`): Number of the first pair.
     """
     by_file: dict[str, list[RealSpecimen]] = {}
@@ -61,7 +60,7 @@ def specimen_series(
         generator = pair_generator(seed, number)
         draw = uniform(0, 1, generator)
         if draw < SOLID_FRACTION * simulated_fraction:
-            # Thin bodies, which make no haze of their own.
+            # The bodies are one plane thick, so that their own depth adds no haze.
             side = 2 * size
             planes = blobs((1, side, side), 1.0, generator, most_texture=0.1).numpy()
             pair, name = (
@@ -83,15 +82,15 @@ def specimen_series(
 
 def streamed_series(dataset: Iterable[dict], start: int) -> Iterator[Pair]:
     """
-    The rows of a dataset, again and again, from number `start` on, counted over all rounds.
+    Yield the pairs of a dataset, and repeat them without end.
 
     Args:
-        dataset (`datasets.IterableDataset`): With the columns `hazy` and `clear`, best not yet decoded. The rows
-            before `start` are read once, since only that tells how many there are.
-        start (`int`): Number of the first pair.
+        dataset (`datasets.IterableDataset`): Dataset with the columns `hazy` and `clear`, best not yet decoded: rows
+            before `start` are read but not used.
+        start (`int`): Number of the first pair, counted over all repetitions.
 
     Raises:
-        `ValueError`: If the dataset has no rows, or one is not a pair.
+        `ValueError`: If the dataset has no rows, or a row is not a pair.
     """
     number = 0
     while True:
@@ -102,11 +101,20 @@ def streamed_series(dataset: Iterable[dict], start: int) -> Iterator[Pair]:
             number += 1
         if length == 0:
             raise ValueError("The dataset has no rows.")
-        number += max(0, start - number) // length * length  # whole rounds before `start` need not be read
+        number += max(0, start - number) // length * length  # skip whole repetitions before `start`
 
 
 def fit_image_processor(normalization: str, pairs: list[Pair]) -> HazeImageProcessor:
-    """The image processor, normalising by `"image"` or `"fixed"`, with the statistics of training pairs."""
+    """
+    Make an image processor with the statistics of training pairs.
+
+    Args:
+        normalization (`str`): `"image"` or `"fixed"`, see [`HazeImageProcessor`].
+        pairs (`list[Pair]`): The training pairs.
+
+    Raises:
+        `ValueError`: If `normalization` is `"image"` and a hazy image is not finite or none has any contrast.
+    """
     if normalization == "fixed":
         pixels = {
             "input": np.concatenate([pair.hazy.ravel() for pair in pairs]),
@@ -119,7 +127,7 @@ def fit_image_processor(normalization: str, pairs: list[Pair]) -> HazeImageProce
             target_mean=float(pixels["target"].mean(dtype=np.float64)),
             target_std=float(pixels["target"].std(dtype=np.float64)),
         )
-    # Per image: the target in units of the hazy image's band-passed deviation, pooled over all images.
+    # "image": divide each clear image by the band-passed standard deviation of its hazy image, then pool all images.
     unit = HazeImageProcessor("image")
     number, total, squares = 0, 0.0, 0.0
     for pair in pairs:
@@ -138,7 +146,8 @@ def fit_image_processor(normalization: str, pairs: list[Pair]) -> HazeImageProce
 
 def normalize_pair(pair: Pair, image_processor: HazeImageProcessor, resolution: int) -> torch.Tensor | None:
     """
-    Normalised hazy and clear image `[2, H, W]`, or `None` if the hazy one has no contrast, which teaches nothing.
+    Normalise a pair to `[2, H, W]` (hazy, clear). The result is `None` if the hazy image has no contrast, since
+    nothing can be learned from it.
 
     Raises:
         `ValueError`: If the images are smaller than patches of `resolution` pixels, or not finite.
@@ -157,7 +166,7 @@ def normalize_pair(pair: Pair, image_processor: HazeImageProcessor, resolution: 
 def _in_network_units(
     hazy: torch.Tensor, clear: torch.Tensor, image_processor: HazeImageProcessor
 ) -> torch.Tensor | None:
-    """Both images `[1, 1, H, W]`, normalised, as `[2, H, W]`, or `None` if the hazy one has no contrast."""
+    """Normalise both images `[1, 1, H, W]` and stack them to `[2, H, W]`; `None` if the hazy one has no contrast."""
     statistics = image_processor.compute_normalization(hazy)
     if statistics.target_std.item() == 0:
         return None
@@ -167,7 +176,17 @@ def _in_network_units(
 
 
 class FieldsInMemory:
-    """A set of fields, any of which may serve any example."""
+    """
+    Normalised pairs ("fields") held in memory. Every example draws one of them at random.
+
+    Args:
+        pairs (iterable of [`Pair`]): The pairs; those without contrast are left out.
+        image_processor ([`HazeImageProcessor`]): Defines the network units.
+        resolution (`int`): Side of the patches, pixels.
+
+    Raises:
+        `ValueError`: If no pair has any contrast, or an image is too small or not finite.
+    """
 
     def __init__(self, pairs: Iterable[Pair], image_processor: HazeImageProcessor, resolution: int):
         self.image_processor = image_processor
@@ -183,16 +202,19 @@ class FieldsInMemory:
 
 class FieldsInSeries:
     """
-    Fields of an endless series. Example `index` gets one of a window of them, which moves on by one every
-    `patches_per_field` examples, so that every process and worker reads each once and cuts as many patches from it.
-    Which one is a function of index and random numbers alone.
+    Normalised pairs ("fields") of an endless series.
+
+    Examples draw from a window of `WINDOW` fields, which moves on by one field every `patches_per_field` examples.
+    Every process and worker thus reads each field once. The chosen field depends only on the example's index and
+    random numbers.
 
     Args:
-        series (`Callable`): Yields the pairs from a number on, see [`simulated_series`] and [`streamed_series`].
-        image_processor ([`HazeImageProcessor`]): Knows the network's units.
+        series (`Callable`): Yields the pairs from a given number on, such as [`simulated_series`] and
+            [`streamed_series`].
+        image_processor ([`HazeImageProcessor`]): Defines the network units.
         resolution (`int`): Side of the patches, pixels.
-        patches_per_field (`int`): Patches from every field on average.
-        first_pairs (iterable of [`Pair`], *optional*): The first ones of the series, if they are known already.
+        patches_per_field (`int`): Mean number of patches cut from each field.
+        first_pairs (iterable of [`Pair`], *optional*): First pairs of the series, if already computed.
     """
 
     def __init__(
@@ -205,24 +227,23 @@ class FieldsInSeries:
     ):
         self.series, self.patches_per_field = series, patches_per_field
         self.image_processor, self.resolution = image_processor, resolution
-        self.fields = {
-            number: self._normalize(pair) for number, pair in enumerate(first_pairs)
-        }  # workers inherit them
+        # Computed here, so that worker processes inherit them.
+        self.fields = {number: self._normalize(pair) for number, pair in enumerate(first_pairs)}
         self.next, self.rest = len(self.fields), None
 
     def choose(self, index: int, rng: np.random.Generator) -> torch.Tensor:
         """A normalised hazy and clear image `[2, H, W]` for example `index`."""
         first = index // self.patches_per_field
-        for _ in range(100):  # hardly ever is a field without contrast
+        for _ in range(100):  # fields without contrast are rare
             field = self._field(first, first + int(rng.integers(WINDOW)))
             if field is not None:
                 return field
         raise ValueError(f"None of the training images around number {first} has any contrast.")
 
     def _field(self, first: int, number: int) -> torch.Tensor | None:
-        """Field `number`; those before `first` are forgotten."""
+        """Return field `number` and drop the fields before `first`."""
         if number not in self.fields:
-            if number < self.next or first > self.next:  # a jump, as at the start of a resumed training
+            if number < self.next or first > self.next:  # a jump, such as the start of a resumed training
                 self.fields, self.next, self.rest = {}, first, None
             if self.rest is None:
                 self.rest = self.series(self.next)
@@ -238,29 +259,33 @@ class FieldsInSeries:
 
 class TrainingExamples(torch.utils.data.Dataset):
     """
-    The endless sequence of training examples, cut off at `length`. Example `index` is a function of the seed and
-    `index` alone (which image, patch, orientation, time and noise), so that neither the number of processes or workers
-    nor an interruption changes what is trained on.
+    The sequence of training examples.
+
+    The image, patch, orientation, time and noise of example `index` depend only on the seed and `index`. The examples
+    are therefore the same for any number of processes and workers, and after an interruption.
 
     Args:
-        fields ([`FieldsInMemory`] or [`FieldsInSeries`]): What patches are cut from.
+        fields ([`FieldsInMemory`] or [`FieldsInSeries`]): Normalised pairs from which patches are cut.
         resolution (`int`): Side of the patches, pixels.
-        posterior_mean_share (`float`): Fraction of examples at t = 0.
+        posterior_mean_share (`float`): Fraction of examples at t = 0 that start from noise.
         zero_state_share (`float`, defaults to `0.0`): Fraction of examples at t = 0 whose state is zero instead of
             noise.
-        t_sampling (`str`): Times of the others: `"grid"`, `"uniform"` or `"logit_normal"`.
-        seed (`int`): Another seed gives other examples.
-        length (`int`): Their number.
+        t_sampling (`str`): Times of the other examples: `"grid"`, `"uniform"` or `"logit_normal"`.
+        seed (`int`): Seed of the sequence.
+        length (`int`): Number of examples.
         intensity_augmentation (`float`, defaults to `0.0`):
-            Deviation of a random logarithmic gain of both images, and of an offset of the hazy one in network units.
+            Standard deviation of a random logarithmic gain of both images, and of a random offset of the hazy image in
+            network units.
         weakened_haze (`float`, defaults to `0.0`):
-            Share of examples with less haze than they came with. Hazy and clear images must count light in the same
-            unit, and be normalised by themselves.
-        added_haze (`float`, defaults to `0.0`): Share of other examples with added smooth light.
-        noise_corner_frequency (`float`, defaults to `0.0`): Of the noise, see [`draw_noise`]; 0 for white noise.
+            Fraction of examples whose haze is weakened. The hazy and the clear image must have the same intensity
+            unit, and every image must be normalised by its own statistics.
+        added_haze (`float`, defaults to `0.0`):
+            Fraction of examples with added smooth haze, besides those with weakened haze. The same conditions apply.
+        noise_corner_frequency (`float`, defaults to `0.0`): Corner frequency of the noise spectrum, see
+            [`draw_noise`]; 0 for white noise.
 
     Raises:
-        `ValueError`: If the haze of images that are normalised by fixed statistics shall vary.
+        `ValueError`: If `weakened_haze` or `added_haze` is used with fixed statistics.
     """
 
     def __init__(
@@ -280,7 +305,7 @@ class TrainingExamples(torch.utils.data.Dataset):
     ):
         if weakened_haze + added_haze > 0 and fields.image_processor.normalization == "fixed":
             raise ValueError(
-                '`weakened_haze` and `added_haze` need images that are normalised by themselves, `"image"`.'
+                '`weakened_haze` and `added_haze` do not work with fixed statistics: use the normalization `"image"`.'
             )
         self.fields = fields
         self.resolution = resolution
@@ -308,12 +333,12 @@ class TrainingExamples(torch.utils.data.Dataset):
             patch = patch.flip(2)
         if self.intensity_augmentation > 0:
             gain, offset = rng.normal(0, self.intensity_augmentation, 2)
-            dark = self.fields.image_processor.target_dark_level  # light scales about its absence
+            dark = self.fields.image_processor.target_dark_level  # a gain leaves zero intensity unchanged
             patch = torch.stack([patch[0] * math.exp(gain) + offset, (patch[1] - dark) * math.exp(gain) + dark])
         kind = rng.random()
         if kind < self.posterior_mean_share + self.zero_state_share:
             t = 0.0  # trains the posterior mean
-        elif self.t_sampling == "grid":  # the paper's
+        elif self.t_sampling == "grid":  # the 20 times of the paper
             t = np.linspace(0, 1, 20)[rng.integers(20)]
         elif self.t_sampling == "uniform":
             t = rng.random()
@@ -321,20 +346,20 @@ class TrainingExamples(torch.utils.data.Dataset):
             t = 1 / (1 + np.exp(-rng.standard_normal()))
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         if kind < self.zero_state_share:
-            noise = torch.zeros(1, self.resolution, self.resolution)  # the velocity is then the clear image
+            noise = torch.zeros(1, self.resolution, self.resolution)  # the target velocity is then the clear image
         else:
             noise = draw_noise((self.resolution, self.resolution), self.noise_corner_frequency, generator)  # [1,h,w]
         return {"hazy": patch[:1], "clear": patch[1:], "noise": noise, "t": torch.tensor(t, dtype=torch.float32)}
 
     def _vary_haze(self, field: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """A field `[2, H, W]` as it is, or with less haze or more, in network units of its own."""
+        """Weaken or add haze in a field `[2, H, W]`, or leave it unchanged; then normalise the field again."""
         processor, draw = self.fields.image_processor, rng.random()
-        hazy, light = field[0], field[1] - processor.target_dark_level  # light has one unit in both
+        hazy, signal = field[0], field[1] - processor.target_dark_level  # both now have the same intensity unit
         if draw < self.weakened_haze:
-            hazy = weaken_haze(hazy.numpy(), light.numpy(), rng)
+            hazy = weaken_haze(hazy.numpy(), signal.numpy(), rng)
         elif draw < self.weakened_haze + self.added_haze:
             hazy = add_haze(hazy.numpy(), rng)
         else:
             return field
-        varied = _in_network_units(torch.from_numpy(hazy)[None, None], light[None, None], processor)
+        varied = _in_network_units(torch.from_numpy(hazy)[None, None], signal[None, None], processor)
         return field if varied is None else varied

@@ -1,6 +1,6 @@
 """
-Hub datasets of haze-free specimens: one plane a row, with its source and licence. Training makes pairs of them
-meanwhile.
+Hub datasets of haze-free specimens. Each row holds one plane with its source and licence. Pairs are simulated from the
+planes during training.
 """
 
 import itertools
@@ -19,20 +19,20 @@ from .hub_datasets import decode_plane, encode_plane, import_datasets, stream_sp
 if TYPE_CHECKING:
     import datasets
 
-# Of every plane, beside its image: which one it is, and what the table of specimens says about its file.
+# Columns of each row beside `image`: those that reading requires, and texts from the table of specimens.
 COLUMNS = ("specimen_id", "channel", "plane", "pixel_size_um", "z_step_um", "quality")
 FACTS = ("structure", "modality", "licence", "origin", "notes")
 
 
 def specimen_rows(path: str | Path, facts: dict) -> Iterator[dict]:
     """
-    The planes of a micrograph as rows of a dataset, in their own counts.
+    Yield the planes of a micrograph as rows of a dataset, with unchanged counts.
 
     Args:
         path (`str` or `Path`): A TIFF with any of the axes T, Z and C.
         facts (`dict`):
-            `file`, its name in the dataset; `quality`, from 2 (poor) to 5 (clean); `pixel_size_um` and `z_step_um`,
-            `None` where unknown; and [`FACTS`], texts.
+            `file`, the file's name in the dataset; `quality`, from 2 (poor) to 5 (clean); `pixel_size_um` and
+            `z_step_um`, `None` where unknown; and the texts [`FACTS`].
 
     Raises:
         `MicrographError`: If the file cannot be read.
@@ -55,19 +55,19 @@ def specimen_rows(path: str | Path, facts: dict) -> Iterator[dict]:
 
 def specimens_from_rows(rows: Iterable[dict]) -> list[tuple[RealSpecimen, int]]:
     """
-    The specimens of a dataset, one for every channel of a file, each with its quality.
+    Collect the specimens of a dataset with their quality. Each channel of a file is a specimen.
 
     Args:
-        rows (iterable of `dict`): As [`specimen_rows`] made them; planes of one channel follow one another.
+        rows (iterable of `dict`): Rows made by [`specimen_rows`]. The planes of a channel follow one another.
 
     Raises:
-        `ValueError`: If there are none, a column is missing, or one has no contrast.
+        `ValueError`: If there are no rows, a column is missing, or a specimen has no contrast.
     """
     specimens, rows = [], iter(rows)
     first = next(rows, {})
     if missing := [name for name in ("image", *COLUMNS) if name not in first]:
         raise ValueError(
-            f"A dataset of specimens has the columns image, {', '.join(COLUMNS)}, but these rows lack {missing[0]}."
+            f"A dataset of specimens needs the columns image, {', '.join(COLUMNS)}; this one lacks {missing[0]}."
         )
     rows = itertools.chain([first], rows)
     for (name, channel), group in itertools.groupby(rows, key=lambda row: (row["specimen_id"], row["channel"])):
@@ -83,10 +83,10 @@ def specimens_from_rows(rows: Iterable[dict]) -> list[tuple[RealSpecimen, int]]:
 
 def load_specimens(source: str, split: str) -> dict[str, list[RealSpecimen]]:
     """
-    The specimens of a split of a dataset, by file.
+    Load the specimens of one split of a dataset, grouped by file.
 
     Args:
-        source (`str`): The dataset, a folder or a repository of the Hub.
+        source (`str`): The dataset: a local folder or a repository of the Hub.
         split (`str`): `"train"`, `"validation"` or `"test"`.
 
     Raises:
@@ -101,7 +101,7 @@ def load_specimens(source: str, split: str) -> dict[str, list[RealSpecimen]]:
 
 def build_specimen_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
     """
-    A dataset of rows as [`specimen_rows`] makes them, written one by one to an Arrow file.
+    Build a dataset from the rows of [`specimen_rows`], which are written one by one to the Arrow file `path`.
 
     Raises:
         `ImportError`: If the library `datasets` is missing.

@@ -1,6 +1,5 @@
-"""The data arguments that all training scripts share, and the pairs that they name."""
+"""Load the pairs that a training learns from, and the pairs that validate it."""
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -34,22 +33,27 @@ from .patches import (
 from .specimen_datasets import specimens_from_rows
 
 
-# Pairs of real specimens that statistics are taken of, and the series of those that validate.
-SPECIMEN_PAIRS = 96
-VALIDATION_SEED = 2
+SPECIMEN_PAIRS = 96  # number of pairs of real specimens from which statistics are computed
+VALIDATION_SEED = 2  # seed of the validation pairs of real specimens
 
 
 @dataclass
 class TrainingData:
     """
+    The data of a training.
+
     Args:
-        pairs (`list[Pair]`): All pairs, or the first ones of `series`, for the statistics.
-        series (`Callable`, *optional*): Yields the pairs of an endless series from a number on.
+        pairs (`list[Pair]`): All training pairs, or the first pairs of `series`; statistics are computed from them.
+        series (`Callable`, *optional*): For simulated or streamed data: yields pairs without end, from a given number
+            on.
         validation (`list[Pair]`): Pairs of other specimens; may be empty.
-        description (`str`): Sentence for a card.
-        pixel_size_span (`dict`, *optional*): `{"min": …, "max": …}` in µm, of a stream that of `pairs`; `None` if
-            unknown.
-        facts (`dict`): What tells these data from others when a training is resumed, of a series by its first pairs.
+        description (`str`): Sentence about the data for a model card.
+        pixel_size_span (`dict`, *optional*): Range of pixel sizes, `{"min": …, "max": …}` in µm; for streamed data,
+            the range in `pairs`. `None` if unknown.
+        facts (`dict`): Properties that must not change when a training is resumed. Those of a series describe its
+            first pairs.
+        resolution (`int`): Side of the training patches, pixels.
+        patches_per_field (`int`): Mean number of patches cut from each pair of `series`.
     """
 
     pairs: list[Pair]
@@ -58,154 +62,117 @@ class TrainingData:
     description: str
     pixel_size_span: dict | None
     facts: dict
+    resolution: int
+    patches_per_field: int
 
-    def normalize(
-        self, image_processor: HazeImageProcessor, args: argparse.Namespace
-    ) -> FieldsInMemory | FieldsInSeries:
-        """The pairs in network units, to cut patches from. `pairs` are let go, since they are in them."""
+    def normalize(self, image_processor: HazeImageProcessor) -> FieldsInMemory | FieldsInSeries:
+        """Convert the training pairs to network units, ready for cutting patches, and empty `pairs` to free memory."""
         if self.series is None:
-            fields = FieldsInMemory(self.pairs, image_processor, args.resolution)
+            fields = FieldsInMemory(self.pairs, image_processor, self.resolution)
         else:
-            fields = FieldsInSeries(self.series, image_processor, args.resolution, args.patches_per_field, self.pairs)
+            fields = FieldsInSeries(self.series, image_processor, self.resolution, self.patches_per_field, self.pairs)
         self.pairs.clear()
         return fields
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that [`load_training_data`] reads."""
-    parser.add_argument(
-        "--train_data_dir", type=Path,
-        help="Folder with TIFFs of equal names in hazy/ and clear/, or a published HazeMatching folder, such as "
-        "zebrafish.",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dataset_name",
-        help="Dataset of the Hub, or folder of one, with the columns `hazy` and `clear`, or of haze-free specimens in "
-        "the column "
-        "`image`, of which pairs are made meanwhile.",
-    )
-    parser.add_argument("--dataset_config_name", help="Configuration of the dataset, if it has several.")
-    parser.add_argument(
-        "--streaming", action="store_true", help="Read the dataset while training instead of holding it in memory."
-    )
-    parser.add_argument(
-        "--simulate", action="store_true", help="Train on random specimens, simulated meanwhile, in place of data."
-    )
-    parser.add_argument(
-        "--simulated_fraction", type=float, default=0.0,
-        help="Fraction of pairs from random specimens among those from a dataset of specimens.",
-    )  # fmt: skip
-    parser.add_argument("--simulation_seed", type=int, default=1, help="Series of the specimens; never a test's.")
-    parser.add_argument("--simulation_size", type=int, default=256, help="Side of the simulated fields in pixels.")
-    parser.add_argument(
-        "--patches_per_field", type=int, default=512,
-        help="Patches cut from a simulated or streamed field on average; more leave more time for training.",
-    )  # fmt: skip
-    parser.add_argument(
-        "--validation_data_dir", type=Path,
-        help="Folder as --train_data_dir, of other specimens; the split `validation` of the training data if omitted.",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max_validation_pairs", type=int, default=64, help="Only so many validation pairs are looked at."
-    )
-    parser.add_argument("--resolution", type=int, default=64, help="Side of the training patches in pixels.")
-    parser.add_argument(
-        "--dataloader_num_workers", type=int, default=0,
-        help="Processes that cut patches; with --simulate, every one of them makes all fields.",
-    )  # fmt: skip
-
-
-def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse what cannot be trained before anything is read."""
-    if sum([args.train_data_dir is not None, args.dataset_name is not None, args.simulate]) != 1:
-        parser.error("Pass one of --train_data_dir, --dataset_name and --simulate.")
-    if args.streaming and args.dataset_name is None:
-        parser.error("--streaming needs --dataset_name.")
-    if args.streaming and args.dataloader_num_workers > 1:  # `datasets` would give each worker other rows
-        parser.error("--streaming goes with at most one --dataloader_num_workers.")
-    if not 0 <= args.simulated_fraction <= 1:
-        parser.error(f"--simulated_fraction must lie between 0 and 1, got {args.simulated_fraction}.")
-    if args.simulated_fraction > 0 and args.dataset_name is None:
-        parser.error("--simulated_fraction is for a dataset of specimens: add --dataset_name.")
-    if args.simulate and args.simulation_size < args.resolution:
-        parser.error(f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}.")
-    for name in ("patches_per_field", "max_validation_pairs", "train_batch_size", "gradient_accumulation_steps",
-        "max_train_steps",
-                 "checkpointing_steps", "checkpoints_total_limit", "validation_steps"):  # fmt: skip
-        if getattr(args, name, 1) < 1:
-            parser.error(f"--{name} must be positive, got {getattr(args, name)}.")
-    if args.resolution < 16:
-        parser.error("--resolution must be at least 16.")
-    if not args.max_grad_norm > 0:
-        parser.error(f"--max_grad_norm must be positive, got {args.max_grad_norm}; 1e9 clips nothing.")
-    if not 0 <= args.ema_decay <= 1:
-        parser.error(f"--ema_decay must lie between 0 and 1, got {args.ema_decay}.")
-
-
-def load_training_data(args: argparse.Namespace) -> TrainingData:
+def load_training_data(
+    *,
+    train_data_dir: Path | None = None,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    streaming: bool = False,
+    simulate: bool = False,
+    simulated_fraction: float = 0.0,
+    simulation_seed: int = 1,
+    simulation_size: int = 256,
+    patches_per_field: int = 512,
+    validation_data_dir: Path | None = None,
+    max_validation_pairs: int = 64,
+    resolution: int = 64,
+) -> TrainingData:
     """
-    Read the pairs that the data arguments name.
+    Load training and validation pairs from exactly one source: `train_data_dir`, `dataset_name` or `simulate`.
+
+    Args:
+        train_data_dir (`Path`, *optional*): Folder of pairs, see [`load_pairs`].
+        dataset_name (`str`, *optional*): Dataset of pairs or of haze-free specimens: a repository of the Hub or a
+            local folder.
+        dataset_config_name (`str`, *optional*): Configuration of the dataset, if it has several.
+        streaming (`bool`, defaults to `False`): Read the dataset of pairs during training, not into memory.
+        simulate (`bool`, defaults to `False`): Simulate pairs of random specimens during training.
+        simulated_fraction (`float`, defaults to `0.0`): With a dataset of haze-free specimens: fraction of pairs that
+            show random specimens instead.
+        simulation_seed (`int`, defaults to `1`): Seed of the simulated pairs.
+        simulation_size (`int`, defaults to `256`): Side of the simulated images, pixels.
+        patches_per_field (`int`, defaults to `512`): Mean number of patches from each simulated or streamed pair.
+        validation_data_dir (`Path`, *optional*): Folder of validation pairs. By default, the split `validation` of the
+            training data, if there is one.
+        max_validation_pairs (`int`, defaults to `64`): Largest number of validation pairs.
+        resolution (`int`, defaults to `64`): Side of the training patches, pixels.
 
     Raises:
         `FileNotFoundError`: If a folder holds no pairs.
-        `ValueError`: If an image cannot be read or has no partner of its size.
+        `ValueError`: If not exactly one source is named, an image cannot be read or has no partner of its size, the
+            dataset has no split `train`, or pairs made from specimens would be smaller than the patches.
     """
+    if sum([train_data_dir is not None, dataset_name is not None, simulate]) != 1:
+        raise ValueError("Training data need exactly one source: pass `train_data_dir`, `dataset_name` or `simulate`.")
     series, splits, validation, num_first = None, {}, None, WINDOW
-    pixel_sizes = PIXEL_SIZES if args.simulate else None
-    if args.simulate:
-        series = partial(simulated_series, args.simulation_seed, args.simulation_size)
+    pixel_sizes = PIXEL_SIZES if simulate else None
+    if simulate:
+        series = partial(simulated_series, simulation_seed, simulation_size)
         description = (
-            f"pairs of {args.simulation_size} px, simulated meanwhile with "
-            f"`haze_pipeline.simulation.simulated_pairs`, seed "
-            f"{args.simulation_seed}."
+            f"pairs of {simulation_size} px, simulated during training with "
+            f"`haze_pipeline.simulation.simulated_pairs`, seed {simulation_seed}."
         )
-    elif args.dataset_name is not None:
-        # A folder is read itself: `datasets` would take the cached copy of any other of its name, card and size for
-        # it.
-        streaming = args.streaming or Path(args.dataset_name).is_dir()
-        splits = import_datasets().load_dataset(args.dataset_name, args.dataset_config_name, streaming=streaming)
+    elif dataset_name is not None:
+        # A local folder is always streamed. `datasets` identifies cached copies by name, card and size only, so it
+        # could return the copy of another folder.
+        stream = streaming or Path(dataset_name).is_dir()
+        splits = import_datasets().load_dataset(dataset_name, dataset_config_name, streaming=stream)
         if "train" not in splits:
-            raise ValueError(f"{args.dataset_name} has no split `train`, only {', '.join(splits)}.")
+            raise ValueError(f"{dataset_name} has no split `train`, only {', '.join(splits)}.")
         if "image" in (splits["train"].column_names or []):
-            if args.simulation_size < args.resolution:
+            if simulation_size < resolution:
                 raise ValueError(
-                    f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}."
+                    f"`simulation_size` must be at least `resolution` {resolution}, got {simulation_size}."
                 )
-            pixel_sizes = {**PIXEL_SIZES, "max": COARSEST_PIXEL} if args.simulated_fraction > 0 else PIXEL_SIZES
-            make_series = partial(specimen_series, specimens_from_rows(splits["train"]), args.simulated_fraction)
-            series, num_first = partial(make_series, args.simulation_seed, args.simulation_size), SPECIMEN_PAIRS
-            if "validation" in splits and args.validation_data_dir is None:
+            pixel_sizes = {**PIXEL_SIZES, "max": COARSEST_PIXEL} if simulated_fraction > 0 else PIXEL_SIZES
+            specimens = specimens_from_rows(splits["train"])
+            series = partial(specimen_series, specimens, simulated_fraction, simulation_seed, simulation_size)
+            num_first = SPECIMEN_PAIRS
+            if "validation" in splits and validation_data_dir is None:
                 held_out = specimens_from_rows(splits["validation"])
-                validation = specimen_series(held_out, 0.0, VALIDATION_SEED, args.simulation_size, 0)
-        elif args.streaming:
-            # Not decoded by `datasets`, which would be in vain for the rows before a resumed training's.
+                validation = specimen_series(held_out, 0.0, VALIDATION_SEED, simulation_size, 0)
+        elif streaming:
+            # Images are decoded later, so that a resumed training skips earlier rows without decoding them.
             series = partial(streamed_series, splits["train"].decode(False))
-        description = f"the split `train` of the dataset `{_shareable_name(args.dataset_name)}`."
+        description = f"the split `train` of the dataset `{_shareable_name(dataset_name)}`."
     else:
-        description = f"the pairs of the folder `{args.train_data_dir.resolve().name}`."
-        if notes := simulation_notes(args.train_data_dir):
+        description = f"the pairs of the folder `{train_data_dir.resolve().name}`."
+        if notes := simulation_notes(train_data_dir):
             description += f" {describe_simulation(notes)}"
 
     if series is not None:
         pairs = list(islice(series(0), num_first))
-    elif args.dataset_name is not None:
+    elif dataset_name is not None:
         pairs = list(pairs_from_rows(splits["train"]))
     else:
-        pairs = list(load_pairs(args.train_data_dir, "train"))
+        pairs = list(load_pairs(train_data_dir, "train"))
 
-    if args.validation_data_dir is not None:
-        validation = load_pairs(args.validation_data_dir, "validation")
+    if validation_data_dir is not None:
+        validation = load_pairs(validation_data_dir, "validation")
     elif validation is not None:
         pass
     elif "validation" in splits:
         validation = pairs_from_rows(splits["validation"])
-    elif args.train_data_dir is not None and has_hazematching_split(args.train_data_dir, "validation"):
-        validation = pairs_from_hazematching(args.train_data_dir, "validation")
+    elif train_data_dir is not None and has_hazematching_split(train_data_dir, "validation"):
+        validation = pairs_from_hazematching(train_data_dir, "validation")
     else:
         validation = iter(())
     sizes = [pair.pixel_size_um for pair in pairs if pair.pixel_size_um is not None]
     span = {"min": min(sizes), "max": max(sizes)} if sizes else None
-    validation = list(islice(validation, args.max_validation_pairs))
+    validation = list(islice(validation, max_validation_pairs))
     for pair in validation:
         for name, image in (("hazy", pair.hazy), ("clear", pair.clear)):
             if not np.isfinite(image).all() or image.min() == image.max():
@@ -216,12 +183,14 @@ def load_training_data(args: argparse.Namespace) -> TrainingData:
         "pairs": len(pairs) if series is None else None,
         "mean of hazy images": float(np.mean([pair.hazy.mean(dtype=np.float64) for pair in pairs])),
         "mean of clear images": float(np.mean([pair.clear.mean(dtype=np.float64) for pair in pairs])),
-        "patches per field": args.patches_per_field if series is not None else None,
-        "simulated fraction": args.simulated_fraction,
+        "patches per field": patches_per_field if series is not None else None,
+        "simulated fraction": simulated_fraction,
     }
-    return TrainingData(pairs, series, validation, description, pixel_sizes or span, facts)
+    return TrainingData(
+        pairs, series, validation, description, pixel_sizes or span, facts, resolution, patches_per_field
+    )
 
 
 def _shareable_name(dataset_name: str) -> str:
-    """The name of a dataset, but not where a folder lies."""
+    """The name of a dataset without the path of a local folder."""
     return Path(dataset_name).resolve().name if Path(dataset_name).is_dir() else dataset_name

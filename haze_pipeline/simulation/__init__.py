@@ -1,1 +1,1 @@
-"""Optics, cameras and specimens, and the pairs that are simulated with them."""
+"""Simulation of pairs: optics, cameras, and random and real specimens."""

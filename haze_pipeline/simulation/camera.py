@@ -1,4 +1,4 @@
-"""Cameras: from photons to counts."""
+"""Camera model: from photons to counts."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,23 @@ import torch
 @dataclass(frozen=True)
 class Camera:
     """
-    A scientific camera: variance = gain · (mean − offset) + (gain · read noise)² of its counts, up to rounding (the
-    photon transfer curve; Janesick, Photon Transfer, 2007).
+    A scientific camera.
+
+    The counts of a pixel have variance = gain · (mean − offset) + (gain · read noise)², up to rounding (the photon
+    transfer curve; Janesick, Photon Transfer, 2007).
 
     Args:
         gain (`float`, defaults to `1.0`): Counts per electron.
         offset (`float`, defaults to `100.0`): Counts without light.
-        read_noise (`float`, defaults to `1.5`): Standard deviation in electrons of every reading of a pixel.
+        read_noise (`float`, defaults to `1.5`): Standard deviation of the read noise, electrons.
         quantum_efficiency (`float`, defaults to `1.0`): Electrons per photon.
-        bit_depth (`int`, defaults to `16`): Bits of a count; more light than they hold saturates.
-        hot_pixel_share (`float`, defaults to `0.0`): Share of pixels that leak electrons.
-        hot_pixel_electrons (`float`, defaults to `500.0`): Mean of what they leak in an exposure.
-        hot_pixel_seed (`int`, defaults to `0`): Decides which pixels: the same ones in every image of a camera.
+        bit_depth (`int`, defaults to `16`): Bits per count. Brighter pixels saturate.
+        hot_pixel_share (`float`, defaults to `0.0`): Fraction of hot pixels, which leak electrons.
+        hot_pixel_electrons (`float`, defaults to `500.0`): Mean number of electrons per exposure of a hot pixel.
+        hot_pixel_seed (`int`, defaults to `0`): Seed of the hot-pixel pattern, which is the same in every exposure.
+
+    Raises:
+        `ValueError`: If a value lies outside its range.
     """
 
     gain: float = 1.0
@@ -53,18 +58,18 @@ class Camera:
 
     def expose(self, photons: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """
-        One exposure.
+        Simulate one exposure.
 
         Args:
-            photons (`torch.Tensor` of shape `[..., H, W]`): Expected photons of every pixel, none negative.
-            generator (`torch.Generator`): Of the device of `photons`.
+            photons (`torch.Tensor` of shape `[..., H, W]`): Expected photons of each pixel, not negative.
+            generator (`torch.Generator`): Generator on the device of `photons`.
 
         Returns:
             `torch.Tensor` of the same shape, float32: whole counts from 0 to `largest_count`.
         """
         expected = self.quantum_efficiency * photons.float()
         if self.hot_pixel_share:
-            # The pattern belongs to the camera and not to the exposure.
+            # The pattern is a property of the camera, not of the exposure.
             pattern = torch.Generator().manual_seed(self.hot_pixel_seed)
             hot = torch.rand(photons.shape[-2:], generator=pattern) < self.hot_pixel_share
             leak = torch.empty(photons.shape[-2:]).exponential_(1 / self.hot_pixel_electrons, generator=pattern)

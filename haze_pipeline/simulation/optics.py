@@ -1,12 +1,12 @@
 """
-Optical transfer functions of widefield and confocal fluorescence microscopes, from a scalar pupil function.
+Optical transfer functions (OTFs) of widefield and confocal fluorescence microscopes, from a scalar pupil function.
 
-A microscope with a round pupil has a point-spread function (PSF) that depends only on the distance from its axis, so
-that pupil, PSF and transfer function are curves, and what turns one into the next is a Hankel transform. The curves
-are integrated to full precision; only at the end are they laid out on the grid of an image.
+A microscope with a round pupil has a point-spread function (PSF) that depends only on the distance from the optical
+axis. Pupil, PSF and OTF are therefore radial curves, connected by Hankel transforms. The curves are integrated to full
+precision and sampled on the grid of an image only at the end.
 
-Light is treated as scalar. Above an NA of about 0.9 real PSFs are vectorial: wider along the polarisation, and of less
-contrast, which is not modelled.
+The model is scalar. Real PSFs above an NA of about 0.9 are vectorial: wider along the polarisation and lower in
+contrast. This is not modelled.
 """
 
 import math
@@ -16,13 +16,13 @@ from functools import lru_cache
 import torch
 
 
-OPEN_PINHOLE = 50  # Airy units from which on a pinhole is taken as open
+OPEN_PINHOLE = 50  # Airy units; a larger pinhole counts as open
 
 
 @dataclass(frozen=True)
 class Optics:
     """
-    What decides how a microscope images: objective, wavelengths, media, pixel and pinhole. Lengths are in µm.
+    The optics of a microscope: objective, wavelengths, media, pixel and pinhole. Lengths are in µm.
 
     Args:
         numerical_aperture (`float`): NA of the objective, below `refractive_index`.
@@ -31,12 +31,15 @@ class Optics:
         refractive_index (`float`): Index of the immersion medium.
         pixel_size (`float`): Pixel size in the specimen, µm.
         pinhole (`float`, defaults to `1.0`):
-            Diameter of the confocal pinhole in Airy units (1.22 emission / NA); `math.inf`, and more than 50, for
-            none.
-        sample_index (`float`, *optional*): Index of the specimen; that of the immersion medium if omitted.
+            Diameter of the confocal pinhole in Airy units (1.22 emission / NA). Above 50, such as `math.inf`, the
+            pinhole counts as open.
+        sample_index (`float`, *optional*): Refractive index of the specimen; by default that of the immersion medium.
         depth (`float`, defaults to `0.0`):
-            Depth of the focal plane below the coverslip, µm. With a `sample_index` of its own it makes spherical
-            aberration.
+            Depth of the focal plane below the coverslip, µm. If `sample_index` differs from `refractive_index`, it
+            causes spherical aberration.
+
+    Raises:
+        `ValueError`: If a value lies outside its range.
     """
 
     numerical_aperture: float
@@ -69,29 +72,29 @@ class Optics:
 
     @property
     def specimen_index(self) -> float:
-        """Refractive index of the specimen, whether it is that of the immersion medium or one of its own."""
+        """Refractive index of the specimen: `sample_index`, or else that of the immersion medium."""
         return self.sample_index or self.refractive_index
 
 
 def widefield_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float | None = None) -> torch.Tensor:
     """
-    Widefield transfer functions, the integration over the camera's pixels included.
+    Compute widefield OTFs, including the integration over the camera's pixels.
 
-    The PSF fades out between half the `reach` and the whole. The light that is missing then is spread evenly over the
-    grid, as if it came from a specimen that goes on beyond it. A widefield microscope so keeps the light of every
-    plane, whatever its defocus (the missing cone), and nothing wraps around the edges of an image with a margin of
-    `reach`.
+    The PSF falls smoothly to zero between `reach / 2` and `reach`. The intensity removed by this is spread evenly over
+    the grid, as if the specimen continued beyond it. The total intensity of a plane is therefore the same at every
+    defocus (the missing cone of a widefield microscope), and nothing wraps around the edges of an image with a margin
+    of `reach`.
 
     Args:
         optics (`Optics`): The microscope.
         size (`int`): Side of the square grid in pixels.
         defocus (`torch.Tensor` of shape `[Z]`):
-            Distances of the planes from the best focus, µm, away from the objective; see [`best_focus`].
-        reach (`float`, *optional*): Radius to which PSFs extend, µm; half the grid if omitted.
+            Distances of the planes from the best focus, µm, positive away from the objective; see [`best_focus`].
+        reach (`float`, *optional*): Radius of the PSFs, µm; by default half the grid.
 
     Returns:
-        `torch.Tensor` of shape `[Z, size, size // 2 + 1]`, real, as `torch.fft.rfft2` orders frequencies: 1 at zero
-        frequency.
+        `torch.Tensor` of shape `[Z, size, size // 2 + 1]`, real, with frequencies ordered as in `torch.fft.rfft2`. The
+        value at zero frequency is 1.
     """
     reach = reach or size * optics.pixel_size / 2
     radius, area = _radial_grid(optics, reach, defocus.device)
@@ -103,46 +106,49 @@ def widefield_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float
 
 def confocal_otf(optics: Optics, size: int, defocus: torch.Tensor, reach: float | None = None) -> torch.Tensor:
     """
-    Confocal transfer functions, pixels included: of the PSF excitation × (emission ⊗ pinhole), the product of
-    illumination and detection probabilities (Wilson & Sheppard 1984). Arguments as in [`widefield_otf`].
+    Compute confocal OTFs, including the integration over the camera's pixels. The arguments are those of
+    [`widefield_otf`].
+
+    The PSF is excitation × (emission ⊗ pinhole), the product of the probabilities of illumination and detection
+    (Wilson & Sheppard 1984).
 
     Returns:
-        `torch.Tensor` of shape `[Z, size, size // 2 + 1]`, real, scaled such that it is 1 at zero frequency in focus:
-        a thin in-focus specimen yields the same total intensity as in the widefield image, an out-of-focus one less.
+        `torch.Tensor` of shape `[Z, size, size // 2 + 1]`, real. The value at zero frequency is 1 in focus: a thin
+        specimen in focus has the same total intensity as in the widefield image, and less out of focus.
     """
     if optics.pinhole > OPEN_PINHOLE:
         return widefield_otf(replace(optics, emission_wavelength=optics.excitation_wavelength), size, defocus, reach)
     reach = reach or size * optics.pixel_size / 2
     diameter = optics.pinhole * 1.22 * optics.emission_wavelength / optics.numerical_aperture
-    # The pinhole collects from all of its disc. Hardly any light passes it from farther than ten times as far.
+    # The pinhole collects over its whole disc. Intensity from beyond ten diameters hardly passes it.
     sine = min(optics.numerical_aperture / optics.specimen_index, 0.99)
     cone = 1.2 * defocus.abs().max().item() * sine / math.sqrt(1 - sine**2)
     extent = max(reach, 2 * diameter, min(cone, 10 * diameter))
     radius, area = _radial_grid(optics, extent, defocus.device)
     with_focus = torch.cat([defocus, torch.zeros_like(defocus[:1])])
     emission = _radial_psf(optics, optics.emission_wavelength, radius, with_focus) * _taper(radius, extent)
-    # The pinhole, projected into the specimen, is a disc; its Fourier transform is a jinc, 2 J1(πdf) / (πdf).
+    # Projected into the specimen, the pinhole is a disc. Its Fourier transform is a jinc, 2 J1(πdf) / (πdf).
     cutoff = 2 * optics.numerical_aperture / optics.emission_wavelength
     frequency, band = _panels(cutoff, 2 * extent * cutoff, radius.device)
     argument = (math.pi * diameter * frequency).clamp(min=1e-9)
     pinhole = 2 * torch.special.bessel_j1(argument) / argument
     kernel = torch.special.bessel_j0(2 * math.pi * radius[:, None] * frequency)  # [R,F]
     detection = ((emission * area) @ kernel * pinhole * (2 * math.pi * frequency * band)) @ kernel.T  # [Z+1,R]
-    light = _radial_psf(optics, optics.excitation_wavelength, radius, with_focus) * detection * area
-    light = light / light[-1].sum()
-    transfer = _on_image_grid(optics, light[:-1] * _taper(radius, reach), radius, size, reach)
-    transfer[:, 0, 0] = light[:-1].sum(dim=1)  # as in a widefield microscope, what the taper takes is spread evenly
+    rings = _radial_psf(optics, optics.excitation_wavelength, radius, with_focus) * detection * area
+    rings = rings / rings[-1].sum()
+    transfer = _on_image_grid(optics, rings[:-1] * _taper(radius, reach), radius, size, reach)
+    transfer[:, 0, 0] = rings[:-1].sum(dim=1)  # as in `widefield_otf`, spreads the tapered intensity evenly
     return transfer
 
 
 def otf_to_psf(otf: torch.Tensor) -> torch.Tensor:
-    """PSFs `[Z, size, size]` of transfer functions, with their centre at index `[0, 0]` as FFTs want it."""
+    """Convert OTFs to PSFs `[Z, size, size]`, with the centre at index `[0, 0]` as FFTs require."""
     size = otf.shape[-2]
     return torch.fft.irfft2(otf, s=(size, size))
 
 
 def _panels(length: float, cycles: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nodes and weights on [0, length] of Gauss–Legendre quadrature, 8 nodes for each of `cycles` oscillations."""
+    """Nodes and weights of Gauss–Legendre quadrature on [0, length], with 8 nodes per oscillation."""
     number = math.ceil(cycles) + 1
     # The rule of 8 nodes on [-1, 1] (Abramowitz & Stegun, table 25.4).
     half = [0.1834346424956498, 0.5255324099163290, 0.7966664774136267, 0.9602898564975363]
@@ -155,27 +161,28 @@ def _panels(length: float, cycles: float, device: torch.device) -> tuple[torch.T
 
 
 def _radial_grid(optics: Optics, reach: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Radii `[R]` in µm up to `reach` and the areas 2πr·dr that belong to them."""
+    """Radii `[R]` in µm up to `reach`, and the areas 2πr·dr of their rings."""
     shortest = min(optics.emission_wavelength, optics.excitation_wavelength)
-    # Of a product of two PSFs, each of which oscillates up to 2 NA/λ times a µm, with the kernel of a transform.
+    # The integrand is a product of two PSFs, each with up to 2 NA/λ oscillations per µm, and a transform's kernel.
     radius, weight = _panels(reach, reach * 4 * optics.numerical_aperture / shortest, device)
     return radius, 2 * math.pi * radius * weight
 
 
 def _taper(radius: torch.Tensor, reach: float) -> torch.Tensor:
-    """1 up to half the reach, from where it falls to 0: a PSF that ended abruptly would draw edges."""
+    """Weight 1 up to half the reach, then falling smoothly to 0. A PSF cut off abruptly would produce edges."""
     return torch.cos((2 * radius / reach - 1).clamp(0, 1) * math.pi / 2).square()
 
 
 def _radial_psf(optics: Optics, wavelength: float, radius: torch.Tensor, defocus: torch.Tensor) -> torch.Tensor:
-    """Intensity `[Z, R]` at `radius` µm from the axis, of planes `defocus` µm from the best focus."""
+    """PSF intensity `[Z, R]` at `radius` µm from the axis, for planes `defocus` µm from the best focus."""
     return _intensity(optics, wavelength, radius, defocus.double() + best_focus(optics))
 
 
 def _intensity(optics: Optics, wavelength: float, radius: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """
-    Intensity `[Z, R]` at `radius` µm from the axis, of planes `z` µm beyond the paraxial focus: |∫ J0(2π s r/λ)
-    exp(iφ(s)) s ds|² over the pupil. Integrates to 1 over the plane.
+    PSF intensity `[Z, R]` at `radius` µm from the axis, for planes `z` µm beyond the paraxial focus.
+
+    It is |∫ J0(2π s r/λ) exp(iφ(s)) s ds|² over the pupil, normalised to the integral 1 over the plane.
     """
     s, weight, phase = _pupil(optics, wavelength, radius[-1].item(), z)
     kernel = torch.special.bessel_j0(2 * math.pi / wavelength * s[:, None] * radius)  # [S,R]
@@ -185,7 +192,7 @@ def _intensity(optics: Optics, wavelength: float, radius: torch.Tensor, z: torch
 
 
 def _largest_sine(optics: Optics) -> float:
-    """The NA, or what of it the specimen does not reflect totally."""
+    """The NA, limited to the angles that total reflection at the specimen lets pass."""
     return min(optics.numerical_aperture, 0.9999 * optics.specimen_index)
 
 
@@ -193,14 +200,16 @@ def _pupil(
     optics: Optics, wavelength: float, largest_radius: float, z: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Nodes s = n sin θ `[S]` across the pupil, their weights `[S]`, and the phases `[Z, S]` there of light from planes
-    `z` µm beyond the paraxial focus. At depth d of a specimen of index m, φ = 2π/λ [(d + z) √(m² − s²) − d (n/m) √(n²
-    − s²)] (Gibson & Lanni 1991, without errors of the coverslip; the objective moves as far as focuses paraxial rays).
+    Nodes s = n sin θ `[S]` across the pupil, their weights `[S]`, and the phases `[Z, S]` for planes `z` µm beyond the
+    paraxial focus.
+
+    At depth d in a specimen of index m, φ = 2π/λ [(d + z) √(m² − s²) − d (n/m) √(n² − s²)] (Gibson & Lanni 1991, with
+    an ideal coverslip; the objective is moved so that paraxial rays are in focus).
     """
     sample_index = optics.specimen_index
     largest = _largest_sine(optics)
     extent = z.abs().max().item() + (optics.depth if optics.sample_index else 0)
-    # Across the pupil the phase turns so often; three times as fast at its edge.
+    # Number of turns of the phase across the pupil. At the edge, it turns three times as fast.
     turns = extent * (sample_index - math.sqrt(sample_index**2 - largest**2)) / wavelength
     s, weight = _panels(largest, largest * largest_radius / wavelength + 3 * turns, z.device)
     path = (optics.depth + z[:, None]) * (sample_index**2 - s**2).sqrt() - optics.depth * (
@@ -212,8 +221,8 @@ def _pupil(
 @lru_cache(maxsize=64)
 def best_focus(optics: Optics) -> float:
     """
-    How far beyond the paraxial focus, in µm, the plane lies from which a point is brightest: 0 without spherical
-    aberration.
+    Distance in µm of the best focus, the plane in which a point appears brightest, beyond the paraxial focus. It is 0
+    without spherical aberration.
     """
     if optics.sample_index is None or optics.depth == 0:
         return 0.0
@@ -223,26 +232,26 @@ def best_focus(optics: Optics) -> float:
     return z[on_axis.argmax()].item()
 
 
-def _on_image_grid(optics: Optics, light: torch.Tensor, radius: torch.Tensor, size: int, reach: float) -> torch.Tensor:
+def _on_image_grid(optics: Optics, rings: torch.Tensor, radius: torch.Tensor, size: int, reach: float) -> torch.Tensor:
     """
-    Transfer functions `[Z, size, size // 2 + 1]` of rings that hold `light` `[Z, R]` and lie `radius` µm from the
-    axis, seen by square pixels that integrate over their area. What pixels are too coarse to resolve is folded back
-    (aliasing).
+    Sample a radial PSF's OTF on the grid of an image, `[Z, size, size // 2 + 1]`. The PSF is given as the intensity
+    `rings` `[Z, R]` of rings with the given `radius` in µm. Pixels are square and integrate over their area.
+    Frequencies beyond the pixels' resolution are folded back (aliasing).
     """
     pixel = optics.pixel_size
     shortest = min(optics.emission_wavelength, optics.excitation_wavelength)
-    # A transfer function is as smooth as its PSF is short: 16 points for every oscillation, and cubic interpolation.
+    # An OTF oscillates with periods of at least 1 / reach. 16 points per period suffice for cubic interpolation.
     spacing = 1 / (16 * reach)
-    limit = 4 * optics.numerical_aperture / shortest  # of a product of two PSFs
+    limit = 4 * optics.numerical_aperture / shortest  # band limit of a product of two PSFs
     table_frequency = spacing * torch.arange(-1, math.ceil(limit / spacing) + 3, device=radius.device)
     kernel = torch.special.bessel_j0(2 * math.pi * radius[:, None] * table_frequency)  # [R,F]
-    table = (light @ kernel).float()  # [Z,F]
-    # Nothing is left beyond the last frequency of which a hundred-thousandth passes.
+    table = (rings @ kernel).float()  # [Z,F]
+    # Cut off where the OTF stays below 1e-5 of its maximum.
     cutoff = min(limit, table_frequency[(table.abs() > 1e-5 * table.abs().max()).any(dim=0)].max().item())
 
     vertical = torch.fft.fftfreq(size, d=pixel, device=radius.device)[:, None]
     horizontal = torch.fft.rfftfreq(size, d=pixel, device=radius.device)[None, :]
-    transfer = torch.zeros(len(light), size, size // 2 + 1, device=radius.device)
+    transfer = torch.zeros(len(rings), size, size // 2 + 1, device=radius.device)
     orders = math.ceil((cutoff - 1 / (2 * pixel)) * pixel) if cutoff > 1 / (2 * pixel) else 0
     for i in range(-orders, orders + 1):
         for j in range(-orders, orders + 1):
@@ -257,9 +266,7 @@ def _on_image_grid(optics: Optics, light: torch.Tensor, radius: torch.Tensor, si
 
 
 def _interpolate(table: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """
-    Values `[Z, P]` of rows `[Z, F]` between their points by cubic convolution (Keys 1981); positions in [1, F − 2).
-    """
+    """Interpolate rows `[Z, F]` at positions in [1, F − 2) to `[Z, P]` by cubic convolution (Keys 1981)."""
     index = position.long()
     f = position - index
     weights = (

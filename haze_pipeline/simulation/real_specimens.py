@@ -1,10 +1,10 @@
 """
-Pairs from real haze-free micrographs: the specimen is real, haze and camera are computed.
+Pairs from real haze-free micrographs: the specimen is real, haze and camera are simulated.
 
-A plane of a confocal or otherwise sectioned micrograph is the in-focus layer. The other planes of its stack, or other
-parts of the same image, lie out of focus above and below it, and smooth light stands for what lies farther away. So
-the network meets the solid bodies, textures and densities of real specimens, which random filaments and blobs do not
-have.
+A plane of a confocal or otherwise sectioned micrograph serves as the in-focus layer. The other planes of its stack, or
+other parts of the same image, serve as out-of-focus layers above and below it. A smooth background stands for layers
+farther away. The network thus learns from solid bodies, textures and densities of real specimens, which random
+filaments and blobs lack.
 """
 
 from collections.abc import Iterator
@@ -24,17 +24,17 @@ from .simulated_pairs import SimulatedPair, draw_camera, draw_optics, pair_gener
 from .specimens import log_uniform, uniform
 
 
-# Of the microscopes: pixel size in units of the largest one that resolves all that the objective passes.
+# Range of pixel sizes, in units of the largest pixel that samples without aliasing.
 SAMPLING = (0.4, 5.0)
-HAZE_FREE_FRACTION = 0.18  # of the pairs
-HAZE_RATIOS = (0.1, 4.0)  # mean haze over mean in-focus intensity
-SHALLOWEST, DEEPEST = 1.0, 20.0  # of out-of-focus layers that are no planes of a stack, in depths of field
-DIM_FRACTION, DIM_GAINS = 0.25, (1 / 64, 1 / 2)  # of the pairs with a dimmed region, and its factor
-SATURATED_FRACTION = 0.06  # of the pairs whose camera is set too bright
-EMPTY = 0.25  # planes are no in-focus layer if their 99.5th percentile is below this fraction of the brightest plane's
-MOST_TRIES = 100  # to find a part that is not empty
-SMALLEST_SIDE = 48  # pixels that shrinking leaves
-NOISY = 0.015  # standard deviation of the noise over the brightest intensity, above which targets are smoothed
+HAZE_FREE_FRACTION = 0.18  # fraction of pairs without haze
+HAZE_RATIOS = (0.1, 4.0)  # mean haze relative to mean in-focus intensity
+SHALLOWEST, DEEPEST = 1.0, 20.0  # defocus, in depths of field, of layers that are not planes of a stack
+DIM_FRACTION, DIM_GAINS = 0.25, (1 / 64, 1 / 2)  # fraction of pairs with a dimmed region, and its dimming factors
+SATURATED_FRACTION = 0.06  # fraction of pairs whose camera saturates
+EMPTY = 0.25  # a plane is nearly empty if its 99.5th percentile is below this fraction of the brightest plane's
+MOST_TRIES = 100  # attempts at finding a part that is not empty
+SMALLEST_SIDE = 48  # shrinking leaves at least this many pixels a side
+NOISY = 0.015  # targets are smoothed if their noise exceeds this fraction of the brightest intensity
 
 
 @dataclass
@@ -43,11 +43,11 @@ class RealSpecimen:
     One structure of one micrograph.
 
     Args:
-        planes (`np.ndarray` of shape `[N, H, W]`, float32): Intensities above the background, the brightest about 1.
-        spacing (`float`, *optional*): Distance of the planes in pixels; `None` where they are no stack of known
-            spacing.
-        file (`str`): The file.
-        channel (`int`): The channel of the file.
+        planes (`np.ndarray` of shape `[N, H, W]`, float32): Intensities above the background, of about 1 at most.
+        spacing (`float`, *optional*): Distance of the planes in pixels; `None` if they are not a stack or the distance
+            is unknown.
+        file (`str`): Name of the file.
+        channel (`int`): Channel of the file.
     """
 
     planes: np.ndarray
@@ -61,29 +61,29 @@ class RealSpecimen:
 
     @cached_property
     def planes_in_focus(self) -> np.ndarray:
-        """Numbers of the planes that are not nearly empty."""
+        """Indices of the planes that are not nearly empty."""
         bright = np.percentile(self.planes, 99.5, axis=(1, 2))
         return np.flatnonzero(bright >= EMPTY * bright.max())
 
     @classmethod
     def from_counts(cls, planes: np.ndarray, spacing: float | None, file: str, channel: int = 0) -> "RealSpecimen":
         """
-        The structure of planes `[N, H, W]` in counts, whose 1st percentile is taken for the background.
+        Make a specimen from planes `[N, H, W]` in counts. The background is their 1st percentile.
 
         Raises:
-            `ValueError`: If they hold NaN or infinite values, or no contrast.
+            `ValueError`: If the planes hold NaN or infinite values, or have no contrast.
         """
         planes = planes.astype(np.float32)
         if not np.isfinite(planes).all():
-            raise ValueError(f"{file} holds NaN or infinite values: a specimen must be finite.")
+            raise ValueError(f"{file} holds NaN or infinite values: remove it or replace them by finite numbers.")
         background, brightest = np.percentile(planes, (1, 99.9))
         if brightest <= background:
-            raise ValueError(f"{file} has no contrast in channel {channel}: a specimen must have structure.")
+            raise ValueError(f"{file} has no contrast in channel {channel}: remove this file or channel.")
         return cls((planes - background) / (brightest - background), spacing, file, channel)
 
 
 def channels_of(micrograph: Micrograph) -> np.ndarray:
-    """The planes `[C, N, H, W]` of a micrograph, channel by channel, time points before depth."""
+    """Arrange the planes of a micrograph as `[C, N, H, W]`, ordered by time and then by depth."""
     data, axes = np.asarray(micrograph.data), micrograph.axes
     if "C" not in axes:
         data, axes = data[None], "C" + axes
@@ -92,7 +92,7 @@ def channels_of(micrograph: Micrograph) -> np.ndarray:
 
 
 def is_stack(micrograph: Micrograph) -> bool:
-    """Whether its planes are a stack in depth alone."""
+    """Whether the planes of a micrograph are a z-stack without time points."""
     return "Z" in micrograph.axes and "T" not in micrograph.axes
 
 
@@ -100,16 +100,16 @@ def read_specimens(
     path: str | Path, name: str | None = None, pixel_size: float | None = None, z_step: float | None = None
 ) -> list[RealSpecimen]:
     """
-    The structures of a micrograph, one for each channel.
+    Read the specimens of a micrograph, one per channel.
 
     Args:
         path (`str` or `Path`): A TIFF, OME-TIFF or OME-Zarr with any of the axes T, Z and C.
-        name (`str`, *optional*): What the specimens are called; the file's name if omitted.
-        pixel_size (`float`, *optional*): Side of a pixel, µm, where the file does not state it.
-        z_step (`float`, *optional*): Distance of the planes, µm, where the file does not state it.
+        name (`str`, *optional*): Name of the specimens; by default the file's name.
+        pixel_size (`float`, *optional*): Side of a pixel, µm, used if the file does not state it.
+        z_step (`float`, *optional*): Distance of the planes, µm, used if the file does not state it.
 
     Raises:
-        `ValueError`: If the file cannot be read, or a channel of it has no contrast.
+        `ValueError`: If the file cannot be read, or a channel has no contrast.
     """
     path = Path(path)
     name = name or path.name
@@ -124,11 +124,11 @@ def read_specimens(
 
 def read_specimen_folder(folder: str | Path) -> dict[str, list[RealSpecimen]]:
     """
-    The specimens of all TIFFs in a folder and its sub-folders, by file.
+    Read the specimens of all TIFFs in a folder and its sub-folders, grouped by file.
 
     Raises:
-        `FileNotFoundError`: If there are none.
-        `ValueError`: As [`read_specimens`].
+        `FileNotFoundError`: If there are no TIFFs.
+        `ValueError`: If a file cannot be read, or a channel has no contrast.
     """
     names = list_tiffs(folder)
     if not names:
@@ -139,7 +139,7 @@ def read_specimen_folder(folder: str | Path) -> dict[str, list[RealSpecimen]]:
 def pair_series(
     files: dict[str, list[RealSpecimen]], number: int, size: int, seed: int
 ) -> Iterator[tuple[str, SimulatedPair]]:
-    """File and pair, file by file, a random channel of each, and again until there are `number`."""
+    """Yield `number` pairs, each with the name of its file, from a random channel of each file in turn."""
     names = list(files)
     for index in range(number):
         name = names[index % len(names)]
@@ -156,31 +156,35 @@ def simulate_real_pair(
     haze_ratio: float | None = None,
 ) -> SimulatedPair:
     """
-    Take a part of a specimen as the in-focus layer, add out-of-focus layers and far haze, and expose the camera.
+    Simulate a pair: take a part of a specimen as the in-focus layer, add out-of-focus layers and far haze, and expose
+    the camera.
 
     Args:
-        specimen ([`RealSpecimen`]): The specimen; one smaller than the image is mirrored past its edges.
-        size (`int`): Side of the images in pixels.
-        generator (`torch.Generator`): CPU generator; it alone decides the result.
-        optics (`Optics`, *optional*): The widefield microscope; drawn when omitted.
-        haze_ratio (`float`, *optional*): Mean haze over mean in-focus intensity; drawn when omitted, 0 for 18 % of the
-            pairs.
+        specimen ([`RealSpecimen`]): The specimen; if it is smaller than the image, it is mirrored at its edges.
+        size (`int`): Side of the images in pixels, at least 16.
+        generator (`torch.Generator`): CPU generator; the result depends on it alone.
+        optics (`Optics`, *optional*): The widefield microscope; random by default.
+        haze_ratio (`float`, *optional*): Mean haze relative to mean in-focus intensity; random by default, and 0 for
+            18 % of the pairs.
 
     Returns:
-        [`SimulatedPair`]: The clear image is the in-focus layer, in the counts of the hazy one, without offset and
+        [`SimulatedPair`]: The clear image is the in-focus layer in the counts of the hazy image, without offset and
         noise.
+
+    Raises:
+        `ValueError`: If `size` is too small, or the specimen is empty nearly everywhere.
     """
     if size < 16:
         raise ValueError(f"`size` must be at least 16 pixels, got {size}.")
     optics = optics or draw_optics(generator, sampling=SAMPLING)
-    margin = min(max(32, size // 4), 128)  # light also enters the field from beside it
+    margin = min(max(32, size // 4), 128)  # structures beside the field also contribute haze
     grid = size + 2 * margin
 
-    # 1. The in-focus layer: a part of a plane, turned or mirrored, and shrunk where it is large or noisy.
+    # 1. The in-focus layer: a part of a plane, randomly rotated, mirrored and shrunk, and smoothed if noisy.
     number = len(specimen.planes)
     inner = slice(margin, -margin)
     candidates = specimen.planes_in_focus
-    for _ in range(MOST_TRIES):  # a part may be empty
+    for _ in range(MOST_TRIES):  # some parts may be empty
         focus = int(candidates[_integer(len(candidates), generator)])
         shrink = _draw_shrink(specimen, generator)
         view = _draw_view(specimen.planes.shape[-2:], grid * shrink, generator)
@@ -188,13 +192,13 @@ def simulate_real_pair(
         if in_focus[inner, inner].max() > 0:
             break
     else:
-        raise ValueError(f"{specimen.name} is empty nearly everywhere: leave it out.")
+        raise ValueError(f"{specimen.name} is empty nearly everywhere: remove this file.")
     dim = 1.0
     if uniform(0, 1, generator) < DIM_FRACTION:
         dim = log_uniform(*DIM_GAINS, generator)
         in_focus = in_focus * _dimming(grid, dim, generator)
 
-    # 2. Out-of-focus layers: the other planes at their true spacing, or any other parts at random defocus.
+    # 2. Out-of-focus layers: other planes of the stack at their true distances, or random parts at random defocus.
     if specimen.spacing is not None and number >= 5 and uniform(0, 1, generator) < 0.7:
         step = specimen.spacing / shrink * optics.pixel_size
         others = [plane for plane in range(number) if plane != focus]
@@ -215,8 +219,8 @@ def simulate_real_pair(
             layers.append(_cut(specimen.planes[plane], _draw_view(shape, grid * shrink, generator), shrink))
         weights = torch.tensor([log_uniform(0.2, 2, generator) for _ in range(count)])
 
-    # 3. The widefield microscope. Its own microscope has blurred the in-focus layer once already, so half of the
-    # layers are blurred only half as much again.
+    # 3. The widefield microscope. The microscope that recorded the in-focus layer has already blurred it, so for half
+    # of the pairs the square root of the OTF is applied instead.
     otf = widefield_otf(optics, grid, torch.cat([torch.zeros(1), defocus]), margin * optics.pixel_size)
     if uniform(0, 1, generator) < 0.5:
         otf[0] = otf[0].clamp(min=0).sqrt()
@@ -228,7 +232,7 @@ def simulate_real_pair(
     )
     out_of_focus = _image(spectrum, grid)[inner, inner].clamp(min=0)
 
-    # 4. Haze of a chosen strength, some of it from beyond the layers, smooth.
+    # 4. Haze of a given strength: a mixture of the out-of-focus layers and smooth haze from beyond them.
     if haze_ratio is None:
         haze_free = uniform(0, 1, generator) < HAZE_FREE_FRACTION
         haze_ratio = 0.0 if haze_free else log_uniform(*HAZE_RATIOS, generator)
@@ -272,7 +276,9 @@ def _integer(below: int, generator: torch.Generator) -> int:
 
 
 def _draw_shrink(specimen: RealSpecimen, generator: torch.Generator) -> int:
-    """1, 2 or 3: how many pixels become one. Shrunk images are cleaner, and show the structure at another scale."""
+    """
+    Draw the factor, 1 to 3, by which a plane is shrunk. Shrinking reduces noise and shows structures at another scale.
+    """
     largest = min(specimen.planes.shape[-2:]) // SMALLEST_SIDE
     factor = 1 + min(_integer(3, generator), _integer(3, generator))
     return max(1, min(factor, largest))
@@ -282,7 +288,8 @@ def _draw_view(
     shape: tuple[int, int], side: int, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray, int, bool]:
     """
-    Rows and columns of a random square of a plane, mirrored past its edges, quarter turns, and whether to mirror it.
+    Draw a random square of a plane: its rows, its columns, the number of quarter turns, and whether it is flipped. A
+    plane smaller than the square is mirrored at its edges.
     """
     indices = []
     for length in shape:
@@ -296,7 +303,7 @@ def _draw_view(
 
 
 def _cut(plane: np.ndarray, view: tuple[np.ndarray, np.ndarray, int, bool], shrink: int) -> np.ndarray:
-    """The part of a plane that a view shows, means of `shrink` × `shrink` pixels."""
+    """Cut a view from a plane and average blocks of `shrink` × `shrink` pixels."""
     rows, columns, turns, mirrored = view
     part = plane[np.ix_(rows, columns)]
     side = len(rows) // shrink
@@ -306,7 +313,7 @@ def _cut(plane: np.ndarray, view: tuple[np.ndarray, np.ndarray, int, bool], shri
 
 
 def _smoothed_if_noisy(plane: np.ndarray) -> np.ndarray:
-    """A plane that is hardly noise: else the network would learn to make noise."""
+    """Smooth a plane if it is noisy, since the network would learn to reproduce noise in targets."""
     brightest = float(np.percentile(plane, 99.9))
     if brightest > 0 and noise_deviation(plane) > NOISY * brightest:
         return ndimage.gaussian_filter(plane, 0.8)
@@ -314,12 +321,15 @@ def _smoothed_if_noisy(plane: np.ndarray) -> np.ndarray:
 
 
 def _dimming(side: int, gain: float, generator: torch.Generator) -> np.ndarray:
-    """Factors `[side, side]`: 1, and `gain` in about half of the field, with a border 5 to 20 px wide."""
+    """
+    Factors `[side, side]` that dim about half of the field by `gain` and leave the rest at 1, with a smooth border 5
+    to 20 px wide.
+    """
     field = ndimage.gaussian_filter(torch.randn(side // 8, side // 8, generator=generator).numpy(), 4, mode="wrap")
     field = ndimage.zoom(field / field.std(), 8, order=1)
     field = np.pad(field, (0, side - len(field)), mode="edge")
-    share = 1 / (1 + np.exp(-np.clip(12 * field, -30, 30)))
-    return (gain**share).astype(np.float32)
+    dimmed = 1 / (1 + np.exp(-np.clip(12 * field, -30, 30)))  # 0 to 1
+    return (gain**dimmed).astype(np.float32)
 
 
 def _image(spectrum: torch.Tensor, size: int) -> torch.Tensor:
