@@ -62,7 +62,7 @@ def test_limits():
     assert math.isfinite(range_invariant_psnr(target, np.ones((4, 4))))
     with pytest.raises(ValueError, match="constant"):
         range_invariant_psnr(np.ones((4, 4)), target)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         range_invariant_psnr(target, target[:3])
 
 

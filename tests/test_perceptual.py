@@ -40,7 +40,7 @@ def test_distances_of_dinov2_equal_a_calculation_by_hand(dinov2):
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     images = [np.random.default_rng(0).random((64, 64))]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(OSError, match="name a folder that holds it"):
+    with pytest.raises(OSError, match="name a folder that contains it"):
         perceptual.ClassTokens(tmp_path / "nothing")
     for function, package in ((perceptual.lpips, "torchvision"), (perceptual.fid, "torch_fidelity")):
         if importlib.util.find_spec(package) is None:
