@@ -81,9 +81,9 @@ def test_names_what_is_unexpected(weights):
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        ({"in_channels": 3}, r"`input_blocks.0.0.weight` has the shape \[32, 3, 3, 3\] where \[32, 2, 3, 3\] is"),
-        ({"out_channels": 2}, r"`out.2.weight` has the shape \[2, 32, 3, 3\] where \[1, 32, 3, 3\] is"),
-        ({"model_channels": 64}, r"128-pixel network .* has the shape \[256, 64\] where \[128, 32\] is"),
+        ({"in_channels": 3}, r"`input_blocks.0.0.weight` has the shape \[32, 3, 3, 3\], expected \[32, 2, 3, 3\]"),
+        ({"out_channels": 2}, r"`out.2.weight` has the shape \[2, 32, 3, 3\], expected \[1, 32, 3, 3\]"),
+        ({"model_channels": 64}, r"128-pixel network .* has the shape \[256, 64\], expected \[128, 32\]"),
         ({"num_res_blocks": 2}, r"tensor\(s\) missing .* tensor\(s\) unexpected"),
         ({"attention_resolutions": (16,)}, r"tensor\(s\) missing .* tensor\(s\) unexpected"),
         ({"channel_mult": (1, 1, 2, 2, 4, 4)}, r"128-pixel network .* tensor\(s\) unexpected"),  # 256-px patches
@@ -106,7 +106,7 @@ def test_weights_of_something_else(state_dict):
 
 def test_diverged_training_is_an_error(weights):
     broken = {**weights, "out.2.bias": torch.tensor([math.nan])}
-    with pytest.raises(ValueError, match=r"`out.2.bias` holds values that are not finite") as error:
+    with pytest.raises(ValueError, match=r"`out.2.bias` contains NaN or infinite values") as error:
         unet_from_torchcfm(broken)
     assert_one_sentence(error)
 
@@ -157,7 +157,7 @@ class Unsafe:
 
 def test_load_runs_no_code(tmp_path):
     torch.save({"weight": Unsafe(tmp_path / "ran")}, tmp_path / "unsafe.pth")
-    with pytest.raises(ValueError, match=r"holds Python objects \(`(_io|builtins|io).open`\)") as error:
+    with pytest.raises(ValueError, match=r"contains Python objects \(`(_io|builtins|io).open`\)") as error:
         load_hazematching_checkpoint(tmp_path / "unsafe.pth")
     assert_one_sentence(error)
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"weight": Unsafe(tmp_path / "ran")}, protocol=2))
@@ -172,7 +172,7 @@ def test_load_runs_no_code(tmp_path):
     [
         (torch.zeros(3), "no named tensors"),
         ({}, "no named tensors"),
-        ({"epoch": 3, "model": {"weight": torch.zeros(1)}}, "holds a `int` under `epoch`"),
+        ({"epoch": 3, "model": {"weight": torch.zeros(1)}}, "contains a `int` named `epoch`"),
     ],
 )
 def test_load_other_contents(tmp_path, content, match):
