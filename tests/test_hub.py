@@ -161,15 +161,17 @@ def test_both_loaders_make_the_same_image(pipe, expected, environments, tmp_path
         theirs_offline = load("theirs", THEIRS, tmp_path / "twice", HF_HUB_OFFLINE="1")
         assert len(hub.requests) == asked
 
-    for found in (ours["hub"], ours["folder"], ours["local_files_only"], ours_offline["hub"], ours_offline["folder"],
-                  theirs["hub"], theirs["folder"], theirs["snapshot"], theirs["saved again"],
-                  theirs_offline["snapshot"],
-                  theirs_offline["folder"]):  # fmt: skip
+    for found in (
+        *(ours[name] for name in ("hub", "folder", "local_files_only")),
+        *(ours_offline[name] for name in ("hub", "folder")),
+        *(theirs[name] for name in ("hub", "folder", "snapshot", "saved again")),
+        *(theirs_offline[name] for name in ("snapshot", "folder")),
+    ):
         np.testing.assert_allclose(np.array(found), expected, rtol=1e-6, atol=1e-6 * expected.max())
     assert 0 < np.abs(np.array(ours["fp16"]) - expected).max() < 0.05 * expected.max()
     np.testing.assert_array_equal(theirs["fp16"], ours["fp16"])
     assert ours["first"] == ours_offline["first"] == 0.7 and ours["another cache"] == 1.3
-    assert "'int8', but fp16, the full ones" in ours["no such variant"]
+    assert "'int8': name one of its variants (fp16, full precision)" in ours["no such variant"]
     assert "RepositoryNotFoundError" in ours["no such repository"] and "RepositoryNotFoundError" in ours["no token"]
     assert "RevisionNotFoundError" in ours["no such revision"]
     # Ours neither fetches nor runs code; theirs runs nothing else, and only when told.
@@ -251,8 +253,8 @@ def test_altered_files_and_pickles_are_refused(pipe, environments, tmp_path):
     assert isinstance(found["lab/true"], list)
     for name, file in (("lab/weights", weights), ("lab/scheduler", scheduler), ("cache", weights)):
         repository = "lab/true" if name == "cache" else name
-        assert found[name].startswith(f"ValueError: {file} of {repository} is not what its repository says")
-    assert found["lab/pickle"].startswith("ValueError: lab/pickle holds the pickle model.pt")
+        assert found[name].startswith(f"ValueError: {file} of {repository} does not match the checksum of its")
+    assert found["lab/pickle"].startswith("ValueError: lab/pickle contains the pickle model.pt")
 
 
 def test_folders_with_pickles_other_code_or_torn_weights_are_refused(pipe, tmp_path):
@@ -376,8 +378,17 @@ def test_commands_take_repositories_and_name_what_is_wrong(pipe, environments, t
     assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["model"] == "lab/microscope"
     assert json.loads(again[1])["calibrated_for"] == {"ensemble_size": 2, "num_inference_steps": 2}
     assert kept == latest
-    sentences = ("neither a folder here nor a repository", "no revision v9", "model_index.json", "is not there",
-        "is not there",
-                 "no model_index.json", "not/a/name", "no evaluation.json", "no.tif", "cannot be reached")  # fmt: skip
+    sentences = (
+        "neither a folder nor a repository",
+        "no revision v9",
+        "model_index.json",
+        "does not exist",
+        "does not exist",
+        "no model_index.json",
+        "not/a/name",
+        "no evaluation.json",
+        "no.tif",
+        "cannot be reached",
+    )
     for (code, out, error), sentence in zip([*refused, unknown], sentences, strict=True):
         assert code == 1 and out == "" and error.count("\n") == 1 and sentence in error, error

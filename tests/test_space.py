@@ -136,7 +136,7 @@ def test_a_plane_of_a_stack_is_dehazed_as_by_the_pipeline(space, pipe, tmp_path)
     plot = space.client().predict(handle_file(source), [handle_file(file) for file in files], 25, api_name="/profile")
     assert plot["plot"].startswith("data:image/")
     tifffile.imwrite(tmp_path / "other.tif", image[0, 0, :50])
-    with pytest.raises(AppError, match=r"no plane|planes 1 to 1|not of this file"):
+    with pytest.raises(AppError, match=r"no plane|planes 1 to 1|belongs to another file"):
         space.client().predict(handle_file(tmp_path / "other.tif"), [handle_file(files[0])], 25, api_name="/profile")
 
 
@@ -266,7 +266,7 @@ def test_arguments_out_of_range_get_one_sentence(space, tmp_path):
         ("image.tif", {"members": 51}, "greater than maximum"),
         ("image.tif", {"seed": -1}, "less than minimum"),
         ("image.tif", {"preset": "best"}, "not in the list of choices"),
-        ("large.tif", {"members": 9}, "take at most 8"),
+        ("large.tif", {"members": 9}, "choose at most 8"),
     ):
         with pytest.raises((AppError, ValueError), match=message):
             space.client().predict(handle_file(tmp_path / name), **arguments, api_name="/dehaze")
@@ -422,7 +422,7 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     page.wait_for_function("e => e.value === '8'", arg=members.element_handle())
     page.get_by_role("button", name="Dehaze", exact=True).click()
     page.get_by_text("Can it be trusted?").wait_for()
-    page.get_by_text("Calibrated, on average").wait_for()
+    page.get_by_text("Calibrated on average").wait_for()
     expected = dehazed(pipe, image, Preset.balanced, 8, 0)
     for name, data in (("cells_clear", expected.prediction), ("cells_clear_uncertainty", expected.uncertainty)):
         with page.expect_download() as download:
@@ -463,7 +463,7 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     page.wait_for_function("([e, old]) => e.src !== old", arg=[plot.element_handle(), first])
     look("profile")
     page.get_by_role("tab", name="Haze by pinhole").click()
-    page.get_by_text("light in focus 0").first.wait_for()
+    page.get_by_text("in-focus signal 0").first.wait_for()
     page.get_by_role("button", name="Dehaze this").click()
     page.get_by_text("dB after").wait_for()
     look("pinhole")
