@@ -1,4 +1,4 @@
-"""Calibration of ensembles whose truth is known, and the published definitions."""
+"""Calibration of simulated ensembles with a known truth, and comparison with the published definitions."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ from haze_pipeline.sampling.uncertainty import predicted_deviation
 
 def draw_ensembles(members, scale, offset, size=60_000, seed=0):
     """
-    Members whose spread is `true`, and a truth that lies scale · true + offset away from their centre: spread and
-    errors.
+    Draw ensembles whose true spread is t, and truths whose distance from the centre of the ensemble has the standard
+    deviation scale · t + offset. Returns the spread of the members and the errors of their means.
     """
     rng = np.random.default_rng(seed)
     true = rng.uniform(0.2, 2, size)
@@ -32,8 +32,8 @@ def draw_ensembles(members, scale, offset, size=60_000, seed=0):
 
 def make_ensemble(members, scale, offset, size=400_000, seed=0):
     """
-    Spread and errors of ensembles whose spread s is known exactly and whose truth lies scale · s + offset away from
-    the mean of infinitely many members.
+    Spread and errors of ensembles whose spread s is known exactly. The distance of the truth from the mean of
+    infinitely many members has the standard deviation scale · s + offset.
     """
     rng = np.random.default_rng(seed)
     spread = rng.uniform(0.2, 2, size)
@@ -50,7 +50,7 @@ def test_scale_and_offset_are_recovered(members, scale, offset):
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1.7, 0.3), (2.5, -0.15)])
-def test_few_members_get_a_flatter_line_that_is_right_for_them(scale, offset):
+def test_small_ensembles_get_a_flatter_line_that_fits_them(scale, offset):
     many = fit_calibration(*draw_ensembles(500, scale, offset), 500)
     assert many == pytest.approx((scale, offset), rel=0.02, abs=0.03)
     spread, errors = draw_ensembles(8, scale, offset)
@@ -63,7 +63,7 @@ def test_few_members_get_a_flatter_line_that_is_right_for_them(scale, offset):
 
 
 def test_deviations_of_a_perfect_ensemble_need_no_calibration():
-    # Drawn member by member, as a pipeline does.
+    # Members are drawn one by one, as by a pipeline.
     rng = np.random.default_rng(0)
     true = rng.uniform(0.2, 2, 200_000)
     samples = rng.standard_normal((20, true.size)) * true
@@ -72,11 +72,11 @@ def test_deviations_of_a_perfect_ensemble_need_no_calibration():
     assert np.sqrt(np.mean(errors**2) / np.mean(spread**2)) == pytest.approx(np.sqrt(1 + 1 / 20), rel=0.01)
     deviations = predicted_deviation(torch.from_numpy(spread), 20).numpy()
     assert np.sqrt(np.mean(errors**2) / np.mean(deviations**2)) == pytest.approx(1, rel=0.01)
-    # Not 0: the spread of 20 members is known to 16 % only, and bins of small ones hold those that came out too small.
+    # Not 0, because 20 members determine their spread only to 16 %. Bins of small spreads collect underestimated ones.
     assert expected_normalized_calibration_error(deviations, errors, 20) < 0.1
 
 
-def test_calibrating_mends_scores_that_were_off():
+def test_calibration_corrects_the_scores_of_a_miscalibrated_ensemble():
     spread, errors = make_ensemble(20, 2.5, 0.3)
     raw = predicted_deviation(torch.from_numpy(spread), 20).numpy()
     calibrated = predicted_deviation(torch.from_numpy(spread), 20, *fit_calibration(spread, errors, 20)).numpy()
@@ -93,9 +93,9 @@ def deviations_by_curve(spread, light, members, curve):
     return predicted_deviation(spread, members, curve=curve, light=light).numpy()
 
 
-def test_a_curve_learns_what_light_says():
+def test_a_curve_learns_how_errors_depend_on_intensity():
     def draw(seed, size=400_000):
-        """Ensembles that do not know how far wrong haze makes them."""
+        """Ensembles whose spread does not contain the error that haze causes."""
         rng = np.random.default_rng(seed)
         spread, light = rng.lognormal(-2, 1, size), rng.lognormal(0, 1.5, size)
         errors = rng.standard_normal(size) * 2 * spread**0.4 * light**0.6
@@ -115,7 +115,7 @@ def test_a_curve_learns_what_light_says():
 
 @pytest.mark.parametrize("members", [4, 20])
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1.7, 0.3), (2.5, -0.15)])
-def test_a_curve_is_the_line_where_light_says_nothing(members, scale, offset):
+def test_a_curve_equals_the_line_if_errors_do_not_depend_on_intensity(members, scale, offset):
     spread, errors = make_ensemble(members, scale, offset)
     light = np.random.default_rng(1).lognormal(0, 1, spread.size)
     curve = fit_curve(spread, light, errors, members)
@@ -127,20 +127,20 @@ def test_a_curve_is_the_line_where_light_says_nothing(members, scale, offset):
     assert expected_normalized_calibration_error(found, new_errors) < 0.04
 
 
-def test_specimens_left_out_did_not_fit_their_own_curve():
+def test_specimens_are_judged_by_curves_fitted_without_them():
     spread, errors = make_ensemble(8, 1.7, 0.3, size=7 * 5000)
     light = np.ones_like(spread)
     images = [each.reshape(7, -1) for each in (spread, light, errors)]
     specimens = {str(index): parts for index, parts in enumerate(zip(*images, strict=True))}
     found = cross_validate(specimens, 8)
     assert sorted(found) == sorted(specimens)
-    # The last two of seven share their folds with the first two.
+    # There are five folds, so the last two of seven specimens share their folds with the first two.
     for index, left_out in ((0, [0, 5]), (2, [2])):
         known = [np.delete(each, left_out, axis=0).ravel() for each in images]
         expected = deviations_by_curve(spread[index * 5000 :][:5000], light[:5000], 8, fit_curve(*known, 8))
         np.testing.assert_allclose(found[str(index)][0], expected, rtol=1e-6)
         np.testing.assert_array_equal(found[str(index)][1], images[2][index])
-    # One of another kind is not known to the curve that judges it.
+    # A specimen of another kind has no influence on the curve that judges it.
     specimens["6"] = (images[0][6], images[1][6], 10 * images[2][6])
     odd = cross_validate(specimens, 8)["6"]
     assert np.sqrt(np.mean(odd[1] ** 2) / np.mean(odd[0] ** 2)) == pytest.approx(10, rel=0.1)
@@ -166,9 +166,10 @@ def test_curves_equal_a_calculation_by_hand():
 
 def test_the_published_fit_gives_the_same_line():
     """
-    The reference: 50 bins of equal width between the extreme deviations, RMSE against root mean variance, a line
-    through the bins between the quantiles 1e-5 and 0.99999, the last one left out. We differ in that bins hold equally
-    many pixels, none is left out, relative deviations count, and the share of a finite ensemble is taken off.
+    The reference uses 50 bins of equal width between the extreme standard deviations. It fits a line to RMSE against
+    root mean variance for the bins between the quantiles 1e-5 and 0.99999, without the last one. Our bins have equally
+    many pixels, none is left out, the fit minimises relative differences, and the error that comes from the finite
+    number of members is subtracted.
     """
     spread, errors = make_ensemble(10**6, 1.7, 0.3)
     edges = np.linspace(spread.min(), spread.max(), 51)
@@ -185,11 +186,11 @@ def test_the_published_fit_gives_the_same_line():
     assert fit_calibration(spread, errors, 10**6) == pytest.approx((line.slope, line.intercept), abs=0.02)
 
 
-def test_intervals_cover_a_thousand_new_images_as_promised():
+def test_intervals_have_the_stated_coverage_on_a_thousand_new_images():
     rng = np.random.default_rng(0)
 
     def draw(number):
-        """Images of other difficulty each, whose deviations say nothing of it, with heavy-tailed errors."""
+        """Images that differ in difficulty, which their standard deviations do not show, with heavy-tailed errors."""
         for _ in range(number):
             deviations = rng.uniform(0.5, 2, 400)
             yield deviations, deviations * rng.lognormal(0, 0.5) * rng.standard_t(4, 400)
@@ -203,8 +204,8 @@ def test_intervals_cover_a_thousand_new_images_as_promised():
 
 def test_few_images_allow_few_intervals():
     images = [(np.ones(4), np.array([0.0, 1, -2, 3])) for _ in range(9)]
-    # The shares that 9 images miss may sum up to 10 alpha - 1, as if the tenth missed all. Of every image a factor of
-    # 1 misses 2 of 4 pixels, 4.5 in all; a factor of 2 misses 1, 2.25 in all; a factor of 3 none.
+    # The fractions of missed pixels of the 9 images may sum up to 10 alpha - 1, as if a tenth image missed all. In
+    # every image, a factor of 1 misses 2 of 4 pixels (sum 4.5), a factor of 2 misses 1 (sum 2.25), and 3 misses none.
     assert conformal_factors(images) == {0.5: 2.0, 0.32: 3.0, 0.2: 3.0, 0.1: 3.0}
     with pytest.raises(ValueError, match="too few"):
         conformal_factors(images[:1], alphas=(0.1, 0.05))
@@ -214,7 +215,7 @@ def test_few_images_allow_few_intervals():
     ("deviations", "errors", "match"),
     [([1, 2], [1], "one shape"), ([], [], "finite"), ([1, np.nan], [1, 1], "finite"), ([-1, 1], [1, 1], "negative")],
 )
-def test_what_is_no_calibration_data_is_refused(deviations, errors, match):
+def test_invalid_calibration_data_are_refused(deviations, errors, match):
     for function in (calibration_curve, mean_squared_z_score):
         with pytest.raises(ValueError, match=match):
             function(np.array(deviations, float), np.array(errors, float))

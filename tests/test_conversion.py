@@ -55,7 +55,7 @@ def test_same_function_as_torchcfm(patch_size, num_parameters):
             theirs, ours = reference(t, field), unet(field, t, return_dict=False)[0]  # [1,1,256,320]
             assert (theirs - ours).abs().max() < 2e-5
 
-        # The times are told apart by far more than the tolerance, so the embedding is compared as well.
+        # Results at different times differ by far more than the tolerance, so the test also covers the time embedding.
         outputs = unet(patches[:1].expand(4, -1, -1, -1), times, return_dict=False)[0]
         assert (outputs[1:] - outputs[:-1]).abs().amax(dim=(1, 2, 3)).min() > 1e-2
 
@@ -65,14 +65,14 @@ def test_half_precision_weights_become_float32(weights):
     assert unet.dtype == torch.float32
 
 
-def test_names_what_is_missing(weights):
+def test_missing_weights_are_named(weights):
     broken = {name: tensor for name, tensor in weights.items() if name != "middle_block.1.qkv.bias"}
     with pytest.raises(ValueError, match=r"1 tensor\(s\) missing \(such as `middle_block.1.qkv.bias`\)") as error:
         unet_from_torchcfm(broken)
     assert_one_sentence(error)
 
 
-def test_names_what_is_unexpected(weights):
+def test_unexpected_weights_are_named(weights):
     with pytest.raises(ValueError, match=r"1 tensor\(s\) unexpected \(such as `label_emb.weight`\)") as error:
         unet_from_torchcfm({**weights, "label_emb.weight": torch.zeros(10, 128)})
     assert_one_sentence(error)
@@ -91,7 +91,7 @@ def test_names_what_is_unexpected(weights):
         ({"use_scale_shift_norm": True}, r"emb_layers.1.weight` has the shape"),
     ],
 )
-def test_another_architecture_says_what_differs(overrides, match):
+def test_differences_of_another_architecture_are_named(overrides, match):
     with pytest.raises(ValueError, match=match) as error:
         unet_from_torchcfm(reference_unet(128, **overrides).state_dict())
     assert_one_sentence(error)
@@ -130,7 +130,7 @@ def test_load_missing_file(tmp_path):
         assert_one_sentence(error)
 
 
-def test_load_what_is_no_checkpoint(tmp_path):
+def test_load_files_that_are_not_checkpoints(tmp_path):
     torch.save(torch.nn.Linear(64, 64).state_dict(), tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
     contents = {
@@ -201,7 +201,7 @@ def test_convert_warns_of_an_unpublished_file(checkpoint):
     }
 
 
-def test_convert_knows_published_files(checkpoint, monkeypatch):
+def test_convert_recognises_published_files(checkpoint, monkeypatch):
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     monkeypatch.setitem(SUBSETS, "organoids1", replace(SUBSETS["organoids1"], sha256=digest))
     with warnings.catch_warnings():
@@ -212,7 +212,7 @@ def test_convert_knows_published_files(checkpoint, monkeypatch):
     assert_one_sentence(error)
 
 
-def test_convert_wants_the_network_of_the_subset(checkpoint, tmp_path):
+def test_convert_refuses_the_network_of_another_subset(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"128-pixel network, but the subset neuron .* 64-pixel") as error:
         convert_hazematching_checkpoint(checkpoint, "neuron")
     assert_one_sentence(error)

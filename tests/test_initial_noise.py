@@ -11,13 +11,13 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_without_a_corner_it_is_white():
+def test_noise_without_a_corner_frequency_is_white():
     assert torch.equal(draw_noise((20, 30), 0.0, seeded()), torch.randn(1, 20, 30, generator=seeded()))
 
 
 @pytest.mark.parametrize("corner", [0.05, 0.2])
-def test_the_spectrum_is_the_stated_one(corner):
-    """By the periodogram of many fields, cut from larger ones, under a window that keeps frequencies apart."""
+def test_the_spectrum_agrees_with_its_formula(corner):
+    """The mean periodogram of many windowed fields, cut from larger ones, is compared with the formula."""
     side, number = 96, 300
     window = np.hanning(side)[:, None] * np.hanning(side)
     generator = seeded()
@@ -31,10 +31,10 @@ def test_the_spectrum_is_the_stated_one(corner):
     assert abs(fields.mean()) < 0.1
 
 
-def test_what_is_broad_repeats_without_a_seam():
+def test_the_low_frequency_part_repeats_without_a_seam():
     broad = draw_noise((40, 100), 0.2, seeded(), period=32) - draw_noise((40, 100), 0.0, seeded())
     torch.testing.assert_close(broad[:, :8, :32], broad[:, 32:, 32:64], atol=1e-5, rtol=0)
-    steps = (broad[0, :, 1:] - broad[0, :, :-1]).square().mean(dim=0)  # by column
+    steps = (broad[0, :, 1:] - broad[0, :, :-1]).square().mean(dim=0)  # one value per column
     assert steps[[31, 63, 95]].mean() < 2 * steps.mean()
 
 

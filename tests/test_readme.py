@@ -1,4 +1,4 @@
-"""What README.md and docs/ show must run, and their tables must be what the scripts measured."""
+"""Examples in README.md and docs/ must run, and their tables must be rendered from the measurements."""
 
 import re
 import subprocess

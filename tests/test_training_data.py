@@ -1,4 +1,4 @@
-"""What the data arguments of the training scripts name; the rest of it is tested with the scripts."""
+"""Data arguments of the training scripts. Most of them are tested with the scripts."""
 
 import argparse
 import shutil
@@ -11,8 +11,8 @@ from haze_pipeline.data.hub_datasets import build_dataset, pair_row, save_datase
 from haze_pipeline.data.training_data import add_data_arguments, load_training_data
 
 
-def test_a_dataset_that_was_made_anew_is_read_anew(tmp_path):
-    # `datasets` caches folders by name, card and size, none of which tells these two apart.
+def test_a_rewritten_dataset_is_not_read_from_the_cache(tmp_path):
+    # `datasets` caches folders by name, card and size, which are the same for both datasets.
     folder = tmp_path / "pairs"
     parser = argparse.ArgumentParser()
     add_data_arguments(parser)

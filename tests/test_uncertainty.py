@@ -1,4 +1,7 @@
-"""Deviations to expect, by numbers that follow from their definition; tests/test_calibration.py has the fits."""
+"""
+Predicted standard deviations, compared with numbers that follow from their definition. For the fits, see
+tests/test_calibration.py.
+"""
 
 import numpy as np
 import torch
@@ -7,13 +10,13 @@ from scipy import ndimage
 from haze_pipeline.sampling.uncertainty import local_light, predicted_deviation
 
 
-def test_a_line_never_promises_less_than_averaging_leaves():
+def test_the_standard_deviation_by_a_line_is_at_least_that_of_the_mean_of_the_members():
     spread = torch.tensor([0.0, 1, 2])
     np.testing.assert_allclose(predicted_deviation(spread, 4, 1.5, 0.25), np.hypot([0.25, 1.75, 3.25], [0, 0.5, 1]))
     np.testing.assert_allclose(predicted_deviation(spread, 4, 1.5, -5), [0, 0.5, 1])
 
 
-def test_beyond_its_knots_a_curve_neither_promises_more_nor_stops_warning():
+def test_a_curve_is_constant_below_its_first_knot_and_proportional_above_its_last():
     curve = {"light_weight": 0.5, "predictor": [0.1, 1.0], "deviation": [0.2, 0.8]}
     spread, light = np.array([0.01, 0.1, 0.4, 1, 4, 0]), np.array([0.01, 0.1, 0.4, 1, 100, 0])
     own = [0.2, 0.2, 0.2 * 4 ** np.log10(4), 0.8, 0.8 * 20, 0.2]
@@ -21,7 +24,7 @@ def test_beyond_its_knots_a_curve_neither_promises_more_nor_stops_warning():
     np.testing.assert_allclose(found, np.hypot(own, spread / 2))
 
 
-def test_light_is_what_lies_above_the_darkest_pixel():
+def test_local_intensity_is_measured_above_the_darkest_pixel():
     rng = np.random.default_rng(0)
     hazy = torch.from_numpy(rng.gamma(2, 50, (40, 60)).astype(np.float32))
     light = local_light(hazy, 20.0)

@@ -50,8 +50,8 @@ class PosteriorMean(nn.Module):
         flips (`list[list[int]]`): For each member, the axes along which the network sees it mirrored.
         scale_factor (`int`): The sides of the network's input must be multiples of this number of pixels.
         fixed (`bool`): Normalise with `input_mean` and `input_std` instead of with the statistics of the image.
-        input_mean (`float`): Mean of the hazy training images in counts.
-        input_std (`float`): Standard deviation of the hazy training images in counts.
+        input_mean (`float`): Mean of the hazy training images in counts; only used if `fixed`.
+        input_std (`float`): Standard deviation of the hazy training images in counts; only used if `fixed`.
         target_mean (`float`): Mean of the clear training images, in counts if `fixed`, else in units of the standard
             deviation of the band-pass filtered hazy image.
         target_std (`float`): Standard deviation of the clear training images, in the same unit.
