@@ -1,4 +1,4 @@
-"""Dehazing of fluorescence micrographs by guided conditional flow matching, with uncertainty."""
+"""Dehazing of fluorescence micrographs by guided conditional flow matching, with an uncertainty for every pixel."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .pipeline_output import HazeMatchingOutput
     from .scheduling_flow_match_ode import FlowMatchODEScheduler
 
-# Loaded on first use: the pipeline imports most of diffusers, which `haze-pipeline --help` should not wait for.
+# Loaded on first use. The pipeline imports most of diffusers, which would slow down `haze-pipeline --help`.
 _MODULES = {
     "FlowMatchODEScheduler": "scheduling_flow_match_ode",
     "HazeImageProcessor": "image_processing",

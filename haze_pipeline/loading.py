@@ -1,4 +1,4 @@
-"""Loading pipelines by name: fetch the weights, load them, place them on a device."""
+"""Loading of pipelines by name: download the weights, load them, and move them to a device."""
 
 import re
 from enum import StrEnum
@@ -8,7 +8,7 @@ from rich.console import Console
 
 
 class Device(StrEnum):
-    """Where the network runs; `auto` takes the first of cuda, mps and cpu that there is."""
+    """Device of the network. `auto` selects the first one available of cuda, mps and cpu."""
 
     auto = "auto"
     cpu = "cpu"
@@ -17,7 +17,7 @@ class Device(StrEnum):
 
 
 class DType(StrEnum):
-    """Arithmetic of the network; everything else is float32 anyway. `auto` takes what is fastest on the device."""
+    """Number type of the network's arithmetic. `auto` selects the fastest on the device. All else is in float32."""
 
     auto = "auto"
     float32 = "float32"
@@ -26,26 +26,32 @@ class DType(StrEnum):
 
 
 def load_pipeline(model: str | None):
-    """The pipeline in a folder or a Hub repository, or the default one; errors name `model` in one sentence."""
+    """
+    Load the pipeline from a folder or a repository of the Hub. `None` loads the default checkpoint.
+
+    Raises:
+        `ValueError`: If there is no such pipeline, or its files are damaged.
+        `OSError`: If the Hub cannot be reached and there is no complete copy on this machine.
+    """
     from diffusers.utils import logging as diffusers_logging
 
     from .pipeline_haze_matching import HazeMatchingPipeline
 
     diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # what fails is said below, in one sentence
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors are reported below in one sentence
     if model is None:
         return HazeMatchingPipeline.from_default()
     folder = fetch_model(model)
     try:
         return HazeMatchingPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
-    except Exception as error:  # a damaged folder shows as anything from KeyError to SafetensorError
+    except Exception as error:  # damaged files cause errors of many kinds, from KeyError to SafetensorError
         raise ValueError(
-            f"{model} could not be loaded as a pipeline; make it anew or check the copy: {error}"
+            f"{model} could not be loaded as a pipeline; check the copy or create it again: {error}"
         ) from error
 
 
 def fetch_model(model: str) -> Path:
-    """The folder that `--model` names, or that a repository of the Hub was fetched to."""
+    """The pipeline folder that `--model` names, or the folder to which a repository of the Hub was downloaded."""
     from huggingface_hub import errors
     from huggingface_hub.utils import disable_progress_bars
 
@@ -55,34 +61,42 @@ def fetch_model(model: str) -> Path:
         disable_progress_bars()
     if Path(model).exists():
         if not Path(model, "model_index.json").is_file():
-            raise ValueError(f"{model} is not a pipeline folder: there is no model_index.json in it.")
+            raise ValueError(f"{model} is not a pipeline folder, since it has no model_index.json: name another one.")
         return Path(model)
     name, _, revision = model.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).parent.is_dir():
-        raise ValueError(f"{model} is not there: name a pipeline folder, or ORG/NAME of the Hub.")
+        raise ValueError(f"{model} does not exist: name a pipeline folder, or ORG/NAME of a repository of the Hub.")
     try:
         folder = Path(fetch_pipeline(name, revision=revision or None))
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise ValueError(
-            f"{model} is neither a folder here nor a repository of the Hub that you may read: check the name, or log "
-            f"in with "
-            "`hf auth login`."
+            f"{model} is neither a folder nor a repository of the Hub that you may read: check the name, or log in "
+            "with `hf auth login`."
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ValueError(f"{name} has no revision {revision}: name a branch, tag or commit that it has.") from error
+        raise ValueError(f"{name} has no revision {revision}: name one of its branches, tags or commits.") from error
     except errors.LocalEntryNotFoundError as error:
         raise OSError(
-            f"{model} is not a folder here, and the Hub, of which nothing complete of that name was kept, cannot be "
-            f"reached: "
-            "check the name or the connection."
+            f"{model} is not a folder, the Hub cannot be reached, and there is no complete earlier download: check "
+            "the name or the connection."
         ) from error
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{model} holds no pipeline: there is no model_index.json in it.")
+        raise ValueError(f"{model} is not a pipeline, since it has no model_index.json: name another repository.")
     return folder
 
 
 def place_pipeline(pipe, device, dtype: DType):
-    """The pipeline on the device, a [`Device`] or a `torch.device`, and in the arithmetic that are asked for."""
+    """
+    Move a pipeline to a device and to a number type.
+
+    Args:
+        pipe ([`HazeMatchingPipeline`]): The pipeline.
+        device ([`Device`] or `torch.device`): The device.
+        dtype ([`DType`]): The number type of the network's arithmetic.
+
+    Raises:
+        `ValueError`: If the device is not available.
+    """
     import torch
 
     from haze_pipeline.utils.devices import fastest_dtype

@@ -1,21 +1,21 @@
-"""Named combinations of steps, members and solver."""
+"""Presets: named combinations of the number of steps, the number of ensemble members, and the solver."""
 
 from copy import copy
 from enum import StrEnum
 
 
 class Preset(StrEnum):
-    """Trade of time for what can be said about the result."""
+    """Presets from the fastest to the most thorough."""
 
     fast = "fast"
     balanced = "balanced"
     quality = "quality"
 
 
-# Steps, members and solver. `fast`: the posterior mean by one step (Liu et al. 2022), from two antithetic pairs of
-# noises, or in one network call where the checkpoint has learned to do without noise, see [`choose_members`].
-# `balanced`: the solver of 6 network calls fitted to the checkpoint (bench/solvers.py, bench/sampling.py). `quality`:
-# the paper's 19 Euler steps and 50 posterior samples.
+# `fast`: the posterior mean by one step (Liu et al. 2022) from two antithetic pairs of noises. A checkpoint that was
+# trained to need no noise takes a single network call, see [`choose_members`].
+# `balanced`: the solver with 6 network calls that was fitted to the checkpoint (bench/solvers.py, bench/sampling.py).
+# `quality`: 19 Euler steps and 50 posterior samples, as in the paper.
 PRESETS = {
     Preset.fast: {"num_inference_steps": 1, "ensemble_size": 4, "solver": "euler"},
     Preset.balanced: {"num_inference_steps": 6, "ensemble_size": 8, "solver": "bespoke"},
@@ -25,17 +25,17 @@ PRESETS = {
 
 def with_preset(pipe, preset: Preset, num_inference_steps: int | None = None, ensemble_size: int | None = None):
     """
-    A copy of a pipeline, which shares its network, with the solver of a preset; its steps; and its members. The
-    pipeline stays as it is, so that several threads may use it with several presets.
+    Prepare a pipeline for a preset. The result is a copy that has the solver of the preset and shares the network. The
+    original pipeline stays unchanged, so that several threads can use it with different presets.
 
     Args:
         pipe ([`HazeMatchingPipeline`]): The pipeline.
         preset ([`Preset`]): The preset.
-        num_inference_steps (`int`, *optional*): In place of the preset's.
-        ensemble_size (`int`, *optional*): In place of the preset's.
+        num_inference_steps (`int`, *optional*): Number of steps instead of the preset's.
+        ensemble_size (`int`, *optional*): Number of members instead of the preset's.
 
     Returns:
-        `tuple`: The pipeline, `num_inference_steps` and `ensemble_size`.
+        `tuple`: The copy of the pipeline, `num_inference_steps` and `ensemble_size`.
     """
     copied = copy(pipe)
     copied.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
@@ -43,13 +43,16 @@ def with_preset(pipe, preset: Preset, num_inference_steps: int | None = None, en
 
 
 def choose_members(pipe, preset: Preset, num_inference_steps: int | None = None) -> int:
-    """Members of a preset, or one where the mean of the checkpoint `pipe` is one step without noise."""
+    """
+    The number of ensemble members of a preset. It is 1 for a single step of a checkpoint that gives the posterior mean
+    without noise.
+    """
     steps = num_inference_steps or PRESETS[preset]["num_inference_steps"]
     return 1 if steps == 1 and pipe.config.zero_state_mean else PRESETS[preset]["ensemble_size"]
 
 
 def choose_solver(pipe, preset: Preset, num_inference_steps: int | None):
-    """The scheduler of a preset for the checkpoint of `pipe`, and the number of steps where none is given."""
+    """The scheduler of a preset for the checkpoint of `pipe`, and the number of steps (the preset's if omitted)."""
     from .scheduling_flow_match_ode import FlowMatchODEScheduler
 
     solver = PRESETS[preset]["solver"]
@@ -59,5 +62,5 @@ def choose_solver(pipe, preset: Preset, num_inference_steps: int | None):
     fitted = pipe.scheduler.config.get("bespoke") or {}
     if str(steps) in fitted:
         return FlowMatchODEScheduler(solver=solver, bespoke=fitted), steps
-    # The best of the solvers that need no fit, by bench/solvers.py.
+    # The most accurate of the solvers that need no fit, see bench/solvers.py.
     return FlowMatchODEScheduler(solver="ab2", shift=2.0), num_inference_steps or 8

@@ -1,12 +1,12 @@
 """
-Render the cards of this folder: of the checkpoint in the package, and of the paper's published checkpoints once
-converted.
+Render the cards of this folder: one of the checkpoint in the package, and one of each checkpoint that the paper
+published.
 
     python model_cards/render.py
 
-Every number comes from `bench/`, `training/default_checkpoint.json` or the official code and paper, which the cards
-name. `python model_cards/render.py --check` fails if a card is stale. The templates are in the package, which renders
-the cards of other pipelines when they are trained or pushed.
+Every number comes from `bench/`, from `training/default_checkpoint.json`, or from the official code and paper, which
+the cards name. `python model_cards/render.py --check` fails if a card is out of date. The templates are part of the
+package, which uses them for other pipelines after training and at a push.
 """
 
 import argparse
@@ -106,7 +106,10 @@ def default_checkpoint() -> ModelCard:
 
 
 def published_checkpoint(subset: str) -> ModelCard:
-    """Of a published checkpoint, as `haze-pipeline convert` converts it: of the network, only the shape is used."""
+    """
+    The card of a published checkpoint as `haze-pipeline convert` converts it. The card depends only on the shape of
+    the network, so its weights are random here.
+    """
     known = SUBSETS[subset]
     pipe = HazeMatchingPipeline(
         build_unet(known.patch_size),
@@ -122,14 +125,14 @@ def published_checkpoint(subset: str) -> ModelCard:
 
 def main():
     parser = argparse.ArgumentParser(description="Render the cards of this folder.")
-    parser.add_argument("--check", action="store_true", help="Change nothing; fail if a card is stale.")
+    parser.add_argument("--check", action="store_true", help="Change nothing; fail if a card is out of date.")
     args = parser.parse_args()
     cards = {"default_checkpoint": default_checkpoint()}
     cards |= {f"hazematching-{subset}": published_checkpoint(subset) for subset in SUBSETS}
     for name, card in cards.items():
         path = HERE / f"{name}.md"
         if args.check and (not path.is_file() or path.read_text(encoding="utf-8") != str(card)):
-            sys.exit(f"{path} is stale; run `python model_cards/render.py`.")
+            sys.exit(f"{path} is out of date: run `python model_cards/render.py`.")
         if not args.check:
             path.write_text(str(card), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Small real components shared by the tests."""
+"""Fixtures and small components that the tests share."""
 
 import os
 import sys
@@ -15,8 +15,7 @@ from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
 
 ROOT = Path(__file__).parent.parent
 
-# Of test processes side by side, and what they start, each may take one core: if all take all of them, they only wait
-# for one another.
+# If tests run in several processes, each uses one core. Processes that all use all cores slow each other down.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,7 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """Folder of real micrographs, which the project may use but not ship."""
+    """Folder of real micrographs that the project may use but not distribute."""
     folder = Path(os.environ.get("HAZE_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"real micrographs are not at {folder}; set HAZE_TEST_DATA to their folder")
@@ -33,7 +32,7 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """Folder of a small pipeline with random weights, and a card."""
+    """Folder of a small pipeline with random weights and a card."""
     folder = tmp_path_factory.mktemp("model")
     HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(folder)
     (folder / "README.md").write_text("A card.")
@@ -55,7 +54,7 @@ def dinov2(tmp_path_factory):
 
 
 def write_pairs(folder, number, shape):
-    """Write pairs of noise, in counts, to the new folders `hazy` and `clear`."""
+    """Write pairs of random images, in counts, to the new folders `hazy` and `clear`."""
     rng = np.random.default_rng(0)
     for kind in ("hazy", "clear"):
         (folder / kind).mkdir()
@@ -69,7 +68,7 @@ def write_pairs(folder, number, shape):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run `haze-pipeline …` through its entry point: exit code, standard output, standard error."""
+    """Run `haze-pipeline …` through its entry point. Returns exit code, standard output and standard error."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["haze-pipeline", *map(str, arguments)])
@@ -86,7 +85,7 @@ def run(monkeypatch, capsys):
 
 
 def tiny_unet(seed: int = 0) -> UNet2DModel:
-    """A network of the same kind as the real one, with four levels of 8 and 16 channels."""
+    """A network of the same architecture as the real one, with four levels of 8 to 16 channels."""
     torch.manual_seed(seed)
     return UNet2DModel(
         in_channels=2,

@@ -1,4 +1,4 @@
-"""Virtual environments with and without this package, which share all other packages with the running one."""
+"""Virtual environments with and without this package. They share all other packages with the running environment."""
 
 import os
 import subprocess
@@ -10,15 +10,16 @@ from pathlib import Path
 from conftest import ROOT
 
 
-# Where Python keeps its libraries, in this environment.
+# Library folders of the running environment.
 LIBRARIES = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
 
 
 def make_environment(folder: Path, with_package: bool) -> Path:
     """
-    A new virtual environment whose site-packages hold a link to everything that is installed here but haze_pipeline,
-    of which no file is within reach, or which is added from this very checkout; and but transformers, which diffusers
-    takes seconds to import where it is, and does not need. Returns its Python.
+    Create a virtual environment that links to all packages of the running one, and return its Python.
+
+    Two packages are left out: transformers, which diffusers does not need but would take seconds to import, and
+    haze_pipeline. If `with_package`, haze_pipeline is added from this checkout; otherwise it cannot be imported.
     """
     venv.create(folder, with_pip=False)
     site_packages = next(folder.glob("lib/python*/site-packages"))
@@ -39,7 +40,7 @@ def make_environment(folder: Path, with_package: bool) -> Path:
 
 
 def run_python(python: Path | str, code: str, *arguments, check: bool = True, **environment):
-    """Run code in another process that reaches nothing but this machine."""
+    """Run code in another process, which can connect only to this machine."""
     guard = """
 import sys
 
@@ -51,10 +52,12 @@ sys.addaudithook(_only_this_machine)
 """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHONPATH"))}
     result = subprocess.run(
-        [python, "-c", guard + code, *map(str, arguments)], capture_output=True, text=True,
+        [python, "-c", guard + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
         env={**inherited, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
         cwd=Path(python).parent,
-    )  # fmt: skip
+    )
     if check:
         assert result.returncode == 0, result.stderr
     return result

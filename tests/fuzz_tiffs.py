@@ -1,12 +1,12 @@
 """
-Read damaged and hostile TIFFs, made from small good ones by seeded mutations: each must be read or end in one
-sentence.
+Read damaged and hostile TIFFs. Seeded mutations make them from small valid files. Each must be read, or refused with
+an error of one sentence.
 
     python tests/fuzz_tiffs.py --number 5000
 
-A file fails if reading it raises anything but `MicrographError`, takes more than 10 s or ends the process. Prints how
-many were read and refused, the longest time and the peak memory of the readers, and exits with 1 if a file failed or
-memory passed 2 GiB. A file that failed is made again by its number: `--first NUMBER --number 1`.
+A file fails if reading it raises anything but `MicrographError`, takes more than 10 s or ends the process. The script
+prints how many files were read and refused, the longest time, and the peak memory of the readers. It exits with 1 if a
+file failed or the memory exceeded 2 GiB. To repeat a file that failed, pass its number: `--first NUMBER --number 1`.
 """
 
 import argparse
@@ -35,11 +35,11 @@ MAX_BYTES = 2 * 2**30
 
 
 class Hang(BaseException):
-    """Reading took too long; not an `Exception`, so that nothing takes it for damage."""
+    """Reading took too long. It is not an `Exception`, so that no reader mistakes it for a damaged file."""
 
 
 def make_seeds() -> list[bytes]:
-    """Small good files of every layout that is read."""
+    """Small valid files of every layout that can be read."""
     rng = np.random.default_rng(0)
     stack = rng.integers(0, 4000, (2, 3, 24, 32), dtype=np.uint16)
     ome = {"axes": "TZYX", "PhysicalSizeX": 0.1, "PhysicalSizeXUnit": "µm", "Channel": {"Name": ["DNA"]}}
@@ -78,7 +78,7 @@ def make_seeds() -> list[bytes]:
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """A good file with one to eight things changed."""
+    """A valid file with one to eight random changes."""
     data = bytearray(data)
     tags = [
         match.start()
@@ -100,12 +100,12 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
             number = int(rng.choice([0, 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1]))
             position = int(rng.integers(size - 4))
             data[position : position + 4] = struct.pack("<I", number)
-        elif kind == 4:  # an offset that points into the file, to its beginning too
+        elif kind == 4:  # an offset that points into the file, possibly to its beginning
             position = int(rng.integers(size - 4))
             data[position : position + 4] = struct.pack(rng.choice(["<I", ">I"]), int(rng.integers(size)))
-        elif kind == 5:  # cut off
+        elif kind == 5:  # a truncated file
             del data[int(rng.integers(size)) :]
-        elif kind == 6:  # a part twice, or missing
+        elif kind == 6:  # a part repeated or removed
             start, length = int(rng.integers(size)), int(rng.integers(1, 200))
             data[start : start + length] = data[start : start + length] * int(rng.integers(0, 3))
         elif kind == 7:  # digits of the description
@@ -114,7 +114,7 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
                 data[position : position + 1] = (
                     str(rng.choice([0, 9, 99999, 4294967296])).encode() if rng.random() < 0.5 else b"9"
                 )
-        else:  # bytes that are no text
+        else:  # bytes that are not valid text
             text = [match.start() for match in re.finditer(rb"[A-Za-z]{4}", data)]
             if text:
                 data[text[rng.integers(len(text))]] = rng.integers(128, 256)
@@ -122,13 +122,13 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def make_file(number: int, seeds: list[bytes]) -> bytes:
-    """The damaged file of a number."""
+    """The damaged file with the given number."""
     rng = np.random.default_rng([0, number])
     return mutate(seeds[rng.integers(len(seeds))], rng)
 
 
 def read_files(first: int, last: int, folder: str, results) -> None:
-    """In a process of its own: read files, and send of each its number, how it ended, and the time that it took."""
+    """Read files in a separate process. Send the number, the outcome and the reading time of each file."""
 
     def give_up(*_):
         raise Hang
@@ -158,7 +158,7 @@ def read_files(first: int, last: int, folder: str, results) -> None:
 
 
 def fuzz(number: int, first: int = 0) -> dict:
-    """Read so many damaged files; what became of them."""
+    """Read `number` damaged files and summarise the outcomes."""
     summary = {
         "files": number,
         "read": 0,

@@ -2,10 +2,10 @@
 An in-memory stand-in for the Hugging Face Hub: an HTTP server with the REST endpoints that `huggingface_hub` and
 `datasets` call to create a repository of a dataset or model, upload to it, list it, and download or stream from it.
 
-What works against it proves that our calls, files and cards fit those two libraries. It does not prove what only the
-real Hub does: a dataset and a model can't have one name, it accepts any token, for private repositories too, has no
-xet storage (tests set `HF_HUB_DISABLE_XET=1`, so that files go by git LFS), no quotas or rate limits, no pull requests
-or branches beside `main`, no dataset viewer, and it accepts any card, whereas the Hub checks licence and tags.
+Tests against it show that our calls, files and cards fit those two libraries. It differs from the real Hub: a dataset
+and a model can't have the same name; any token is accepted, also for private repositories; there is no xet storage
+(tests set `HF_HUB_DISABLE_XET=1`, so that files go by git LFS); there are no quotas, rate limits, pull requests,
+branches besides `main`, or dataset viewer; and any card is accepted, whereas the Hub checks licence and tags.
 """
 
 import base64
@@ -26,8 +26,8 @@ class HubDouble:
         private (`set[str]`): Repositories created as private, which can't be read without a token.
         altered (`dict[tuple[str, str], bytes]`): By repository and path, what is sent in place of a file, under the
             checksum of the true one.
-        requests (`list[str]`): Method and path of everything that was asked.
-        endpoint (`str`): What `HF_ENDPOINT` must be.
+        requests (`list[str]`): Method and path of every request.
+        endpoint (`str`): The value to set `HF_ENDPOINT` to.
     """
 
     def __init__(self):
@@ -51,7 +51,7 @@ class HubDouble:
 
 @contextmanager
 def hub_double():
-    """Yields a running [`HubDouble`], whose content can be looked at while and after other processes talk to it."""
+    """Yield a running [`HubDouble`]. Its content can be inspected during and after requests of other processes."""
     hub = HubDouble()
     handler = type("Handler", (_Handler,), {"hub": hub})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -1,4 +1,4 @@
-"""Checks of results that are right, wrong, or invented."""
+"""Assessment of correct, wrong and invented results."""
 
 import json
 
@@ -16,7 +16,7 @@ from haze_pipeline.utils.noise_level import noise_deviation
 
 @pytest.fixture(scope="module")
 def specimen():
-    """Clear image, hazy image and the deviation of its noise."""
+    """A clear image and its hazy image, whose noise has a standard deviation of 4 counts."""
     rng = np.random.default_rng(0)
     dots = (rng.random((160, 160)) < 0.01) * rng.uniform(1000, 6000, (160, 160))
     clear = ndimage.gaussian_filter(dots, 1.2)
@@ -32,7 +32,7 @@ def pipe():
     return pipe
 
 
-def test_the_noise_is_measured_whatever_the_haze(specimen):
+def test_the_noise_estimate_does_not_depend_on_haze(specimen):
     assert noise_deviation(specimen[1].astype(np.float64)) == pytest.approx(4, rel=0.15)
 
 
@@ -49,7 +49,7 @@ def test_a_right_result_explains_the_input_and_a_wrong_one_does_not(specimen):
     assert correlation_map[60, 60] < 0.5 < correlation_map[120:150, 120:150].mean()
     elsewhere = reblur(hazy, np.rot90(clear), noise=4)
     assert elsewhere[0] > 0.8 and elsewhere[1] < 0.3
-    # Dim structure left out, bright structure kept.
+    # Dim structure is suppressed, bright structure is kept.
     bent = clear**2 / clear.max()
     assert reblur(hazy, bent, noise=4)[2] > 1.5
 
@@ -68,11 +68,11 @@ def test_warnings_say_what_is_wrong(pipe, specimen):
     assert not bad.pixel_size_in_range and len(bad.warnings) >= 3
     for words in ("unlike those", "1 µm", "does not explain"):
         assert words in bad.verdict
-    # A network that was never trained makes as much of noise as of anything.
+    # An untrained network turns noise alone into structure.
     noise = np.random.default_rng(0).normal(100, 10, (96, 96)).astype(np.float32)
     invented = assess(pipe, noise, pipe(noise, num_inference_steps=1, ensemble_size=2))
     assert invented.invented > 0.5 and "noise alone" in invented.verdict and invented.pixel_size_in_range is None
-    # Light that was not there, however smooth.
+    # Smooth intensity that the input does not have.
     y, x = np.mgrid[:160, :160]
     cloud = 2000 * np.exp(-((y - 80) ** 2 + (x - 80) ** 2) / (2 * 40**2))
     added = assess(pipe, hazy, RestorationOutput(prediction=clear + cloud.astype(np.float32)))
@@ -96,7 +96,7 @@ def test_a_check_that_was_not_possible_is_named(pipe, specimen):
     assert "intensity was added" in assessment.verdict
 
 
-def test_few_bright_dots_of_a_large_field_are_no_noise(pipe):
+def test_a_few_bright_dots_in_a_large_field_do_not_count_as_noise(pipe):
     rng = np.random.default_rng(0)
     clear = np.zeros((512, 512))
     clear[rng.integers(0, 512, 6), rng.integers(0, 512, 6)] = 1e5
@@ -105,7 +105,7 @@ def test_few_bright_dots_of_a_large_field_are_no_noise(pipe):
     assert assess(pipe, hazy, RestorationOutput(prediction=clear.astype(np.float32))).invented < 0.2
 
 
-def test_the_solver_of_the_pipeline_is_left_as_it_was(pipe, specimen):
+def test_the_assessment_does_not_change_the_solver_of_the_pipeline(pipe, specimen):
     scheduler = pipe.scheduler
     assess(pipe, specimen[1], RestorationOutput(prediction=specimen[0]))
     assert pipe.scheduler is scheduler

@@ -1,4 +1,4 @@
-"""Haze that is weakened and added, by regression on what it was made from."""
+"""Augmentation by weakened and added haze. Regressions on the components show how the result was mixed."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def simulated(number, size=96):
     return pair.hazy.numpy(), pair.clear.numpy()
 
 
-def test_weakened_haze_is_a_share_of_it_with_noise():
+def test_weakened_haze_is_a_fraction_of_the_haze_plus_noise():
     hazy, clear = simulated(0)
     shares, noises = [], []
     for seed in range(60):
@@ -29,7 +29,7 @@ def test_weakened_haze_is_a_share_of_it_with_noise():
         assert weakened.dtype == np.float32 and weakened.shape == hazy.shape
         columns = np.stack([(hazy - clear).ravel(), clear.ravel()], axis=1)
         (share, light), (residual,), *_ = np.linalg.lstsq(columns, weakened.ravel(), rcond=None)
-        assert light == pytest.approx(1, abs=0.05)  # what is in focus stays as bright as it was
+        assert light == pytest.approx(1, abs=0.05)  # the in-focus signal keeps its brightness
         shares.append(share)
         noises.append(np.sqrt(residual / clear.size) / clear.std())
     assert -0.02 < min(shares) < 0.1 and 0.9 < max(shares) < 1.02 and np.mean(shares) == pytest.approx(0.5, abs=0.12)
@@ -37,22 +37,22 @@ def test_weakened_haze_is_a_share_of_it_with_noise():
 
 
 def added(hazy, number):
-    """The light that was added, for that many seeds."""
+    """Yield the added background for `number` seeds."""
     for seed in range(number):
         more = add_haze(hazy, np.random.default_rng(seed))
         assert more.dtype == np.float32 and more.shape == hazy.shape
         yield more - hazy
 
 
-def test_added_haze_is_broad_and_leaves_the_mean():
+def test_added_haze_is_smooth_and_does_not_change_the_mean():
     hazy = np.random.default_rng(0).normal(3, 1, (301, 407)).astype(np.float32)
     deviations = []
     for field in added(hazy, 60):
         assert abs(field.mean()) < 1e-3
         narrow = field - ndimage.gaussian_filter(field, 5, mode="reflect")
-        assert narrow[20:-20, 20:-20].std() < 0.07 * field.std()  # behind a Gaussian of 20 px, 3 % of the deviation
+        assert narrow[20:-20, 20:-20].std() < 0.07 * field.std()  # 3 % after a Gaussian of 20 px
         deviations.append(field.std())
-    # Those of single fields, of which the broadest vary little within an image.
+    # Standard deviations of single fields. The smoothest fields vary little within an image.
     assert HAZE_STRENGTHS[0] / 5 < min(deviations) < 0.3 and 2 < max(deviations) < 2 * HAZE_STRENGTHS[1]
 
 
@@ -61,14 +61,15 @@ def test_a_random_field_has_the_width_and_strength_that_were_drawn(monkeypatch):
     monkeypatch.setattr(augmentation, "HAZE_STRENGTHS", (2.0, 2.0))
     for size, number in ((1024, 3), (128, 200)):
         fields = np.stack(list(added(np.zeros((size, size), np.float32), number)))
-        # Differences, since the mean of each is gone: 2 variance (1 - autocovariance), of which that of white noise
-        # behind a Gaussian of deviation σ is exp(-d² / 4 σ²).
+        # The mean of each field was removed, so squared differences at a distance d are tested. Their mean is
+        # 2 variance (1 - autocorrelation). White noise after a Gaussian filter of standard deviation σ has the
+        # autocorrelation exp(-d² / 4 σ²).
         for distance in (8, 20, 40):
             squared = np.square(fields[:, :, distance:] - fields[:, :, :-distance]).mean()
             assert squared == pytest.approx(2 * 2**2 * (1 - np.exp(-(distance**2) / 1600)), rel=0.12)
 
 
-def test_examples_of_varied_haze_are_in_network_units_of_their_own():
+def test_examples_of_varied_haze_are_normalised_again():
     pairs = [Pair(*simulated(number), f"{number}", f"{number}.tif") for number in range(4)]
     fields = FieldsInMemory(pairs, PROCESSOR, 96)  # whole fields, so that their units can be measured
     examples = TrainingExamples(
@@ -80,7 +81,7 @@ def test_examples_of_varied_haze_are_in_network_units_of_their_own():
         example = examples[index]
         units = PROCESSOR.compute_normalization(example["hazy"][None])
         assert units.input_mean.abs() < 1e-3 and units.target_std.item() == pytest.approx(1, abs=1e-3)
-        # The light in focus is that of a field, whatever its unit.
+        # The clear patch is proportional to one of the clear fields.
         light = (example["clear"] - PROCESSOR.target_dark_level).flatten()
         sorted_light, sorted_fields = light.sort()[0], clear_fields.sort()[0]
         cosines = (sorted_fields @ sorted_light) / (sorted_fields.norm(dim=1) * sorted_light.norm())
@@ -89,7 +90,7 @@ def test_examples_of_varied_haze_are_in_network_units_of_their_own():
     assert 2 <= untouched <= 16
 
 
-def test_haze_cannot_be_varied_in_fixed_units():
+def test_haze_augmentation_needs_normalisation_by_image():
     fixed = HazeImageProcessor("fixed", input_mean=1.0, input_std=1.0, target_mean=1.0, target_std=1.0)
     fields = FieldsInMemory([Pair(*simulated(0), "0", "0.tif")], fixed, 32)
     with pytest.raises(ValueError, match="do not work with fixed statistics"):

@@ -1,4 +1,4 @@
-"""Classical methods: they do what they are known for, and speak as the pipelines do."""
+"""Classical methods: they remove background and blur, and their interface is that of the pipelines."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ METHODS = [
 
 @pytest.fixture(scope="module")
 def specimen():
-    """Thin lines."""
+    """Thin bright lines on a dark background."""
     rng = np.random.default_rng(0)
     clear = np.zeros((96, 80))
     for start, slope in zip(rng.uniform(0, 96, 8), rng.uniform(-1, 1, 8), strict=True):
@@ -31,7 +31,7 @@ def specimen():
     return clear
 
 
-def test_the_psf_has_its_dark_ring_where_it_should(specimen):
+def test_the_psf_has_its_dark_ring_at_the_airy_radius(specimen):
     for radius in (2.0, 3.7, 8.0):
         psf = baselines.widefield_psf(radius)
         assert psf.sum() == pytest.approx(1) and psf.shape[0] == psf.shape[1] and psf.shape[0] % 2
@@ -77,12 +77,11 @@ def test_blur_is_undone(method, setting, specimen):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_stacks_come_back_as_they_went_in(method):
+def test_stacks_keep_their_shape_and_planes_are_independent(method):
     stack = np.random.default_rng(0).poisson(100, (2, 3, 40, 36)).astype(np.uint16)
     out = method(stack)
     assert out.prediction.shape == stack.shape and out.prediction.dtype == np.float32 and out.uncertainty is None
     np.testing.assert_allclose(out.prediction[1, 2], method(stack[1, 2]).prediction)
-    # Counts of another camera: only the ball's shape is in counts, and a flat image has nothing but noise.
     assert np.isfinite(out.prediction).all() and np.ptp(out.prediction) > 0
     with pytest.raises(ValueError, match="NaN"):
         method(np.full((20, 20), np.nan))

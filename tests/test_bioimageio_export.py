@@ -1,4 +1,4 @@
-"""Packages for bioimage.io: the same posterior means as the pipeline's, and the tests of bioimage.io themselves."""
+"""Packages for bioimage.io: they give the same posterior means as the pipeline and pass the tests of bioimage.io."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ FIXED = {"normalization": "fixed", "input_mean": 110.0, "input_std": 12.0, "targ
         {"target_std": 1.3, "noise_corner_frequency": 0.2},
     ],
 )
-def test_the_module_yields_what_the_pipeline_does_for_images_of_any_size(config):
+def test_the_module_gives_the_results_of_the_pipeline_for_images_of_any_size(config):
     pipe = HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), **config)
     pipe.set_progress_bar_config(disable=True)
     module = posterior_mean_module(pipe, seed=3)
@@ -44,7 +44,7 @@ def test_the_module_yields_what_the_pipeline_does_for_images_of_any_size(config)
         with torch.no_grad():
             found = module(torch.from_numpy(images)[:, None])[:, 0].numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    # Noise of a larger image begins anew.
+    # The noise repeats across a larger image.
     with torch.no_grad():
         assert module(torch.rand(1, 1, 8, NOISE_SIZE + 9)).isfinite().all()
 
@@ -67,7 +67,7 @@ def test_the_package_passes_the_tests_of_bioimage_io(tmp_path, run, model):
     code, out, error = run("export-bioimageio", model, "-o", package, "--license", "mit", "--name", "A tiny network")
     assert code == 0, error
     assert out.splitlines()[-1] == str(package)
-    # Once more by the command of bioimage.io, in a process that does not have this package.
+    # Repeat the tests with the command of bioimage.io, in a process that cannot import this package.
     block = (
         "import sys; sys.modules['haze_pipeline'] = sys.modules['diffusers'] = None; "
         "from bioimageio.core.__main__ import main; main()"

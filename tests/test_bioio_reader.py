@@ -1,6 +1,7 @@
 """
-What `bioio` reads. Its plugins for CZI, ND2 and LIF need files that only those makers' programs write; that for
-OME-TIFF gives the same object, so that this shows what is made of such an object, not that a maker's file opens.
+Images read by `bioio`. Its plugins for CZI, ND2 and LIF need files that only the manufacturers' programs write. The
+plugin for OME-TIFF gives the same object. These tests therefore show that such an object is read correctly, not that a
+manufacturer's file opens.
 """
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_scenes_are_chosen(tmp_path):
         pass
 
 
-def test_a_file_without_its_plugin_is_told(tmp_path):
+def test_a_missing_plugin_is_named(tmp_path):
     (tmp_path / "a.czi").write_bytes(b"ZISRAWFILE")
     with pytest.raises(MicrographError, match="plugin"):
         read_micrograph(tmp_path / "a.czi")

@@ -1,4 +1,4 @@
-"""Calibration of ensembles whose truth is known, and the published definitions."""
+"""Calibration of simulated ensembles with a known truth, and comparison with the published definitions."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ from haze_pipeline.sampling.uncertainty import predicted_std
 
 def draw_ensembles(members, scale, offset, size=60_000, seed=0):
     """
-    Members whose spread is `true`, and a truth that lies scale · true + offset away from their centre: spread and
-    errors.
+    Draw ensembles whose true spread is t, and truths whose distance from the centre of the ensemble has the standard
+    deviation scale · t + offset. Returns the spread of the members and the errors of their means.
     """
     rng = np.random.default_rng(seed)
     true = rng.uniform(0.2, 2, size)
@@ -32,8 +32,8 @@ def draw_ensembles(members, scale, offset, size=60_000, seed=0):
 
 def make_ensemble(members, scale, offset, size=400_000, seed=0):
     """
-    Spread and errors of ensembles whose spread s is known exactly and whose truth lies scale · s + offset away from
-    the mean of infinitely many members.
+    Spread and errors of ensembles whose spread s is known exactly. The distance of the truth from the mean of
+    infinitely many members has the standard deviation scale · s + offset.
     """
     rng = np.random.default_rng(seed)
     spread = rng.uniform(0.2, 2, size)
@@ -50,7 +50,7 @@ def test_scale_and_offset_are_recovered(members, scale, offset):
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1.7, 0.3), (2.5, -0.15)])
-def test_few_members_get_a_flatter_line_that_is_right_for_them(scale, offset):
+def test_small_ensembles_get_a_flatter_line_that_fits_them(scale, offset):
     many = fit_calibration(*draw_ensembles(500, scale, offset), 500)
     assert many == pytest.approx((scale, offset), rel=0.02, abs=0.03)
     spread, errors = draw_ensembles(8, scale, offset)
@@ -76,7 +76,7 @@ def test_standard_deviations_of_a_perfect_ensemble_need_no_calibration():
     assert expected_normalized_calibration_error(stds, errors, 20) < 0.1
 
 
-def test_calibrating_mends_scores_that_were_off():
+def test_calibration_corrects_the_scores_of_a_miscalibrated_ensemble():
     spread, errors = make_ensemble(20, 2.5, 0.3)
     raw = predicted_std(torch.from_numpy(spread), 20).numpy()
     calibrated = predicted_std(torch.from_numpy(spread), 20, *fit_calibration(spread, errors, 20)).numpy()
@@ -95,7 +95,7 @@ def stds_by_curve(spread, intensity, members, curve):
 
 def test_a_curve_learns_what_local_intensity_says():
     def draw(seed, size=400_000):
-        """Ensembles that do not know how far wrong haze makes them."""
+        """Ensembles whose spread does not contain the error that haze causes."""
         rng = np.random.default_rng(seed)
         spread, intensity = rng.lognormal(-2, 1, size), rng.lognormal(0, 1.5, size)
         errors = rng.standard_normal(size) * 2 * spread**0.4 * intensity**0.6
@@ -127,20 +127,20 @@ def test_a_curve_is_the_line_where_local_intensity_says_nothing(members, scale, 
     assert expected_normalized_calibration_error(found, new_errors) < 0.04
 
 
-def test_specimens_left_out_did_not_fit_their_own_curve():
+def test_specimens_are_judged_by_curves_fitted_without_them():
     spread, errors = make_ensemble(8, 1.7, 0.3, size=7 * 5000)
     intensity = np.ones_like(spread)
     images = [each.reshape(7, -1) for each in (spread, intensity, errors)]
     specimens = {str(index): parts for index, parts in enumerate(zip(*images, strict=True))}
     found = cross_validate(specimens, 8)
     assert sorted(found) == sorted(specimens)
-    # The last two of seven share their folds with the first two.
+    # There are five folds, so the last two of seven specimens share their folds with the first two.
     for index, left_out in ((0, [0, 5]), (2, [2])):
         known = [np.delete(each, left_out, axis=0).ravel() for each in images]
         expected = stds_by_curve(spread[index * 5000 :][:5000], intensity[:5000], 8, fit_curve(*known, 8))
         np.testing.assert_allclose(found[str(index)][0], expected, rtol=1e-6)
         np.testing.assert_array_equal(found[str(index)][1], images[2][index])
-    # One of another kind is not known to the curve that judges it.
+    # A specimen of another kind has no influence on the curve that judges it.
     specimens["6"] = (images[0][6], images[1][6], 10 * images[2][6])
     odd = cross_validate(specimens, 8)["6"]
     assert np.sqrt(np.mean(odd[1] ** 2) / np.mean(odd[0] ** 2)) == pytest.approx(10, rel=0.1)
@@ -186,7 +186,7 @@ def test_the_published_fit_gives_the_same_line():
     assert fit_calibration(spread, errors, 10**6) == pytest.approx((line.slope, line.intercept), abs=0.02)
 
 
-def test_intervals_cover_a_thousand_new_images_as_promised():
+def test_intervals_have_the_stated_coverage_on_a_thousand_new_images():
     rng = np.random.default_rng(0)
 
     def draw(number):

@@ -1,4 +1,4 @@
-"""Counts of a camera against the statistics of photons."""
+"""Counts of the simulated camera, compared with photon statistics."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,8 @@ def test_photon_transfer(camera):
     for level in photons:
         first, second = (camera.expose(level.expand(2000, 2000), generator).double() for _ in range(2))
         means.append((first.mean() + second.mean()).item() / 2 - camera.offset)
-        variances.append((first - second).var().item() / 2 - 1 / 12)  # less that of rounding
-    # Weighted, since the variance of a variance goes with its square.
+        variances.append((first - second).var().item() / 2 - 1 / 12)  # without the variance of rounding
+    # Weighted, because the variance of a variance is proportional to its square.
     slope, intercept = np.polyfit(means, variances, 1, w=1 / np.array(variances))
     assert slope == pytest.approx(camera.gain, rel=0.03)
     assert intercept == pytest.approx((camera.gain * camera.read_noise) ** 2, rel=0.03)
@@ -35,7 +35,7 @@ def test_photon_transfer(camera):
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
-def test_counts_are_whole_and_saturate(bits):
+def test_counts_are_integers_and_saturate(bits):
     counts = Camera(gain=1, bit_depth=bits).expose(
         torch.linspace(0, 2**17, 10_000)[None], torch.Generator().manual_seed(0)
     )
@@ -43,7 +43,7 @@ def test_counts_are_whole_and_saturate(bits):
     assert counts.max() == 2**bits - 1 and (counts == 2**bits - 1).any()
 
 
-def test_hot_pixels_stay_where_they_are():
+def test_hot_pixels_have_the_same_positions_in_every_exposure():
     camera = Camera(hot_pixel_share=0.01, hot_pixel_electrons=2000, read_noise=1)
     generator = torch.Generator().manual_seed(0)
     first, second = (camera.expose(torch.zeros(3, 100, 100), generator) for _ in range(2))

@@ -1,6 +1,4 @@
-"""
-The command line as users meet it: real processes for exit codes and interrupts, the same entry point in-process else.
-"""
+"""The command line. Exit codes and interrupts are tested in real processes, the rest through the same entry point."""
 
 import json
 import re
@@ -112,7 +110,7 @@ def test_convert_makes_a_pipeline_of_a_published_network(run, tmp_path):
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
-        # Not even the pipeline, until a name is used.
+        # Nor is the pipeline imported before one of its names is used.
         ("import haze_pipeline, haze_pipeline.cli", {"torch", "diffusers", "accelerate"}),
         ("from haze_pipeline import HazeMatchingPipeline", set()),
     ],

@@ -17,7 +17,7 @@ def pairs(tmp_path_factory):
     return write_pairs(tmp_path_factory.mktemp("pairs"), 12, (32, 32))
 
 
-def test_the_copy_predicts_its_errors_and_is_else_the_same(run, model, pairs, tmp_path):
+def test_the_calibrated_copy_predicts_its_errors_and_is_otherwise_the_same(run, model, pairs, tmp_path):
     output, plot = tmp_path / "calibrated", tmp_path / "calibration.png"
     arguments = ("--num-inference-steps", 2, "--ensemble-size", 4, "--dtype", "float32")
     code, out, error = run("calibrate", pairs, "--model", model, "-o", output, "--plot", plot, *arguments, "--json")
@@ -38,7 +38,7 @@ def test_the_copy_predicts_its_errors_and_is_else_the_same(run, model, pairs, tm
     assert {k: v for k, v in before.config.items() if k not in changed} == {
         k: v for k, v in after.config.items() if k not in changed
     }
-    # What it was calibrated with is not used when it is calibrated again.
+    # A second calibration does not use the first one.
     code, again, _ = run("calibrate", pairs, "--model", output, "-o", tmp_path / "twice", *arguments, "--json")
     assert code == 0
     for name in ("uncertainty_scale", "uncertainty_curve"):
@@ -59,7 +59,7 @@ def test_clear_images_in_another_unit_and_broken_ones_are_named(run, model, pair
     code, _, error = run("calibrate", other, *arguments)
     assert code == 1 and "03.tif" in error and "NaN" in error
     assert not (tmp_path / "out").exists()
-    # Blank planes say nothing and are left out.
+    # Blank planes are left out.
     shutil.rmtree(other)
     shutil.copytree(pairs, other)
     write_ome_tiff(other / "hazy" / "03.tif", Micrograph(np.full((32, 32), 7, np.uint16), "YX"))

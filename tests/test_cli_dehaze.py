@@ -19,7 +19,7 @@ from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write
 
 @pytest.fixture
 def stack(tmp_path):
-    """A two-channel z-stack with everything that must survive."""
+    """A two-channel z-stack with all metadata that must be kept."""
     data = np.random.default_rng(0).integers(100, 4000, (2, 3, 30, 26), dtype=np.uint16)
     path = tmp_path / "stack.ome.tif"
     names = ["actin", "DNA"]
@@ -74,13 +74,13 @@ def test_dehaze_writes_uncertainty_samples_and_preview(run, stack, model, tmp_pa
     samples = np.stack([read_micrograph(tmp_path / name).data for name in names[2:5]])
     np.testing.assert_allclose(read_micrograph(output).data, samples.mean(axis=0), rtol=1e-3, atol=0.1)
     deviation = read_micrograph(tmp_path / "clear_uncertainty.ome.tif")
-    expected = samples.std(axis=0, ddof=1) * np.sqrt(1 + 1 / 3)  # of the mean of three from the truth
+    expected = samples.std(axis=0, ddof=1) * np.sqrt(1 + 1 / 3)  # error of the mean of three samples
     np.testing.assert_allclose(deviation.data, expected, rtol=1e-3, atol=0.1)
     assert deviation.provenance["content"] == "standard deviation"
     assert Image.open(preview).format == "PNG"
 
 
-def test_dehaze_says_what_speaks_against_a_result(run, stack, model, tmp_path):
+def test_dehaze_warns_of_unreliable_results(run, stack, model, tmp_path):
     output = tmp_path / "clear.ome.tif"
     code, out, err = run("dehaze", stack, "-o", output, "--model", model, "--assess")
     assert code == 0 and out.split() == [str(output), str(tmp_path / "clear_unexplained.ome.tif")]
@@ -111,7 +111,7 @@ def test_presets_differ_in_steps_members_and_solver(run, stack, model, tmp_path)
         chosen[preset] = read_micrograph(output).provenance
     keys = ("num_inference_steps", "ensemble_size", "solver", "shift")
     assert [chosen["fast"][key] for key in keys] == [1, 4, "euler", 1.0]
-    assert [chosen["balanced"][key] for key in keys] == [8, 8, "ab2", 2.0]  # nothing was fitted to this checkpoint
+    assert [chosen["balanced"][key] for key in keys] == [8, 8, "ab2", 2.0]  # no solver was fitted to this checkpoint
 
 
 def test_the_default_checkpoint_has_a_solver_of_its_own(run, tmp_path):
@@ -172,7 +172,7 @@ def test_the_input_is_never_overwritten(run, stack, model):
 
 
 @pytest.mark.parametrize(("flag", "name"), [("--uncertainty", "x_uncertainty.tif"), ("--samples", "x_sample000.tif")])
-def test_neither_is_an_input_named_like_an_extra_output(run, stack, model, tmp_path, flag, name):
+def test_an_input_named_like_an_extra_output_is_never_overwritten(run, stack, model, tmp_path, flag, name):
     source = tmp_path / name
     source.write_bytes(stack.read_bytes())
     code, _, err = run("dehaze", source, "-o", tmp_path / "x.tif", "--model", model, flag, "--preset", "balanced")
@@ -196,7 +196,7 @@ def test_infinite_pixels_are_reported_with_their_plane(run, model, tmp_path):
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
-    """A real process, interrupted while it has written part of its result."""
+    """A real process is interrupted after it has written part of its result."""
     arguments = ["simulate", str(tmp_path / "pairs"), "--num-images", "1000", "--size", "64"]
     process = subprocess.Popen(
         [sys.executable, "-m", "haze_pipeline", *arguments],
@@ -214,7 +214,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
 
 
 def test_every_real_micrograph_keeps_its_shape(run, model, tmp_path, shared_data):
-    """With a tiny network: the files are what is tried here, in every layout that there is."""
+    """The network is tiny, because this test is about the layouts of the files."""
     for path in sorted(
         path for folder in ("paired", "single", "hazy") for path in (shared_data / folder).glob("*.tif")
     ):

@@ -26,10 +26,10 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(model, pairs, tmp_path_factory):
-    """The report of everything at once."""
+    """A report with all methods."""
     folder = tmp_path_factory.mktemp("reports")
     HazeRegressionPipeline(tiny_unet()).save_pretrained(folder / "regression")
-    output = folder / "report <b>"  # names are no markup
+    output = folder / "report <b>"  # names must be escaped in HTML
     command = ["evaluate", "--dataset", pairs, "--model", model, "-o", output, "--regression", folder / "regression"]
     command = [sys.executable, "-m", "haze_pipeline", *map(str, command), "--num-figures", "2"]
     subprocess.run(command, check=True, capture_output=True)
@@ -50,7 +50,7 @@ def test_every_method_is_scored_on_every_image(report, pairs):
     assert facts["summary"]["input"][name]["mean"] == pytest.approx(np.mean(expected))
     for method, metrics in facts["summary"].items():
         assert {*metrics, *facts["set_scores"][method]} == set(facts["higher_is_better"]) == set(facts["protocol"])
-        assert all(value["low"] is None for value in metrics.values())  # of three specimens
+        assert all(value["low"] is None for value in metrics.values())  # there are only three specimens
     # Every image has its own best setting of a classical method.
     for pair, image in zip(pairs_from_folder(pairs), facts["images"], strict=True):
         best = max(range_invariant_psnr(pair.clear, each) for each in BASELINES["white top-hat"](pair.hazy))
@@ -81,7 +81,7 @@ def test_distances_of_too_few_patches_are_marked(run, model, dinov2, tmp_path, n
     assert ("unreliable, see the protocol" in page) == few and page.count("<img") == 2
 
 
-def test_the_report_opens_in_a_browser_without_complaints(report, tmp_path):
+def test_the_report_opens_in_a_browser_without_errors(report, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
@@ -115,8 +115,9 @@ def test_intervals_come_from_specimens_not_from_images():
     together = summarize({"a": {"m": values}}, [str(index // 6) for index in range(48)])["a"]["m"]
     assert apart["mean"] == together["mean"] == 5 and apart["deviation"] == pytest.approx(np.std(values, ddof=1))
     assert together["high"] - together["low"] > 2 * (apart["high"] - apart["low"]) > 4
-    assert summarize({"a": {"m": values}}, [str(index // 7) for index in range(48)])["a"]["m"]["low"] is None  # 7
-    # Of normal values the interval is that of the textbook.
+    seven = summarize({"a": {"m": values}}, [str(index // 7) for index in range(48)])["a"]["m"]
+    assert seven["low"] is None  # too few specimens
+    # For normal values, the interval agrees with the textbook formula.
     values = list(np.random.default_rng(0).normal(0, 1, 400))
     normal = summarize({"a": {"m": values}}, map(str, range(400)))["a"]["m"]
     assert (normal["high"] - normal["low"]) / 2 == pytest.approx(1.96 * np.std(values) / 20, rel=0.1)

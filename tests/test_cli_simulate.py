@@ -40,7 +40,7 @@ def test_a_series_shares_its_specimen_and_clear_image(run, tmp_path):
 
 @pytest.fixture
 def stack(tmp_path):
-    """A confocal stack that says its pixel size and z-step."""
+    """A confocal stack with its pixel size and z-step."""
     data = np.random.default_rng(0).gamma(0.3, 300, (6, 40, 32)).astype(np.uint16)
     write_ome_tiff(tmp_path / "stack.ome.tif", Micrograph(data, "ZYX", pixel_size=(0.1, 0.1), z_step=0.4))
     return tmp_path / "stack.ome.tif"
@@ -70,7 +70,7 @@ def test_more_pairs_than_planes_have_other_cameras(run, stack, tmp_path):
     assert {note["specimen_id"] for note in written} == {"stack.ome.tif"}
 
 
-def test_a_folder_of_stacks_gives_a_specimen_each(run, stack, tmp_path):
+def test_every_stack_of_a_folder_becomes_a_specimen(run, stack, tmp_path):
     folder = tmp_path / "stacks"
     folder.mkdir()
     for name in ("one.ome.tif", "two.ome.tif"):

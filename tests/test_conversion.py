@@ -55,7 +55,7 @@ def test_same_function_as_torchcfm(patch_size, num_parameters):
             theirs, ours = reference(t, field), unet(field, t, return_dict=False)[0]  # [1,1,256,320]
             assert (theirs - ours).abs().max() < 2e-5
 
-        # The times are told apart by far more than the tolerance, so the embedding is compared as well.
+        # Results at different times differ by far more than the tolerance, so the test also covers the time embedding.
         outputs = unet(patches[:1].expand(4, -1, -1, -1), times, return_dict=False)[0]
         assert (outputs[1:] - outputs[:-1]).abs().amax(dim=(1, 2, 3)).min() > 1e-2
 
@@ -65,14 +65,14 @@ def test_half_precision_weights_become_float32(weights):
     assert unet.dtype == torch.float32
 
 
-def test_names_what_is_missing(weights):
+def test_missing_weights_are_named(weights):
     broken = {name: tensor for name, tensor in weights.items() if name != "middle_block.1.qkv.bias"}
     with pytest.raises(ValueError, match=r"1 tensor\(s\) missing \(such as `middle_block.1.qkv.bias`\)") as error:
         unet_from_torchcfm(broken)
     assert_one_sentence(error)
 
 
-def test_names_what_is_unexpected(weights):
+def test_unexpected_weights_are_named(weights):
     with pytest.raises(ValueError, match=r"1 tensor\(s\) unexpected \(such as `label_emb.weight`\)") as error:
         unet_from_torchcfm({**weights, "label_emb.weight": torch.zeros(10, 128)})
     assert_one_sentence(error)
@@ -81,9 +81,9 @@ def test_names_what_is_unexpected(weights):
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        ({"in_channels": 3}, r"`input_blocks.0.0.weight` has the shape \[32, 3, 3, 3\] where \[32, 2, 3, 3\] is"),
-        ({"out_channels": 2}, r"`out.2.weight` has the shape \[2, 32, 3, 3\] where \[1, 32, 3, 3\] is"),
-        ({"model_channels": 64}, r"128-pixel network .* has the shape \[256, 64\] where \[128, 32\] is"),
+        ({"in_channels": 3}, r"`input_blocks.0.0.weight` has the shape \[32, 3, 3, 3\], expected \[32, 2, 3, 3\]"),
+        ({"out_channels": 2}, r"`out.2.weight` has the shape \[2, 32, 3, 3\], expected \[1, 32, 3, 3\]"),
+        ({"model_channels": 64}, r"128-pixel network .* has the shape \[256, 64\], expected \[128, 32\]"),
         ({"num_res_blocks": 2}, r"tensor\(s\) missing .* tensor\(s\) unexpected"),
         ({"attention_resolutions": (16,)}, r"tensor\(s\) missing .* tensor\(s\) unexpected"),
         ({"channel_mult": (1, 1, 2, 2, 4, 4)}, r"128-pixel network .* tensor\(s\) unexpected"),  # 256-px patches
@@ -91,7 +91,7 @@ def test_names_what_is_unexpected(weights):
         ({"use_scale_shift_norm": True}, r"emb_layers.1.weight` has the shape"),
     ],
 )
-def test_another_architecture_says_what_differs(overrides, match):
+def test_differences_of_another_architecture_are_named(overrides, match):
     with pytest.raises(ValueError, match=match) as error:
         unet_from_torchcfm(reference_unet(128, **overrides).state_dict())
     assert_one_sentence(error)
@@ -106,7 +106,7 @@ def test_weights_of_something_else(state_dict):
 
 def test_diverged_training_is_an_error(weights):
     broken = {**weights, "out.2.bias": torch.tensor([math.nan])}
-    with pytest.raises(ValueError, match=r"`out.2.bias` holds values that are not finite") as error:
+    with pytest.raises(ValueError, match=r"`out.2.bias` contains NaN or infinite values") as error:
         unet_from_torchcfm(broken)
     assert_one_sentence(error)
 
@@ -130,7 +130,7 @@ def test_load_missing_file(tmp_path):
         assert_one_sentence(error)
 
 
-def test_load_what_is_no_checkpoint(tmp_path):
+def test_load_files_that_are_not_checkpoints(tmp_path):
     torch.save(torch.nn.Linear(64, 64).state_dict(), tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
     contents = {
@@ -157,7 +157,7 @@ class Unsafe:
 
 def test_load_runs_no_code(tmp_path):
     torch.save({"weight": Unsafe(tmp_path / "ran")}, tmp_path / "unsafe.pth")
-    with pytest.raises(ValueError, match=r"holds Python objects \(`(_io|builtins|io).open`\)") as error:
+    with pytest.raises(ValueError, match=r"contains Python objects \(`(_io|builtins|io).open`\)") as error:
         load_hazematching_checkpoint(tmp_path / "unsafe.pth")
     assert_one_sentence(error)
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"weight": Unsafe(tmp_path / "ran")}, protocol=2))
@@ -172,7 +172,7 @@ def test_load_runs_no_code(tmp_path):
     [
         (torch.zeros(3), "no named tensors"),
         ({}, "no named tensors"),
-        ({"epoch": 3, "model": {"weight": torch.zeros(1)}}, "holds a `int` under `epoch`"),
+        ({"epoch": 3, "model": {"weight": torch.zeros(1)}}, "contains a `int` named `epoch`"),
     ],
 )
 def test_load_other_contents(tmp_path, content, match):
@@ -201,7 +201,7 @@ def test_convert_warns_of_an_unpublished_file(checkpoint):
     }
 
 
-def test_convert_knows_published_files(checkpoint, monkeypatch):
+def test_convert_recognises_published_files(checkpoint, monkeypatch):
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     monkeypatch.setitem(SUBSETS, "organoids1", replace(SUBSETS["organoids1"], sha256=digest))
     with warnings.catch_warnings():
@@ -212,7 +212,7 @@ def test_convert_knows_published_files(checkpoint, monkeypatch):
     assert_one_sentence(error)
 
 
-def test_convert_wants_the_network_of_the_subset(checkpoint, tmp_path):
+def test_convert_refuses_the_network_of_another_subset(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"128-pixel network, but the subset neuron .* 64-pixel") as error:
         convert_hazematching_checkpoint(checkpoint, "neuron")
     assert_one_sentence(error)

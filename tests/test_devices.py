@@ -8,9 +8,9 @@ import torch
 from haze_pipeline.utils import arrays, devices
 
 
-def test_free_memory_follows_what_is_taken():
+def test_free_memory_decreases_by_an_allocation():
     falls = []
-    for _ in range(10):  # other processes may give back as much meanwhile, but not always
+    for _ in range(10):  # other processes may free memory at the same time, but not in every repetition
         before = devices.free_memory(torch.device("cpu"))
         block = np.ones(2**30, np.uint8)
         falls.append(before - devices.free_memory(torch.device("cpu")))
@@ -19,30 +19,30 @@ def test_free_memory_follows_what_is_taken():
     assert max(falls) > 2**29
 
 
-def test_bfloat16_is_taken_only_where_the_cpu_multiplies_it():
+def test_bfloat16_is_used_only_if_the_cpu_supports_it_natively():
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     assert devices.fastest_dtype(torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
     assert devices.fastest_dtype(torch.device("mps")) == torch.float32
 
 
-def test_real_out_of_memory_errors_are_told_from_others():
+def test_out_of_memory_errors_are_distinguished_from_others():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert devices.is_out_of_memory(caught.value)
     with pytest.raises(RuntimeError) as caught:
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert not devices.is_out_of_memory(caught.value)
-    # oneDNN's, which come only now and then.
+    # Messages of oneDNN, which cannot be provoked reliably.
     assert devices.is_out_of_memory(RuntimeError("could not create a primitive"))
     assert not devices.is_out_of_memory(RuntimeError("could not create a primitive descriptor for the convolution"))
 
 
-def test_large_arrays_live_in_files_that_leave_no_trace(monkeypatch, tmp_path):
+def test_large_arrays_are_stored_in_temporary_files_that_are_deleted(monkeypatch, tmp_path):
     monkeypatch.setattr(arrays.tempfile, "tempdir", str(tmp_path))
     small = arrays.allocate(4, 5)
     assert small.shape == (4, 5) and not small.any()
-    floats = devices.free_memory(torch.device("cpu")) // 4 // 2  # half of what is free; on disk it takes no room yet
+    floats = devices.free_memory(torch.device("cpu")) // 4 // 2  # half of the free memory; the file is sparse
     large = arrays.allocate(floats)
     mapped = [line for line in open("/proc/self/maps") if str(tmp_path) in line]
     assert len(mapped) == 1 and not any(tmp_path.iterdir())
@@ -50,11 +50,11 @@ def test_large_arrays_live_in_files_that_leave_no_trace(monkeypatch, tmp_path):
     assert large[-1] == 3 and large[0] == 0
 
 
-def test_jobs_run_at_once_in_order_and_leave_the_threads_as_they_were():
+def test_jobs_run_in_parallel_return_in_order_and_restore_the_number_of_threads():
     threads, running = torch.get_num_threads(), threading.Barrier(2, timeout=20)
 
     def job(number):
-        running.wait()  # passes only if two jobs run at once
+        running.wait()  # passes only if two jobs run at the same time
         assert torch.get_num_threads() == max(1, threads // 2) and not torch.is_grad_enabled()
         return number
 
@@ -64,7 +64,7 @@ def test_jobs_run_at_once_in_order_and_leave_the_threads_as_they_were():
     assert torch.is_grad_enabled()
 
 
-def test_errors_of_jobs_are_raised_and_the_rest_is_dropped():
+def test_errors_of_jobs_are_raised_and_the_remaining_jobs_are_dropped():
     done = []
 
     def job(number):

@@ -1,4 +1,4 @@
-"""Figures show the numbers that they were given."""
+"""Figures show the given numbers."""
 
 import numpy as np
 
@@ -13,10 +13,10 @@ def test_the_map_of_the_uncertainty_starts_at_zero_and_has_a_scale():
     assert shown.get_clim() == (0, np.percentile(uncertainty, 99.8))
     assert bar.get_ylabel() == "standard deviation (counts)"
     assert [text.get_text() for text in axes.texts] == ["2 µm"]
-    assert not plot_uncertainty(np.zeros((1, 1))).axes[0].texts  # no structure, no pixel size
+    assert not plot_uncertainty(np.zeros((1, 1))).axes[0].texts  # without structure and pixel size
 
 
-def test_a_profile_is_that_of_the_line_in_the_picture():
+def test_the_profile_follows_the_line_in_the_picture():
     rng = np.random.default_rng(0)
     hazy, prediction, deviation = rng.gamma(2, 100, (3, 41, 30))
     picture, axes = plot_profile(hazy, prediction, deviation, position=0.25, pixel_size=0.2).axes

@@ -23,7 +23,7 @@ def test_the_fitted_solver_is_stored_and_beats_euler_on_other_images(tmp_path):
     generator = np.random.default_rng(0)
     for kind in ("hazy", "clear"):
         (tmp_path / kind / "specimen").mkdir(parents=True)
-        image = generator.gamma(2, 100, (4, 40, 48)).astype(np.uint16)  # whose planes are four images
+        image = generator.gamma(2, 100, (4, 40, 48)).astype(np.uint16)  # each of its four planes is an image
         write_ome_tiff(tmp_path / kind / "specimen" / "stack.tiff", Micrograph(image, "ZYX"))
     for steps in (3, 2):
         done = fit(tmp_path / "model", tmp_path, "--num_inference_steps", steps)

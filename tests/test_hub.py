@@ -1,5 +1,6 @@
 """
-Pipelines on the Hub, through a double of it, by both loaders: ours, and that of diffusers where ours is not installed.
+Pipelines on an in-memory stand-in for the Hub. They are loaded by this package, and by diffusers alone in an
+environment without this package.
 """
 
 import json
@@ -17,7 +18,7 @@ from haze_pipeline.utils.hub import fetch_pipeline
 
 EXAMPLE = ROOT / "spaces" / "haze-matching" / "examples" / "filaments.ome.tif"
 
-# Every pipeline makes an image of the same noise. Errors are printed, not raised.
+# Every pipeline makes an image from the same noise. Errors are printed, not raised.
 LOADERS = """
 import json
 import logging
@@ -138,7 +139,7 @@ def test_both_loaders_make_the_same_image(pipe, expected, environments, tmp_path
     folder = tmp_path / "first"
     pipe.save_pretrained(folder)
     with hub_double() as hub:
-        # Two commits, of which the older one is another pipeline.
+        # Two commits. The older one contains another pipeline.
         HazeMatchingPipeline(tiny_unet(1), FlowMatchODEScheduler(), target_std=0.7).save_pretrained(tmp_path / "old")
         lines = [f"{tmp_path / 'old'} lab/microscope --private", f"{folder} lab/microscope --license mit"]
         result = run_python(
@@ -157,7 +158,7 @@ def test_both_loaders_make_the_same_image(pipe, expected, environments, tmp_path
         ours = load("ours", OURS, first, tmp_path / "cache", "hf_test")
         fetched = [path.name for path in (tmp_path / "ours").rglob("snapshots/*/**/*") if path.is_file()]
         theirs = load("theirs", THEIRS, tmp_path / "again", HF_TOKEN="hf_test")
-        # What is cached serves without a single call.
+        # Cached files load without a single request.
         asked = len(hub.requests)
         ours_offline = load("ours", OURS, first, tmp_path / "cache", "hf_test", HF_HUB_OFFLINE="1")
         theirs_offline = load("theirs", THEIRS, tmp_path / "twice", HF_HUB_OFFLINE="1")
@@ -173,10 +174,10 @@ def test_both_loaders_make_the_same_image(pipe, expected, environments, tmp_path
     assert 0 < np.abs(np.array(ours["fp16"]) - expected).max() < 0.05 * expected.max()
     np.testing.assert_array_equal(theirs["fp16"], ours["fp16"])
     assert ours["first"] == ours_offline["first"] == 0.7 and ours["another cache"] == 1.3
-    assert "'int8', but fp16, the full ones" in ours["no such variant"]
+    assert "'int8': name one of its variants (fp16, full precision)" in ours["no such variant"]
     assert "RepositoryNotFoundError" in ours["no such repository"] and "RepositoryNotFoundError" in ours["no token"]
     assert "RevisionNotFoundError" in ours["no such revision"]
-    # Ours neither fetches nor runs code; theirs runs nothing else, and only when told.
+    # This package neither downloads nor runs code. diffusers runs the stored code, and only with consent.
     assert ours["class"] == "haze_pipeline.pipeline_haze_matching" and ours["remote code"] == []
     assert {"model_index.json", "diffusion_pytorch_model.safetensors"} <= set(fetched)
     assert all(name.endswith((".json", ".safetensors")) for name in fetched)
@@ -186,15 +187,15 @@ def test_both_loaders_make_the_same_image(pipe, expected, environments, tmp_path
     assert "OfflineModeIsEnabled" in theirs_offline["hub"]
 
 
-def test_what_is_pushed_lets_others_judge_it(pipe, environments, tmp_path):
+def test_a_pushed_repository_contains_code_card_examples_and_licence(pipe, environments, tmp_path):
     from huggingface_hub import ModelCard
 
     pipe.save_pretrained(tmp_path / "first")
     with hub_double() as hub:
         home = settings(hub, tmp_path / "home") | {"HF_TOKEN": "hf_test"}
         code = (
-            "from haze_pipeline import HazeMatchingPipeline as P\nfrom haze_pipeline.sharing.publishing import "
-            "push_pipeline as push\n"
+            "from haze_pipeline import HazeMatchingPipeline as P\n"
+            "from haze_pipeline.sharing.publishing import push_pipeline as push\n"
             "pipe = P.from_pretrained(sys.argv[1])\n"
             "print(push(pipe, 'lab/microscope', examples=[sys.argv[2]], license_id='mit', commit_message='Hello'))\n"
             "push(pipe, 'lab/microscope')"
@@ -242,7 +243,7 @@ def test_altered_files_and_pickles_are_refused(pipe, environments, tmp_path):
         for name in ("true", "weights", "scheduler", "pickle"):
             hub.repos[f"lab/{name}"] = []
             hub.commit(f"lab/{name}", files)
-        # Another number in one weight, and another solver: the files can be read as ever.
+        # One changed weight, and another solver. Both files can still be read.
         hub.altered["lab/weights", weights] = files[weights][:-4] + np.float32(3).tobytes()
         hub.altered["lab/scheduler", scheduler] = files[scheduler].replace(b'"midpoint"', b'"heun"    ')
         assert all(content != files[path] for (_, path), content in hub.altered.items())
@@ -254,11 +255,11 @@ def test_altered_files_and_pickles_are_refused(pipe, environments, tmp_path):
     assert isinstance(found["lab/true"], list)
     for name, file in (("lab/weights", weights), ("lab/scheduler", scheduler), ("cache", weights)):
         repository = "lab/true" if name == "cache" else name
-        assert found[name].startswith(f"ValueError: {file} of {repository} is not what its repository says")
-    assert found["lab/pickle"].startswith("ValueError: lab/pickle holds the pickle model.pt")
+        assert found[name].startswith(f"ValueError: {file} of {repository} does not match the checksum of its")
+    assert found["lab/pickle"].startswith("ValueError: lab/pickle contains the pickle model.pt")
 
 
-def test_folders_with_pickles_other_code_or_torn_weights_are_refused(pipe, tmp_path):
+def test_folders_with_pickles_other_code_or_truncated_weights_are_refused(pipe, tmp_path):
     def load(change):
         folder = tmp_path / change.__name__
         pipe.save_pretrained(folder)
@@ -271,7 +272,7 @@ def test_folders_with_pickles_other_code_or_torn_weights_are_refused(pipe, tmp_p
     with pytest.raises(ValueError, match=r"pickle diffusion_pytorch_model\.bin"):
         load(pickle)
 
-    def training_state(folder):  # of a training's optimiser, which nobody loads with the pipeline
+    def training_state(folder):  # the state of a training's optimiser is not loaded with the pipeline
         (folder / "checkpoint-5").mkdir()
         (folder / "checkpoint-5" / "optimizer.bin").write_bytes(b"")
 
@@ -285,7 +286,7 @@ def test_folders_with_pickles_other_code_or_torn_weights_are_refused(pipe, tmp_p
     with pytest.raises(ValueError, match=r"unet of .* is a UNet2DModel of evil"):
         load(code)
 
-    def stored_code(folder):  # is neither run nor missed
+    def stored_code(folder):  # stored code is not run, and not needed
         for path in folder.rglob("*.py"):
             path.write_text("raise SystemExit('it ran')")
 
@@ -301,7 +302,7 @@ def test_folders_with_pickles_other_code_or_torn_weights_are_refused(pipe, tmp_p
         pipe.save_pretrained(tmp_path / "bin", safe_serialization=False)
 
 
-def test_half_precision_folders_load_without_being_told(pipe, tmp_path):
+def test_half_precision_folders_load_without_naming_the_variant(pipe, tmp_path):
     import copy
 
     half = HazeMatchingPipeline(copy.deepcopy(pipe.unet).half(), pipe.scheduler)
@@ -329,7 +330,7 @@ print(json.dumps(found))
 """
 
 
-def test_commands_take_repositories_and_name_what_is_wrong(pipe, environments, tmp_path):
+def test_commands_accept_repositories_and_explain_errors(pipe, environments, tmp_path):
     folder = tmp_path / "first"
     pipe.save_pretrained(folder)
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -363,7 +364,7 @@ def test_commands_take_repositories_and_name_what_is_wrong(pipe, environments, t
         ]
         home = settings(hub, tmp_path / "home")
         found = json.loads(run_python(environments["ours"], COMMANDS, *lines, **home).stdout.splitlines()[-1])
-        assert set(hub.repos) == {"lab/microscope", "lab/text"}  # what is refused leaves no repository
+        assert set(hub.repos) == {"lab/microscope", "lab/text"}  # a refused push creates no repository
         asked = len(hub.requests)
         offline = {**home, "HF_HUB_OFFLINE": "1"}
         lines = ["info lab/microscope --json", "info lab/other"]
@@ -379,8 +380,17 @@ def test_commands_take_repositories_and_name_what_is_wrong(pipe, environments, t
     assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["model"] == "lab/microscope"
     assert json.loads(again[1])["calibrated_for"] == {"ensemble_size": 2, "num_inference_steps": 2}
     assert kept == latest
-    sentences = ("neither a folder here nor a repository", "no revision v9", "model_index.json", "is not there",
-        "is not there",
-                 "no model_index.json", "not/a/name", "no evaluation.json", "no.tif", "cannot be reached")  # fmt: skip
+    sentences = (
+        "neither a folder nor a repository",
+        "no revision v9",
+        "model_index.json",
+        "does not exist",
+        "does not exist",
+        "no model_index.json",
+        "not/a/name",
+        "no evaluation.json",
+        "no.tif",
+        "cannot be reached",
+    )
     for (code, out, error), sentence in zip([*refused, unknown], sentences, strict=True):
         assert code == 1 and out == "" and error.count("\n") == 1 and sentence in error, error

@@ -51,7 +51,7 @@ def float32_of_all_kinds() -> np.ndarray:
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Six specimens: five files, of which one is a stack of two planes, and a sub-folder of two files. Eight pairs."""
+    """Eight pairs of six specimens: five files, one of them a stack of two planes, and a sub-folder of two files."""
     folder = tmp_path / "pairs"
     rng = np.random.default_rng(0)
     shapes = {
@@ -97,7 +97,7 @@ def dataset_of(specimens, tmp_path, name="all"):
 def test_planes_keep_every_bit(plane):
     decoded = decode_plane(encode_plane(plane))
     assert decoded.dtype == plane.dtype.newbyteorder("=")
-    assert decoded.tobytes() == plane.astype(decoded.dtype).tobytes()  # tells -0 from 0
+    assert decoded.tobytes() == plane.astype(decoded.dtype).tobytes()  # distinguishes -0 from 0
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_planes_keep_every_bit(plane):
         (np.array([[0.1, 3]], np.float16), np.float32),
     ],
 )
-def test_other_types_are_converted_where_that_is_exact(plane, dtype):
+def test_other_types_are_converted_if_the_conversion_is_exact(plane, dtype):
     decoded = decode_plane(encode_plane(plane))
     assert decoded.dtype == dtype and (decoded == plane).all()
 
@@ -175,7 +175,7 @@ def test_a_folder_of_pairs_gives_one_pair_for_each_plane(pairs):
     np.testing.assert_array_equal(found[1].clear, tifffile.imread(pairs / "clear" / "a.ome.tif")[1])
 
 
-def test_folders_are_read_while_they_are_used(pairs):
+def test_folders_are_read_only_as_far_as_needed(pairs):
     (pairs / "hazy" / "e.ome.tif").write_bytes(b"II*\x00\xff\xff\xff\xff")
     found = pairs_from_folder(pairs)
     assert next(found).source == "a.ome.tif, plane 0"
@@ -204,7 +204,7 @@ def test_folders_are_read_while_they_are_used(pairs):
         ),
     ],
 )
-def test_folders_that_are_not_of_pairs_are_refused(pairs, spoil, message):
+def test_folders_without_matching_pairs_are_refused(pairs, spoil, message):
     spoil(pairs)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         list(pairs_from_folder(pairs))
@@ -259,7 +259,7 @@ def test_pairs_of_different_shapes_and_impossible_pinholes_are_refused():
 # Splits
 
 
-def test_no_specimen_is_in_two_splits_and_new_ones_move_none(tmp_path):
+def test_no_specimen_is_in_two_splits_and_new_specimens_do_not_move_others(tmp_path):
     specimens = [f"fish{i // 3}" for i in range(300)]
     splits = split_by_specimen(dataset_of(specimens, tmp_path), validation_share=0.2, test_share=0.1, seed=1)
     groups = {name: set(split["specimen_id"][:]) for name, split in splits.items()}
@@ -273,7 +273,7 @@ def test_no_specimen_is_in_two_splits_and_new_ones_move_none(tmp_path):
     assert set(split_by_specimen(more, 0.2, 0.1, seed=2)["test"]["specimen_id"][:]) != groups["test"]
 
 
-def test_without_shares_everything_is_for_training(tmp_path):
+def test_without_fractions_everything_is_for_training(tmp_path):
     splits = split_by_specimen(dataset_of("abc", tmp_path))
     assert {name: len(split) for name, split in splits.items()} == {"train": 3}
 
@@ -286,7 +286,7 @@ def test_without_shares_everything_is_for_training(tmp_path):
         ((0.5, 0.5), "their sum must be below 1"),
     ],
 )
-def test_splits_that_cannot_be_are_refused(tmp_path, shares, message):
+def test_impossible_splits_are_refused(tmp_path, shares, message):
     with pytest.raises(ValueError, match=message):
         split_by_specimen(dataset_of("aaa", tmp_path), *shares)
 
@@ -345,7 +345,7 @@ def test_the_command_makes_a_dataset_whose_card_counts_it(run, pairs, tmp_path):
     assert "haze-pipeline dataset pairs -o dataset --level 3.0 --validation-share 0.4" in card
     assert str(tmp_path) not in card and "simulated with `" not in card
 
-    # The code in the card runs, in the folder above.
+    # The code in the card runs in the parent folder.
     block = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
     subprocess.run([sys.executable, "-c", block], cwd=output.parent, env=environment, check=True, timeout=120)
@@ -470,7 +470,7 @@ np.savez(sys.argv[1], **found)
 """
 
 
-def test_every_value_survives_the_way_to_the_hub_and_back(tmp_path):
+def test_every_value_is_unchanged_after_upload_and_download(tmp_path):
     folder = tmp_path / "pairs"
     images = {"one.tif": (EVERY_UINT16, float32_of_all_kinds()), "two.tif": (EVERY_UINT16.T, EVERY_UINT16[::-1])}
     for name, planes in images.items():
@@ -500,7 +500,7 @@ def test_every_value_survives_the_way_to_the_hub_and_back(tmp_path):
                 assert found.dtype == plane.dtype and found.tobytes() == plane.tobytes()
             assert back[f"{streaming} {name} rest"].tolist() == ["train", "None", "0.1"]
 
-    # The card stood there before the data, and the text of both is that of the folder.
+    # The card was uploaded before the data. Both commits contain the text of the folder's card.
     card_commit, data_commit = (files for _, files in hub.repos["lab/pairs"][1:])
     assert b"license: cc-by-4.0" in card_commit["README.md"] and not any(
         name.endswith(".parquet") for name in card_commit
@@ -563,7 +563,7 @@ def test_a_second_upload_replaces_the_first(pairs, tmp_path):
         assert [name for name in hub.files("lab/pairs") if name.endswith(".parquet")] == [
             "data/train-00000-of-00001.parquet"
         ]
-        # Nobody's images become public because a name was taken already.
+        # Private images are not pushed to an existing public repository.
         commits = len(hub.repos["lab/pairs"])
         third = command([*arguments, "-o", tmp_path / "3", "--private"], environment)
         assert third.returncode == 1 and "exists and is public" in third.stderr and third.stderr.count("\n") == 1
@@ -571,7 +571,7 @@ def test_a_second_upload_replaces_the_first(pairs, tmp_path):
         assert len(hub.repos["lab/pairs"]) == commits
 
 
-def test_a_failed_upload_keeps_the_folder_and_says_how_to_go_on(pairs, tmp_path):
+def test_a_failed_upload_keeps_the_folder_and_shows_the_command_to_repeat_it(pairs, tmp_path):
     arguments = ["dataset", pairs, "-o", tmp_path / "out", "--license", "mit", "--push-to", "lab/pairs", "--private"]
     result = command(arguments, hub_environment("http://127.0.0.1:9", tmp_path))
     assert result.returncode == 1 and result.stderr.count("\n") == 1

@@ -46,7 +46,7 @@ def test_what_is_not_an_image_is_refused(image, message):
 
 
 def test_image_normalization_follows_the_unit_of_the_image():
-    """Counts on another camera scale must lead to the same network input and a prediction on that scale."""
+    """Another gain and offset of the camera must not change the network input, and must scale the prediction."""
     processor = HazeImageProcessor("image", target_mean=0.4, target_std=1.3)
     planes = processor.preprocess(np.random.default_rng(0).gamma(2, 50, (1, 64, 64)))
     one = processor.compute_normalization(planes)
@@ -56,7 +56,7 @@ def test_image_normalization_follows_the_unit_of_the_image():
     torch.testing.assert_close(other.target_std, 7 * one.target_std, rtol=1e-4, atol=0)
     torch.testing.assert_close(other.target_mean, 7 * one.target_mean, rtol=1e-4, atol=0)
     assert hazy.mean().abs() < 1e-5
-    torch.testing.assert_close(one.input_std, one.target_std)  # light has one unit in both
+    torch.testing.assert_close(one.input_std, one.target_std)  # input and target have the same unit
 
 
 def test_smooth_haze_hardly_changes_the_scale_of_the_target():
@@ -99,9 +99,13 @@ def test_hot_pixels_do_not_count_when_statistics_are_clipped():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"normalization": "percentile"}, {"normalization": "fixed"}, {"target_std": 0.0},
-     {"normalization": "fixed", "input_mean": 0.0, "input_std": -1.0}],
-)  # fmt: skip
+    [
+        {"normalization": "percentile"},
+        {"normalization": "fixed"},
+        {"target_std": 0.0},
+        {"normalization": "fixed", "input_mean": 0.0, "input_std": -1.0},
+    ],
+)
 def test_impossible_statistics_are_refused(arguments):
     with pytest.raises(ValueError):
         HazeImageProcessor(**arguments)
@@ -126,11 +130,11 @@ def test_side_by_side_pictures_of_any_size(shape):
     assert three.width > two.width and max(three.height, 1100) == 1100
 
 
-def test_pictures_to_be_compared_have_one_contrast():
+def test_pictures_to_be_compared_have_the_same_contrast():
     rng = np.random.default_rng(0)
     hazy = rng.uniform(100, 1100, (300, 200))
     pictures, text = HazeImageProcessor().visualize_together({"input": hazy, "result": hazy / 2 - 50})
-    assert [picture.size for picture in pictures] == [(400, 600), (400, 600)]  # magnified by whole numbers
+    assert [picture.size for picture in pictures] == [(400, 600), (400, 600)]  # magnified by an integer
     spans = [float(np.ptp(np.asarray(picture))) for picture in pictures]
     assert spans[0] == 255 and spans[1] == pytest.approx(255 / 2, abs=3)
     assert text == "Counts from black to white: input 105 to 1100; result 2.42 to 996."
@@ -141,7 +145,7 @@ def test_pictures_to_be_compared_have_one_contrast():
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float16", ">f4"])
 @pytest.mark.parametrize("width", [4, 9])
-def test_the_background_is_what_is_broad(monkeypatch, dtype, width):
+def test_the_background_is_wider_than_the_given_width(monkeypatch, dtype, width):
     rng = np.random.default_rng(0)
     haze = np.linspace(0, 900, 64)
     plane = (haze + rng.integers(0, 100, (50, 64))).astype(dtype)
@@ -152,7 +156,7 @@ def test_the_background_is_what_is_broad(monkeypatch, dtype, width):
     whole = subtract_background(plane, width)
     assert whole.dtype == np.float32 and whole.min() == 0
     assert whole[21, 31] > 900 and np.median(whole) < 150
-    # By hand: less the highest of the lowest values in the squares around a pixel.
+    # Morphological opening by hand: subtract the maximum over a square of the minima over squares.
     windows = np.lib.stride_tricks.sliding_window_view
     before, after = width // 2, width - 1 - width // 2
     lowest = windows(np.pad(plane, ((before, after),) * 2, mode="symmetric"), (width, width)).min(axis=(2, 3))

@@ -11,13 +11,13 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_without_a_corner_it_is_white():
+def test_noise_without_a_corner_frequency_is_white():
     assert torch.equal(draw_noise((20, 30), 0.0, seeded()), torch.randn(1, 20, 30, generator=seeded()))
 
 
 @pytest.mark.parametrize("corner", [0.05, 0.2])
-def test_the_spectrum_is_the_stated_one(corner):
-    """By the periodogram of many fields, cut from larger ones, under a window that keeps frequencies apart."""
+def test_the_spectrum_agrees_with_its_formula(corner):
+    """The mean periodogram of many windowed fields, cut from larger ones, is compared with the formula."""
     side, number = 96, 300
     window = np.hanning(side)[:, None] * np.hanning(side)
     generator = seeded()

@@ -1,4 +1,4 @@
-"""Metrics against published formulas, calculations by hand and second libraries, on fixed arrays."""
+"""Metrics, compared with published formulas, calculations by hand and other libraries on fixed arrays."""
 
 import math
 
@@ -31,7 +31,7 @@ def affine_fit(target, prediction):
 
 
 def published_formula(target, prediction):
-    """juglab/ScaleInvPSNR as the literature states it: standardise the target, fit one scale, PSNR over its range."""
+    """juglab/ScaleInvPSNR as published: standardise the target, fit one scale, and take the PSNR over its range."""
     target, prediction = torch.tensor(target), torch.tensor(prediction)
     g = (target - target.mean()) / target.std()
     p = prediction - prediction.mean()
@@ -62,7 +62,7 @@ def test_limits():
     assert math.isfinite(range_invariant_psnr(target, np.ones((4, 4))))
     with pytest.raises(ValueError, match="constant"):
         range_invariant_psnr(np.ones((4, 4)), target)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         range_invariant_psnr(target, target[:3])
 
 
@@ -89,7 +89,7 @@ def test_structural_similarity_equals_that_of_another_library():
     _, everywhere = structural_similarity_index_measure(
         *pair, sigma=1.5, data_range=np.ptp(target), return_full_image=True
     )
-    expected = everywhere[0, 0, 5:-5, 5:-5].mean().item()  # scikit-image leaves out where the window is cut
+    expected = everywhere[0, 0, 5:-5, 5:-5].mean().item()  # scikit-image leaves out pixels whose window is cut
     assert metrics.ssim(target, prediction) == pytest.approx(expected)
     assert metrics.ssim(target, 2 * target + 1) == pytest.approx(1)
 
@@ -104,7 +104,7 @@ def test_structural_similarity_on_three_scales_equals_a_calculation_by_hand():
             return ndimage.gaussian_filter(image, 1.5, truncate=5 / 1.5, mode="mirror")  # 11 px
 
         variances = mean(x**2) - mean(x) ** 2 + mean(y**2) - mean(y) ** 2
-        # torchmetrics leaves the edges out of all scales but the last.
+        # torchmetrics leaves out the edges on all scales except the last.
         structure = (2 * (mean(x * y) - mean(x) * mean(y)) + c2) / (variances + c2)
         if level == 2:
             structure = structure * (2 * mean(x) * mean(y) + c1) / (mean(x) ** 2 + mean(y) ** 2 + c1)
@@ -143,14 +143,14 @@ def test_power_spectra_equal_a_calculation_by_hand():
     np.testing.assert_allclose(spectrum, [np.mean(ring) for ring in rings.values()])
 
 
-def test_spectra_tell_smooth_and_noisy_predictions_from_sharp_ones():
+def test_the_spectrum_distance_grows_with_blur():
     target = images()[0]
     assert metrics.spectrum_distance(target, 2 * target + 3) < 1e-6
     smooth, smoother = (metrics.spectrum_distance(target, ndimage.gaussian_filter(target, s)) for s in (0.5, 1))
     assert smoother > smooth > 1
 
 
-def test_likeness_does_not_ask_for_closeness():
+def test_perceptual_metrics_prefer_samples_to_their_mean():
     rng = np.random.default_rng(0)
     posterior_mean = [ndimage.gaussian_filter(rng.normal(0, 1, (96, 96)), 4) * 20 for _ in range(6)]
     fine = [[ndimage.gaussian_filter(rng.normal(0, 1, (96, 96)), 1) * 2 for _ in range(6)] for _ in range(2)]
@@ -158,17 +158,17 @@ def test_likeness_does_not_ask_for_closeness():
     psnr = [
         np.mean([range_invariant_psnr(*p) for p in zip(targets, i, strict=True)]) for i in (posterior_mean, samples)
     ]
-    assert psnr[0] > psnr[1] + 2  # the mean is closer, ...
+    assert psnr[0] > psnr[1] + 2  # the mean is closer to the truth
     for metric in (
         lambda images: np.mean([metrics.spectrum_distance(*pair) for pair in zip(targets, images, strict=True)]),
         lambda images: metrics.sliced_wasserstein_distance(targets, images),
     ):
         shifted = [np.roll(target, 40, axis=0) for target in targets]
-        assert metric(samples) < 0.3 * metric(posterior_mean)  # ... a sample looks more like the truth, ...
-        assert metric(shifted) < 0.5 * metric(posterior_mean)  # ... and so does the truth elsewhere, but for a seam
+        assert metric(samples) < 0.3 * metric(posterior_mean)  # samples look more like the truth
+        assert metric(shifted) < 0.5 * metric(posterior_mean)  # so does the shifted truth, apart from its seam
 
 
-def test_values_that_are_not_finite_are_no_perfect_score():
+def test_non_finite_values_are_refused():
     target, prediction = images()
     prediction[3, 4] = np.nan
     for metric in (metrics.psnr, range_invariant_psnr, metrics.nrmse, metrics.pearson, metrics.ssim, metrics.ms_ssim):

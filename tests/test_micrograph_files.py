@@ -26,7 +26,7 @@ TEST_DATA = Path(os.environ.get("HAZE_TEST_DATA", Path(__file__).parents[1] / ".
 
 
 def values(shape, dtype="uint16"):
-    """Noise without zeros, so that pixels which were not read cannot pass for pixels which were."""
+    """Noise without zeros, so that pixels that were not read cannot be mistaken for pixels that were."""
     return np.random.default_rng(0).integers(1, 100, size=shape).astype(dtype)
 
 
@@ -56,7 +56,7 @@ def round_trip(micrograph, folder):
     return read_micrograph(folder / "round_trip.ome.tif")
 
 
-# Reading what others wrote
+# Reading files of other programs
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, "int64", "uint64", "float16"])
@@ -95,7 +95,7 @@ def test_pyramid_is_read_at_full_resolution(tmp_path):
     np.testing.assert_array_equal(read_micrograph(tmp_path / "pyramid.ome.tif").data, image)
 
 
-def test_dots_per_inch_are_no_pixel_size(tmp_path):
+def test_dots_per_inch_are_not_a_pixel_size(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", values((17, 19)), metadata=None, resolution=(300, 300), resolutionunit="INCH")
     tifffile.imwrite(tmp_path / "b.tif", values((17, 19)), imagej=True, resolution=(72, 72), metadata={"unit": "inch"})
     assert read_micrograph(tmp_path / "a.tif").pixel_size is None
@@ -144,7 +144,7 @@ def test_units_of_imagej(tmp_path, unit, expected):
 
 
 @pytest.mark.parametrize("labels", [["slice 1", "slice 2"] * 3, ["same"] * 6, ["a", "b"]])
-def test_labels_that_are_no_channel_names(tmp_path, labels):
+def test_labels_that_are_not_channel_names(tmp_path, labels):
     metadata = {"axes": "ZCYX", "Labels": labels}
     tifffile.imwrite(tmp_path / "stack.tif", values((2, 3, 17, 19)), imagej=True, metadata=metadata)
     assert read_micrograph(tmp_path / "stack.tif").channel_names is None
@@ -285,13 +285,13 @@ def test_provenance(tmp_path):
         "steps": 20,
         "ratio": 0.1,
         "seeds": [1, None, True],
-        "Value": {"nested": '<µ&"{}>\n\x01'},  # a name that tifffile gives a meaning, and characters XML does not have
+        "Value": {"nested": '<µ&"{}>\n\x01'},  # a name reserved by tifffile; characters not allowed in XML
     }
     micrograph = Micrograph(values((17, 19)), "YX")
     write_ome_tiff(tmp_path / "a.ome.tif", micrograph, provenance)
     result = read_micrograph(tmp_path / "a.ome.tif")
     assert result.provenance == provenance
-    assert round_trip(result, tmp_path).provenance == provenance  # stays with the image when it is only copied
+    assert round_trip(result, tmp_path).provenance == provenance  # a copy keeps the provenance
     write_ome_tiff(tmp_path / "b.ome.tif", result, {"steps": 1})
     assert read_micrograph(tmp_path / "b.ome.tif").provenance == {"steps": 1}
 
@@ -302,7 +302,7 @@ def test_units_are_written_in_the_spelling_of_ome(tmp_path):
 
 
 def test_noted_axes_are_ignored_when_they_do_not_fit(tmp_path):
-    """Another program may crop the image and keep our annotation."""
+    """Another program may crop the image but keep our annotation."""
     annotation = {"Namespace": "haze-pipeline/axes", "Value": {"axes": "TYX"}}
     metadata = {"axes": "ZYX", "MapAnnotation": [annotation]}
     tifffile.imwrite(tmp_path / "a.ome.tif", values((3, 17, 19)), ome=True, metadata=metadata)
@@ -327,7 +327,7 @@ def test_noted_axes_are_ignored_when_they_do_not_fit(tmp_path):
         ({"channel_names": ["DAPI"]}, "4 channels"),
     ],
 )
-def test_refuses_to_write_what_ome_tiff_cannot_hold(tmp_path, change, message):
+def test_data_that_ome_tiff_cannot_store_are_refused(tmp_path, change, message):
     micrograph = full_micrograph()
     for name, value in change.items():
         setattr(micrograph, name, value)
@@ -353,7 +353,7 @@ def test_missing_file(tmp_path):
         read_micrograph(tmp_path / "nothing.tif")
 
 
-def test_what_is_no_tiff(tmp_path):
+def test_files_that_are_not_tiffs(tmp_path):
     (tmp_path / "empty.tif").write_bytes(b"")
     (tmp_path / "text.tif").write_text("Not an image.\n")
     (tmp_path / "starts_like_one.tif").write_text("II think this is no image either.\n")
@@ -365,7 +365,7 @@ def test_what_is_no_tiff(tmp_path):
     assert_refused(tmp_path / "image.png", "not a TIFF", "convert")
 
 
-def test_what_is_no_intensity(tmp_path):
+def test_pixels_that_are_not_intensities(tmp_path):
     tifffile.imwrite(tmp_path / "colour.tif", values((17, 19, 3), "uint8"), photometric="rgb")
     tifffile.imwrite(tmp_path / "planes.tif", values((3, 17, 19), "uint8"), photometric="rgb", planarconfig="separate")
     tifffile.imwrite(tmp_path / "ome.tif", values((17, 19, 3), "uint8"), photometric="rgb", ome=True)
@@ -410,13 +410,13 @@ def test_a_truncated_file_never_gives_wrong_pixels(tmp_path, writer, caplog):
     for size in np.linspace(1, len(complete) - 1, 40, dtype=int):
         path.write_bytes(complete[:size])
         try:
-            # Cutting off bytes that pad the end of the file does no harm.
+            # Removing padding at the end of the file does no harm.
             assert_same(read_micrograph(path), whole)
         except MicrographError as error:
             assert "cut.tif" in str(error) and str(error).endswith(".")
         else:
             assert size > 0.9 * len(complete)
-    assert not caplog.records  # the sentence is all that the user sees
+    assert not caplog.records  # the user sees only the error message
 
 
 def test_pixels_outside_the_file(tmp_path):
@@ -426,12 +426,12 @@ def test_pixels_outside_the_file(tmp_path):
     assert_refused(path, "damaged or incomplete", "pixels are missing")
 
 
-def test_log_of_tifffile_is_left_as_it_was(tmp_path, caplog):
+def test_the_log_of_tifffile_is_restored(tmp_path, caplog):
     (tmp_path / "damaged.tif").write_bytes(b"II*\0 nonsense")
     assert_refused(tmp_path / "damaged.tif", "damaged")
     with caplog.at_level(logging.WARNING):
-        logging.getLogger("tifffile").warning("from somebody else")
-    assert caplog.messages == ["from somebody else"]
+        logging.getLogger("tifffile").warning("from other code")
+    assert caplog.messages == ["from other code"]
 
 
 # Replacing a file

@@ -1,4 +1,4 @@
-"""Cards: those that are rendered here, and what becomes of what training, calibration and evaluation write."""
+"""Model cards: those of this repository, and those made from the files of training, calibration and evaluation."""
 
 import json
 import re
@@ -26,17 +26,12 @@ PLACEHOLDERS = re.compile(
 
 
 def check_card(text: str, folder):
-    """What the Hub demands of a card (https://huggingface.co/docs/hub/model-cards), and what a reader does."""
+    """Check what the Hub requires of a card (https://huggingface.co/docs/hub/model-cards), and what a reader needs."""
     card = ModelCard(text)
     data = yaml.safe_load(text.split("---")[1])
     assert data["library_name"] == "diffusers" and data["pipeline_tag"] == "image-to-image"
     assert all(isinstance(tag, str) and tag for tag in data["tags"])
-    assert data["license"] in (
-        "apache-2.0",
-        "mit",
-        "cc-by-4.0",
-        "unknown",
-    )  # of the Hub's list, those that are used here
+    assert data["license"] in ("apache-2.0", "mit", "cc-by-4.0", "unknown")  # those of the Hub's list used here
     for name in ("datasets", "base_model"):
         for repository in np.atleast_1d(data.get(name, [])):
             assert re.fullmatch(r"[\w.-]+/[\w.-]+", repository)
@@ -47,7 +42,7 @@ def check_card(text: str, folder):
                 result["task"]["type"] == "image-to-image" and result["dataset"]["type"] and result["dataset"]["name"]
             )
             assert all(metric["type"] and np.isfinite(metric["value"]) for metric in result["metrics"])
-    # The library has read the same scores.
+    # huggingface_hub reads the same scores.
     found = [(result.metric_name, result.metric_value) for result in card.data.eval_results or []]
     metrics = [
         metric for model in data.get("model-index", []) for result in model["results"] for metric in result["metrics"]
@@ -62,7 +57,7 @@ def check_card(text: str, folder):
         "expects",
         "Where it fails",
         "good",
-        "believe its uncertainty",
+        "reliable its uncertainty",
         "was trained",
         "Licence and citation",
     ):
@@ -110,7 +105,7 @@ def pairs(tmp_path_factory):
     return write_pairs(tmp_path_factory.mktemp("pairs"), 8, (64, 64))
 
 
-def test_a_pushed_card_says_all_that_is_known(run, model, pairs, tmp_path):
+def test_a_pushed_card_contains_all_known_facts(run, model, pairs, tmp_path):
     arguments = ("--num-inference-steps", 2, "--ensemble-size", 2, "--dtype", "float32")
     plot = ("--plot", tmp_path / "calibration.png")
     code, _, error = run("calibrate", pairs, "--model", model, "-o", tmp_path / "calibrated", *arguments, *plot)
@@ -118,13 +113,20 @@ def test_a_pushed_card_says_all_that_is_known(run, model, pairs, tmp_path):
     folder = tmp_path / "calibrated"
     (folder / "README.md").unlink()
     training = {
-        "data": "the pairs of a folder.", "command": "accelerate launch train.py", "seed": 3,
+        "data": "the pairs of a folder.",
+        "command": "accelerate launch train.py",
+        "seed": 3,
         "dataset_name": "lab/pairs",
-        "base_model": "lab/older", "license": "cc-by-4.0", "validation_pairs": 5, "validation_input": 20.5,
+        "base_model": "lab/older",
+        "license": "cc-by-4.0",
+        "validation_pairs": 5,
+        "validation_input": 20.5,
         "processes": 2,
-        "examples_per_step": 32, "device": "a processor with 2 threads", "versions": {"haze-pipeline": "0.1.0"},
+        "examples_per_step": 32,
+        "device": "a processor with 2 threads",
+        "versions": {"haze-pipeline": "0.1.0"},
         "log": [{"step": 70, "seconds": 7200.0, "loss": 0.5, "validation_psnr": 24.25}],
-    }  # fmt: skip
+    }
     (folder / "training.json").write_text(json.dumps(training))
     options = ("--preset", "fast", "--no-baselines", "--dtype", "float32")
     code, _, error = run("evaluate", "--dataset", pairs, "--model", folder, "-o", tmp_path / "report", *options)
@@ -143,15 +145,21 @@ def test_a_pushed_card_says_all_that_is_known(run, model, pairs, tmp_path):
     assert f"| haze-pipeline fast | {score:.3f} |" in card.text
     calibration = json.loads((folder / "calibration.json").read_text())
     assert (
-        f"{calibration['before']['RMS error / RMS deviation']:.2f} times the predicted deviation before" in card.text
+        f"{calibration['before']['RMS error / RMS deviation']:.2f} times the predicted standard deviation before"
+        in card.text
     )
-    for fact in ("seed 3", "2 processes on a processor with 2 threads, 32 patches", "70 steps in 2 hours",
+    for fact in (
+        "seed 3",
+        "2 processes on a processor with 2 threads, 32 patches",
+        "70 steps in 2 hours",
         "| 70 | 0.5000 | 24.25 |",
-                 "examples/filaments.png", "(calibration.png)",
-                 "mean of 2 samples of 2 steps and its deviation"):  # fmt: skip
+        "examples/filaments.png",
+        "(calibration.png)",
+        "mean and standard deviation of 2 samples of 2 steps",
+    ):
         assert fact in card.text
     assert str(tmp_path) not in card.text
-    # A card that somebody wrote is kept, and numbers of other weights are not passed off as those of these.
+    # A card written by hand is kept. An evaluation of other weights is refused.
     (folder / "README.md").write_text("My card.")
     write_repository(pipe, tmp_path / "own", "lab/microscope", folder)
     assert (tmp_path / "own" / "README.md").read_text() == "My card."
@@ -165,7 +173,7 @@ def test_a_pushed_card_says_all_that_is_known(run, model, pairs, tmp_path):
 
 
 @pytest.mark.parametrize("published", [True, False])
-def test_converted_weights_are_the_authors_only_where_they_are(tmp_path, published):
+def test_a_card_names_the_authors_only_for_their_published_weights(tmp_path, published):
     known = SUBSETS["neuron"]
     pipe = HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), normalization="fixed", **known.channels[0])
     (tmp_path / "conversion.json").write_text(json.dumps({"subset": "neuron", "channel": 0, "published": published}))

@@ -1,6 +1,6 @@
 """
-OME-Zarr: what is read of others' and refused, and what several writers make together. Round trips:
-tests/test_dehaze_run.py.
+OME-Zarr: round trips, files of other programs, refused files, and several writers of one image. Runs on OME-Zarr are
+tested in tests/test_runs.py.
 """
 
 import json
@@ -72,7 +72,7 @@ def test_writers_of_different_planes_make_one_image(tmp_path):
     assert result.provenance == {"seed": 1}
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path):
+def test_planes_are_read_only_when_accessed(tmp_path):
     write(tmp_path / "a.zarr", Micrograph(counts(3, 20, 30), "TYX"))
     with open_micrograph(tmp_path / "a.zarr") as micrograph:
         chunk = tmp_path / "a.zarr" / "0" / "c" / "1" / "0" / "0"
@@ -82,7 +82,7 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path):
             micrograph.data[1]
 
 
-def test_scales_of_both_places_multiply(tmp_path):
+def test_scales_of_the_image_and_of_its_levels_multiply(tmp_path):
     path = tmp_path / "a.zarr"
     write(path, Micrograph(counts(20, 30), "YX", (0.5, 0.5)))
     described = json.loads((path / "zarr.json").read_text())
@@ -112,7 +112,7 @@ def change(path, edit):
         (lambda ome: ome.update(multiscales="nonsense"), ""),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path, edit, words):
+def test_unreadable_images_are_explained_in_one_sentence(tmp_path, edit, words):
     path = tmp_path / "a.zarr"
     write(path, Micrograph(counts(3, 20, 30), "TYX"))
     change(path, edit)
@@ -131,7 +131,7 @@ def test_chunks_beyond_memory_are_refused(tmp_path):
         read_micrograph(path)
 
 
-def test_folders_that_are_none(tmp_path):
+def test_folders_that_are_not_ome_zarr(tmp_path):
     (tmp_path / "empty.zarr").mkdir()
     with pytest.raises(MicrographError, match="is a folder"):
         read_micrograph(tmp_path / "empty.zarr")
@@ -141,7 +141,7 @@ def test_folders_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("axes", ["CTYX", "RTYX"])
-def test_axes_that_ome_zarr_has_no_place_for(tmp_path, axes):
+def test_axes_that_ome_zarr_cannot_store(tmp_path, axes):
     with pytest.raises(MicrographError, match="choose a TIFF"):
         write(tmp_path / "a.zarr", Micrograph(counts(2, 2, 20, 30), axes))
     assert not (tmp_path / "a.zarr").exists()

@@ -1,4 +1,4 @@
-"""Transfer functions against theory and against psfmodels, an independent implementation."""
+"""Transfer functions, compared with theory and with psfmodels, an independent implementation."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ WATER = dataclasses.replace(DRY, numerical_aperture=0.9, refractive_index=1.33, 
 
 
 def full_width_at_half_maximum(profile, spacing):
-    """Width of a peak that is largest at index 0, to both sides of which it falls alike."""
+    """Full width at half maximum of a symmetric peak whose maximum is at index 0."""
     half = profile[0] / 2
     below = int(np.argmax(profile < half))
     return 2 * spacing * (below - 1 + (profile[below - 1] - half) / (profile[below - 1] - profile[below]))
@@ -46,7 +46,7 @@ def planes(optics, *depths_of_field):
 
 @pytest.mark.parametrize("optics", [LOW, DRY, OIL])
 def test_lateral_width_follows_theory(optics):
-    """0.51 λ/NA, the full width at half maximum of the Airy pattern, where pixels are fine enough not to widen it."""
+    """The full width at half maximum of the Airy pattern is 0.51 λ/NA, if pixels are too small to widen it."""
     optics = dataclasses.replace(optics, pixel_size=0.03 / optics.numerical_aperture)
     profile = otf_to_psf(widefield_otf(optics, 256, torch.zeros(1)))[0, 0].numpy()
     expected = 0.51 * optics.emission_wavelength / optics.numerical_aperture
@@ -55,7 +55,7 @@ def test_lateral_width_follows_theory(optics):
 
 @pytest.mark.parametrize("optics", [LOW, DRY, WATER])
 def test_axial_width_follows_theory(optics):
-    """sinc² of the defocus phase across the pupil: 0.886 λ / (n − √(n² − NA²)) at half maximum."""
+    """The axial profile is sinc² of the defocus phase across the pupil. Its FWHM is 0.886 λ / (n − √(n² − NA²))."""
     step = 0.02 * optics.depth_of_field
     axial = otf_to_psf(widefield_otf(optics, 128, step * torch.arange(80)))[:, 0, 0].numpy()
     n = optics.refractive_index
@@ -64,8 +64,8 @@ def test_axial_width_follows_theory(optics):
 
 
 @pytest.mark.parametrize("optics", [OIL, DRY, dataclasses.replace(DRY, pixel_size=0.3)])
-def test_widefield_keeps_the_light_of_every_plane_and_confocal_loses_it(optics):
-    """The missing cone."""
+def test_widefield_detects_all_light_of_every_plane_and_confocal_rejects_it(optics):
+    """The missing cone of the widefield transfer function."""
     defocus = planes(optics, 0, 1, 2, 4)
     widefield = otf_to_psf(widefield_otf(optics, 512, defocus)).sum(dim=(1, 2))
     confocal = otf_to_psf(confocal_otf(optics, 512, defocus)).sum(dim=(1, 2))
@@ -75,10 +75,10 @@ def test_widefield_keeps_the_light_of_every_plane_and_confocal_loses_it(optics):
 
 
 @pytest.mark.parametrize("optics", [LOW, WATER, OIL])
-def test_the_light_is_kept_by_diffraction_and_not_only_by_bookkeeping(optics):
+def test_the_computed_psf_itself_conserves_energy(optics):
     """
-    Without what lies beyond the reach: the disc of a large reach alone holds all but the far tail, 2 / (πv), of the
-    light.
+    Within a large reach, the computed PSF contains all light except the far tail, a fraction of 2 / (πv). Light beyond
+    the reach, which the transfer function adds as a constant, is not counted here.
     """
     reach = 300 * optics.emission_wavelength / optics.numerical_aperture
     radius, area = _radial_grid(optics, reach, torch.device("cpu"))
@@ -96,16 +96,14 @@ def test_an_opening_pinhole_sections_less_until_it_does_not_section_at_all(optic
     at_four = [each[-1] for each in passed.values()]
     assert at_four == sorted(at_four) and at_four[0] < 0.05
     np.testing.assert_allclose(passed[40], 1, atol=0.01)
-    np.testing.assert_allclose(passed[math.inf], 1, atol=1e-6)  # as a widefield microscope
+    np.testing.assert_allclose(passed[math.inf], 1, atol=1e-6)  # like a widefield microscope
 
 
-def test_focus_is_where_spherical_aberration_puts_it():
-    """
-    A point is brightest in focus, and no plane gives a confocal microscope much more light than the one in focus.
-    """
+def test_spherical_aberration_shifts_the_focus():
+    """At the shifted focus a point is brightest, and no plane gives a confocal microscope much more light."""
     assert best_focus(OIL) == best_focus(dataclasses.replace(OIL, sample_index=1.36)) == 0
     optics = dataclasses.replace(OIL, numerical_aperture=1.3, sample_index=1.36, depth=8.0)
-    assert best_focus(optics) < -0.5 * optics.depth_of_field  # towards the coverslip, in a specimen of lower index
+    assert best_focus(optics) < -0.5 * optics.depth_of_field  # towards the coverslip: the specimen has a lower index
     defocus = planes(optics, *np.linspace(-3, 3, 61))
     axial = otf_to_psf(widefield_otf(optics, 128, defocus))[:, 0, 0]
     assert abs(axial.argmax().item() - 30) <= 1
@@ -126,16 +124,15 @@ def test_the_confocal_image_is_sharper():
 )
 def test_psfs_agree_with_psfmodels(optics):
     """
-    Difference L1 of normalised PSFs within 3 depths of field. Both are scalar, so that they agree at any NA; a real
-    objective of a high one is vectorial, which neither is.
+    The L1 difference of normalised PSFs within 3 depths of field is small. Both models are scalar, so that they agree
+    at any NA. Neither describes the vectorial PSF of a real objective of high NA.
     """
     size, pixel = 127, optics.emission_wavelength / (12 * optics.numerical_aperture)
     optics = dataclasses.replace(optics, pixel_size=pixel)
     n, defocus = optics.refractive_index, planes(optics, *np.linspace(-3, 3, 7))
     glass = {"ng": 1.515, "ng0": 1.515, "tg": 0, "tg0": 0}
-    arguments = {
-        "NA": optics.numerical_aperture, "ni": n, "ni0": n, "ns": n, "dxy": pixel, "normalize": False, **glass,
-    }  # fmt: skip
+    index = {"ni": n, "ni0": n, "ns": n}
+    arguments = {"NA": optics.numerical_aperture, "dxy": pixel, "normalize": False, **index, **glass}
     z = defocus.numpy().astype(float)
     theirs = {
         widefield_otf: psfmodels.make_psf(z, size, wvl=optics.emission_wavelength, model="scalar", **arguments),
@@ -156,7 +153,8 @@ def test_psfs_agree_with_psfmodels(optics):
 @pytest.mark.parametrize(("depth", "defocus"), [(5.0, 0.0), (10.0, 0.0), (5.0, -0.5)])
 def test_spherical_aberration_agrees_with_psfmodels(depth, defocus):
     """
-    An oil objective in a watery specimen. psfmodels counts focus from elsewhere, so that its best position is taken.
+    An oil objective in an aqueous specimen. psfmodels defines the focus position differently, so that the position of
+    best agreement is used.
     """
     index, pixel, size = 1.36, 0.03, 127
     optics = dataclasses.replace(OIL, numerical_aperture=1.3, sample_index=index, depth=depth, pixel_size=pixel)
@@ -164,25 +162,25 @@ def test_spherical_aberration_agrees_with_psfmodels(depth, defocus):
         otf_to_psf(widefield_otf(each, 512, torch.tensor([defocus])))[0]
         for each in (optics, dataclasses.replace(optics, depth=0))
     )
-    assert (psf - ideal).abs().sum() > 0.2  # it matters
+    assert (psf - ideal).abs().sum() > 0.2  # the aberration has an effect
     psf = psf.roll((size // 2, size // 2), (0, 1))[:size, :size].numpy()
+    z, glass = np.arange(depth - 1.5, depth + 0.5, 0.02), {"ng": 1.515, "ng0": 1.515, "tg": 0, "tg0": 0}
     expected = psfmodels.make_psf(
-        np.arange(depth - 1.5, depth + 0.5, 0.02), size, dxy=pixel, pz=depth + best_focus(optics) + defocus, NA=1.3,
-        wvl=0.52, ns=index,
-        ni=1.515, ni0=1.515, ng=1.515, ng0=1.515, tg=0, tg0=0, normalize=False, model="scalar",
+        z, size, dxy=pixel, pz=depth + best_focus(optics) + defocus, NA=1.3, wvl=0.52,
+        ns=index, ni=1.515, ni0=1.515, normalize=False, model="scalar", **glass,
     )  # fmt: skip
     expected /= expected.sum(axis=(1, 2), keepdims=True)
     assert np.abs(expected - psf / psf.sum()).sum(axis=(1, 2)).min() < 0.03
 
 
-def test_psfs_are_even_across():
+def test_psfs_are_laterally_symmetric():
     psf = otf_to_psf(widefield_otf(OIL, 64, torch.tensor([0.7])))
     for dim in (1, 2):
         torch.testing.assert_close(psf, psf.flip(dim).roll(1, dim), atol=1e-7, rtol=1e-3)
 
 
 def test_coarse_pixels_are_sums_of_fine_ones():
-    """A pixel three times wider must collect what its nine fine pixels collect."""
+    """A pixel three times wider collects the sum of nine fine pixels."""
     defocus, reach = planes(DRY, 0, 3), 4.0
     coarse = dataclasses.replace(DRY, pixel_size=0.3)
     fine_psf = otf_to_psf(widefield_otf(DRY, 96, defocus, reach)).roll((1, 1), (1, 2))
@@ -190,8 +188,8 @@ def test_coarse_pixels_are_sums_of_fine_ones():
     torch.testing.assert_close(otf_to_psf(widefield_otf(coarse, 32, defocus, reach)), binned, atol=2e-5, rtol=1e-3)
 
 
-def test_nothing_reaches_farther_than_it_should():
-    """A point in the middle lights nothing beyond the reach but the even rest."""
+def test_a_psf_is_constant_beyond_its_reach():
+    """Beyond the reach, the light of a point is spread evenly."""
     reach = 3.0
     psf = otf_to_psf(widefield_otf(DRY, 128, planes(DRY, 0, 8), reach))
     offset = torch.arange(128).minimum(128 - torch.arange(128)) * DRY.pixel_size

@@ -1,4 +1,4 @@
-"""Features and distances of images, on textures that are told apart by eye."""
+"""Features and domain distances of images with clearly different textures."""
 
 import json
 
@@ -10,7 +10,7 @@ from haze_pipeline.reliability.out_of_domain import domain_distance, fit_domain,
 
 
 def spots(number, seed, sigma=1.5, shape=(128, 160)):
-    """Micrographs of dots with photon noise, of other density and brightness each."""
+    """Micrographs of dots with photon noise. Each has another density and brightness."""
     rng = np.random.default_rng(seed)
     for _ in range(number):
         dots = (rng.random(shape) < rng.uniform(0.002, 0.02)) * rng.uniform(500, 3000)

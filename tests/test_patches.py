@@ -1,4 +1,4 @@
-"""Examples are functions of seed and index; those of a script are tested with the script."""
+"""Training examples are functions of seed and index. Examples of the scripts are tested with the scripts."""
 
 from functools import partial
 from itertools import islice
@@ -39,16 +39,16 @@ def examples(length=400, t_sampling="grid", fields=None, intensity_augmentation=
     )  # fmt: skip
 
 
-def test_examples_of_a_series_do_not_depend_on_what_was_asked_for_before():
+def test_examples_of_a_series_do_not_depend_on_earlier_requests():
     dataset, again = examples(), examples()
     for index in (0, 1, 2, 300):
         dataset[index]
-    for index in (300, 301, 0):  # the last jumps back
+    for index in (300, 301, 0):  # the last index jumps back
         for name, value in again[index].items():
             assert torch.equal(value, dataset[index][name]), name
 
 
-def test_the_first_pairs_of_a_series_need_not_be_made_again():
+def test_given_first_pairs_of_a_series_are_not_made_again():
     asked_for = []
 
     def series(start):
@@ -60,10 +60,10 @@ def test_the_first_pairs_of_a_series_need_not_be_made_again():
     for index in (0, 7, 8, 30, 400):
         field = given.choose(index, np.random.default_rng(index))
         torch.testing.assert_close(field, made.choose(index, np.random.default_rng(index)), rtol=0, atol=0)
-    assert asked_for.count(0) == 1  # without the first ones
+    assert asked_for.count(0) == 1  # only by the fields without given pairs
 
 
-def test_the_fields_of_a_series_come_and_go():
+def test_only_a_window_of_the_fields_of_a_series_is_kept():
     fields = FieldsInSeries(lambda start: islice(random_pairs(100), start, None), PROCESSOR, 32, patches_per_field=2)
     rng, seen = np.random.default_rng(0), set()
     for index in range(0, 120, 3):
@@ -73,7 +73,7 @@ def test_the_fields_of_a_series_come_and_go():
     assert len(seen) > 60
 
 
-def test_a_stream_is_read_again_and_again():
+def test_a_stream_starts_again_at_its_end():
     rows = [pair_row(**vars(pair)) for pair in random_pairs(3)]
     for start in (0, 2, 7):
         found = [pair.source for pair in islice(streamed_series(rows, start), 4)]
@@ -85,7 +85,7 @@ def test_a_stream_is_read_again_and_again():
         next(streamed_series([], 0))
 
 
-def test_images_that_teach_nothing_or_cannot_be_used_say_which_they_are():
+def test_images_without_contrast_are_skipped_and_unusable_ones_are_named():
     flat = Pair(np.full((48, 48), 7, np.uint8), np.full((48, 48), 7, np.uint8), "flat", "flat.tif")
     good = next(random_pairs(1))
     assert len(FieldsInMemory([flat, good], PROCESSOR, 32).fields) == 1
@@ -103,13 +103,13 @@ def test_images_that_teach_nothing_or_cannot_be_used_say_which_they_are():
         FieldsInMemory([good], PROCESSOR, 32)
 
 
-def test_intensity_augmentation_scales_light_about_darkness():
+def test_intensity_augmentation_scales_the_signal_above_the_dark_level():
     processor = HazeImageProcessor("image", target_mean=0.4, target_std=1.2)
     fields = FieldsInMemory(random_pairs(3), processor, 32)
     plain, augmented = (examples(fields=fields, intensity_augmentation=each) for each in (0.0, 0.3))
     gains, offsets = [], []
     for index in range(40):
-        # Everything drawn before is the same, so that the patches are.
+        # All earlier random numbers are the same, so both examples show the same patch.
         before, after = plain[index], augmented[index]
         light = before["clear"] - processor.target_dark_level
         gain = ((after["clear"] - processor.target_dark_level) / light)[light > 0.1]
@@ -121,7 +121,7 @@ def test_intensity_augmentation_scales_light_about_darkness():
     assert np.std(gains) == pytest.approx(0.3, rel=0.5) and np.std(offsets) == pytest.approx(0.3, rel=0.5)
 
 
-def test_examples_are_patches_in_network_units_with_times_of_the_grid():
+def test_examples_are_patches_in_network_units_with_times_on_the_grid():
     dataset = examples()
     batch = [dataset[index] for index in range(40)]
     for example in batch:
@@ -142,7 +142,7 @@ def test_other_times_are_drawn_between_noise_and_data(t_sampling):
     assert near_the_middle == pytest.approx(0.5 if t_sampling == "uniform" else 0.73, abs=0.15)
 
 
-def test_noise_is_normal_and_its_own_in_every_example_and_broader_if_asked():
+def test_noise_is_normal_independent_between_examples_and_smoother_on_request():
     fields = FieldsInMemory(random_pairs(2), PROCESSOR, 32)
 
     def noises(corner):

@@ -1,5 +1,6 @@
 """
-Patch protocol and Fréchet distances, with a small random DINOv2. LPIPS and FID need downloads, and only refuse here.
+The patch protocol and the Fréchet distances, with a small random DINOv2. LPIPS and FID need downloads, so only their
+errors are tested here.
 """
 
 import importlib.util
@@ -37,10 +38,10 @@ def test_distances_of_dinov2_equal_a_calculation_by_hand(dinov2):
     assert perceptual.dinov2_distance(targets, targets, tokens) == pytest.approx(0, abs=1e-3)
 
 
-def test_what_is_missing_is_named(tmp_path, monkeypatch):
+def test_missing_packages_and_weights_are_named(tmp_path, monkeypatch):
     images = [np.random.default_rng(0).random((64, 64))]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(OSError, match="name a folder that holds it"):
+    with pytest.raises(OSError, match="name a folder that contains it"):
         perceptual.ClassTokens(tmp_path / "nothing")
     for function, package in ((perceptual.lpips, "torchvision"), (perceptual.fid, "torch_fidelity")):
         if importlib.util.find_spec(package) is None:

@@ -45,7 +45,7 @@ def seeded(seed=0):
 
 @pytest.mark.parametrize("shape", [(128, 128), (256, 320)])
 def test_19_steps_equal_a_plain_loop_of_the_reference(shape):
-    """The network of torchcfm in the loop of the paper against its conversion in our pipeline, from the same noise."""
+    """The torchcfm network in the loop of the paper and its conversion in our pipeline agree, from the same noise."""
     reference = reference_unet(128)
     hazy = np.random.default_rng(1).normal(300, 40, shape).astype(np.float32)
     noise = torch.randn(1, 1, *shape, generator=seeded())
@@ -70,7 +70,7 @@ def test_19_steps_equal_a_plain_loop_of_the_reference(shape):
     )
     pipeline.set_progress_bar_config(disable=True)
     out = pipeline(hazy, num_inference_steps=19, latents=noise[0, 0], tile_size=320)  # in one tile
-    # 1e-4 in network units, in which the solution has a deviation of about 1.
+    # 1e-4 in network units, in which the solution has a standard deviation of about 1.
     assert np.abs(out.prediction - expected).max() / 30 < 1e-4
     assert expected.std() / 30 > 0.3
 
@@ -93,7 +93,7 @@ def test_one_step_is_noise_plus_velocity_at_time_zero(pipe, image):
     torch.testing.assert_close(out.prediction, expected[:, 0], rtol=1e-4, atol=1e-3)
 
 
-# What decides the result, and what must not.
+# The result depends on image and noise, and on nothing else.
 
 
 def test_the_result_is_a_function_of_image_and_noise_alone(pipe, image):
@@ -108,7 +108,7 @@ def test_the_result_is_a_function_of_image_and_noise_alone(pipe, image):
 
 
 @pytest.mark.parametrize("tiles", [{}, {"tile_size": 32, "tile_overlap": 8}], ids=["untiled", "tiled"])
-def test_members_see_the_image_mirrored_in_turn(pipe, image, tiles):
+def test_members_see_the_image_with_alternating_mirroring(pipe, image, tiles):
     noise = torch.randn(5, *image.shape, generator=seeded()).numpy()
     samples = pipe(image, num_inference_steps=2, ensemble_size=5, latents=noise, output_samples=True, **tiles).samples
     for sample, start, axes in zip(samples, noise, [(), (-1,), (-2,), (-2, -1), ()], strict=True):
@@ -117,7 +117,7 @@ def test_members_see_the_image_mirrored_in_turn(pipe, image, tiles):
         np.testing.assert_allclose(sample, np.flip(alone, axes), rtol=1e-4, atol=1e-2)
 
 
-def test_members_are_a_function_of_their_noise_where_none_is_mirrored(pipe, image):
+def test_without_mirroring_members_are_a_function_of_their_noise(pipe, image):
     pipe.register_to_config(mirror_members=False)
     noise = torch.randn(4, *image.shape, generator=seeded())
     arguments = {"num_inference_steps": 2, "ensemble_size": 4, "output_samples": True}
@@ -127,7 +127,7 @@ def test_members_are_a_function_of_their_noise_where_none_is_mirrored(pipe, imag
     )
 
 
-def test_the_seed_decides_whatever_the_batch_size(pipe, image):
+def test_samples_depend_on_the_seed_but_not_on_the_batch_size(pipe, image):
     def run(batch_size, seed=0):
         return pipe(
             image,
@@ -153,7 +153,7 @@ def test_seeded_noise_equals_the_same_noise_given_as_latents(pipe, image):
     np.testing.assert_allclose(given, drawn, rtol=1e-5)
 
 
-def test_one_step_takes_pairs_of_opposite_noises(pipe, image):
+def test_one_step_uses_antithetic_pairs_of_noises(pipe, image):
     noise = torch.randn(3, 40, 32, generator=seeded())
     pair = pipe(image, num_inference_steps=1, ensemble_size=2, latents=torch.stack([noise, -noise])).prediction
     drawn = pipe(image, num_inference_steps=1, ensemble_size=2, generator=[seeded()] * 3).prediction
@@ -169,9 +169,7 @@ def test_one_generator_per_plane_makes_planes_independent_of_their_stack(pipe, i
 
 
 class LocalNetwork(UNet2DModel):
-    """
-    A network without normalisation or attention, whose tiles equal the whole field exactly where they are not cut.
-    """
+    """A network without normalisation or attention. Its result on a tile differs from the whole field only at cuts."""
 
     def forward(self, sample, timestep, return_dict=True):
         hazy, state = sample[:, 1:], sample[:, :1]
@@ -180,7 +178,7 @@ class LocalNetwork(UNet2DModel):
 
 
 def test_a_stack_may_share_its_statistics(pipe, image):
-    """Then planes are comparable: each is the same alone as among the others."""
+    """With shared statistics, the result of a plane is the same alone as in its stack."""
     processor = pipe.image_processor
     shared = processor.normalization_from(processor.pool(processor.measure(processor.preprocess(image))))
     out = pipe(image, num_inference_steps=2, generator=seeded(), normalization=shared)
@@ -207,7 +205,7 @@ def test_tiles_share_one_noise_field_and_leave_no_seam():
         tiled = pipe(
             hazy, num_inference_steps=4, generator=seeded(), tile_size=tile_size, tile_overlap=tile_overlap
         ).prediction
-        # A cut costs the local average one pixel, at the edge of the tile, where its weight is least.
+        # A cut changes the local average only in one pixel at the edge of a tile, where the weight is smallest.
         assert np.abs(tiled - whole).max() < 0.05 * spread
         assert np.abs(tiled - whole).mean() < 0.001 * spread
 
@@ -216,7 +214,7 @@ def test_tiles_share_their_statistics_so_that_their_size_hardly_matters():
     pipe = HazeMatchingPipeline.from_default()
     pipe.set_progress_bar_config(disable=True)
     y, x = np.mgrid[:256, :256]
-    # One half bright, one half nearly empty: by themselves, tiles would be scaled very differently.
+    # One half is bright, one half nearly empty, so separate statistics would scale the tiles very differently.
     hazy = 100 + 2000 * (x > 128) * (np.sin(x / 4) * np.sin(y / 5)) ** 8
     hazy = np.random.default_rng(0).poisson(hazy).astype(np.uint16)
     results = [
@@ -252,7 +250,7 @@ def test_arrays_in_files_give_the_same_result(monkeypatch, pipe, image, tmp_path
 
 
 def run_alone(script):
-    """Standard output and error of a script in a process of its own."""
+    """Run a script in its own process. Returns its standard output and standard error."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
     prelude = """
 import resource
@@ -269,7 +267,7 @@ pipe.set_progress_bar_config(disable=True)
 
 
 def test_memory_does_not_grow_with_the_ensemble(pipe):
-    """By the tensors alive at every step; `bench/sampling.py` measures the memory of the process."""
+    """The test counts the tensors alive at every step; `bench/sampling.py` measures the memory of the process."""
     image = np.random.default_rng(0).poisson(100, (64, 64)).astype(np.uint16)
 
     def most_bytes(members: int, **kwargs) -> int:
@@ -289,17 +287,17 @@ def test_memory_does_not_grow_with_the_ensemble(pipe):
     assert most_bytes(32, output_samples=True) - most_bytes(4, output_samples=True) == 28 * 64 * 64 * 4
 
 
-def test_less_is_computed_at_once_when_memory_runs_out():
-    """Under a real limit of the system, which the whole field at once exceeds."""
+def test_tiles_become_smaller_when_memory_runs_out():
+    """A real memory limit of the system is too low for the whole field at once."""
     script = """
 hazy = np.random.default_rng(0).poisson(100, (1024, 1024)).astype(np.uint16)
 def run(tile_size):
-    return pipe(hazy, num_inference_steps=1, generator=torch.Generator().manual_seed(0),
-    tile_size=tile_size).prediction
+    generator = torch.Generator().manual_seed(0)
+    return pipe(hazy, num_inference_steps=1, generator=generator, tile_size=tile_size).prediction
 expected = run(256)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-# The whole field at once needs more than this, smaller tiles with what oneDNN and the allocator keep in between need
-# less.
+# The whole field at once needs more memory than this. Smaller tiles need less, including the caches of oneDNN and of
+# the allocator.
 resource.setrlimit(resource.RLIMIT_AS, (size + 128 * 2**20, resource.RLIM_INFINITY))
 result = run(1024)
 print((result - expected).std() / expected.std())
@@ -344,7 +342,7 @@ def test_a_list_of_images_of_different_sizes(pipe):
     np.testing.assert_array_equal(out.prediction[0], alone)
 
 
-def test_a_plane_without_contrast_has_no_in_focus_light(pipe):
+def test_a_plane_without_contrast_has_no_in_focus_signal(pipe):
     stack = np.stack([np.full((20, 20), 500), np.random.default_rng(0).integers(0, 900, (20, 20))]).astype(np.uint16)
     out = pipe(stack, num_inference_steps=2, ensemble_size=2, output_uncertainty=True)
     assert (out.prediction[0] == 0).all() and (out.uncertainty[0] == 0).all()
@@ -408,7 +406,7 @@ def test_prediction_and_uncertainty_summarise_the_samples(pipe, image):
     np.testing.assert_allclose(median.prediction, np.median(out.samples, axis=0), rtol=1e-4, atol=1e-2)
 
 
-def test_a_curve_needs_the_light_of_every_plane(pipe, image):
+def test_the_uncertainty_curve_uses_the_intensity_of_every_plane(pipe, image):
     curve = {"light_weight": 0.4, "predictor": [0.1, 1.0, 10.0], "deviation": [0.2, 0.5, 6.0]}
     pipe.register_to_config(uncertainty_curve=curve)
     planes = np.stack([image[0], 30 * image[0] + 500.0, np.full_like(image[0], 7)])
@@ -426,7 +424,7 @@ def test_a_curve_needs_the_light_of_every_plane(pipe, image):
 # Saving and loading.
 
 
-def test_saving_and_loading_gives_the_same_numbers_to_the_bit(pipe, image, tmp_path):
+def test_saving_and_loading_gives_bitwise_identical_results(pipe, image, tmp_path):
     expected = pipe(image, num_inference_steps=3, ensemble_size=2, generator=seeded()).prediction
     pipe.save_pretrained(tmp_path)
     loaded = HazeMatchingPipeline.from_pretrained(tmp_path)
@@ -497,7 +495,7 @@ def test_an_interrupted_call_returns_no_half_finished_image(pipe, image):
 
     with pytest.raises(RuntimeError, match="Interrupted after 1 solver steps"):
         pipe(image, num_inference_steps=3, callback_on_step_end=stop)
-    assert pipe(image, num_inference_steps=1).prediction.shape == image.shape  # the next call starts afresh
+    assert pipe(image, num_inference_steps=1).prediction.shape == image.shape  # the next call is not interrupted
 
 
 # Arguments out of range.
@@ -624,12 +622,12 @@ def test_a_network_of_other_channels_is_refused():
         HazeMatchingPipeline(other, FlowMatchODEScheduler())
 
 
-# Packed pixels, and means that need no noise.
+# Packed pixels, and posterior means without noise.
 
 
 @pytest.fixture
 def packed():
-    """A pipeline that takes 2 × 2 pixels for the channels of one."""
+    """A pipeline that packs 2 × 2 pixels into the channels of one pixel."""
     config = {**tiny_unet().config, "in_channels": 8, "out_channels": 4}
     torch.manual_seed(0)
     pipeline = HazeMatchingPipeline(
@@ -639,8 +637,8 @@ def packed():
     return pipeline
 
 
-def test_packed_pixels_are_unpacked_where_they_came_from(packed):
-    """Against the arithmetic written out: channel 2 i + j of a packed image is the pixel (i, j) of every 2 × 2."""
+def test_packed_pixels_are_unpacked_to_their_positions(packed):
+    """Channel 2 i + j of a packed image is the pixel (i, j) of every 2 × 2 pixels."""
     plane = np.random.default_rng(0).gamma(2, 100, (48, 32)).astype(np.float32)
     normalization = packed.image_processor.compute_normalization(packed.image_processor.preprocess(plane))
     hazy = (torch.from_numpy(plane) - normalization.input_mean) / normalization.input_std  # [1,1,H,W]
@@ -661,7 +659,7 @@ def test_packed_pixels_are_unpacked_where_they_came_from(packed):
 
 
 def test_a_network_may_predict_a_gain_of_the_hazy_image(packed, image):
-    """A gain of 0, with which `add_gain` begins, changes nothing; a gain of 1 adds the hazy image in its own units."""
+    """The initial gain of `add_gain` is 0 and changes nothing. A gain of 1 adds the hazy image in its own units."""
     plane = image[0]
     plain = packed(plane, num_inference_steps=1).prediction
     add_gain(packed.unet)
@@ -674,18 +672,18 @@ def test_a_network_may_predict_a_gain_of_the_hazy_image(packed, image):
     np.testing.assert_allclose(added, plane - plane.mean(), rtol=1e-4, atol=1e-3 * plane.std())
 
 
-def test_a_mean_without_noise_takes_one_call_and_no_seed(packed, image):
+def test_a_mean_without_noise_takes_one_call_and_does_not_depend_on_the_seed(packed, image):
     calls = []
     packed.unet.register_forward_hook(lambda *_: calls.append(1))
     first = packed(image, num_inference_steps=1, generator=seeded(0)).prediction
     assert len(calls) == 1  # three small planes in one batch
     np.testing.assert_array_equal(packed(image, num_inference_steps=1, generator=seeded(1)).prediction, first)
-    # Frames of constant light do not flicker.
+    # Identical frames give identical results.
     frames = packed(np.stack([image[0]] * 4), num_inference_steps=1).prediction
     np.testing.assert_allclose(frames, np.stack([frames[0]] * 4), rtol=1e-5)
 
 
-def test_packed_pipelines_are_stored_and_tiled_as_others_are(packed, tmp_path):
+def test_packed_pipelines_can_be_stored_and_tiled(packed, tmp_path):
     image = np.random.default_rng(0).gamma(2, 100, (120, 90)).astype(np.float32)
     packed.save_pretrained(tmp_path / "packed")
     loaded = HazeMatchingPipeline.from_pretrained(tmp_path / "packed", low_cpu_mem_usage=False)
@@ -709,7 +707,7 @@ def test_channels_that_do_not_fit_the_packing_are_refused():
 
 
 @pytest.mark.parametrize("tile_size", [None, 32])
-def test_threads_that_share_a_pipeline_get_what_they_would_get_alone(pipe, tile_size):
+def test_threads_that_share_a_pipeline_get_the_same_results_as_alone(pipe, tile_size):
     images = [np.random.default_rng(seed).gamma(2, 100, (56, 48)).astype(np.float32) for seed in range(4)]
 
     def dehaze(number):
@@ -724,16 +722,16 @@ def test_threads_that_share_a_pipeline_get_what_they_would_get_alone(pipe, tile_
             np.testing.assert_allclose(found, expected[number % len(images)], rtol=1e-5, atol=1e-4)
 
 
-# Schedulers and components, as diffusers' users swap and share them.
+# Exchange of schedulers and components, as with other pipelines of diffusers.
 
 
-def test_a_scheduler_that_is_no_flow_is_refused_by_name(pipe, image):
+def test_a_scheduler_that_is_not_for_flow_matching_is_refused_by_name(pipe, image):
     pipe.scheduler = EulerDiscreteScheduler()
     with pytest.raises(ValueError, match="got EulerDiscreteScheduler"):
         pipe(image, num_inference_steps=2)
 
 
-def test_a_pipeline_of_another_ones_components_is_the_same(pipe, image):
+def test_a_pipeline_made_from_the_components_of_another_gives_the_same_results(pipe, image):
     pipe.register_to_config(noise_corner_frequency=0.2, uncertainty_scale=2.0)
     arguments = {"num_inference_steps": 2, "ensemble_size": 2, "output_uncertainty": True}
     twin = HazeMatchingPipeline(**pipe.components)

@@ -10,7 +10,7 @@ import pytest
 from haze_pipeline.utils.processes import Processes
 
 
-def test_one_process_is_by_itself():
+def test_a_process_without_a_launcher_is_the_only_one():
     processes = Processes()
     assert (processes.index, processes.number, processes.is_main) == (0, 1, True)
     assert processes.gather("a") == ["a"] and processes.broadcast("a") == "a"

@@ -1,4 +1,4 @@
-"""Pairs from real specimens, and the datasets that the specimens come from."""
+"""Pairs simulated from real specimens, and datasets of specimens."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ def stack():
     return RealSpecimen.from_counts(spots((7, 150, 140)), 3.0, "stack.tif")
 
 
-def test_a_generator_alone_decides_a_pair(stack):
+def test_a_pair_depends_only_on_its_generator(stack):
     first, again, other = (simulate_real_pair(stack, 64, pair_generator(1, number)) for number in (0, 0, 1))
     assert torch.equal(first.hazy, again.hazy) and torch.equal(first.clear, again.clear)
     assert first.parameters == again.parameters
@@ -52,7 +52,7 @@ def test_a_generator_alone_decides_a_pair(stack):
 
 @pytest.mark.parametrize("spacing", [None, 3.0])
 @pytest.mark.parametrize("haze_ratio", [0.0, 0.5, 3.0])
-def test_haze_is_as_strong_as_asked_for_and_counts_as_the_clear_image_does(stack, spacing, haze_ratio):
+def test_haze_has_the_requested_strength_in_the_counts_of_the_clear_image(stack, spacing, haze_ratio):
     stack.spacing = spacing
     ratios = []
     for number in range(12):
@@ -77,7 +77,7 @@ def test_a_specimen_smaller_than_the_image_is_mirrored():
     assert torch.isfinite(pair.hazy).all() and pair.clear.max() > 0
 
 
-def test_empty_planes_are_no_in_focus_layer():
+def test_empty_planes_are_not_used_as_the_in_focus_layer():
     planes = spots((6, 80, 80))
     planes[:4] = 100
     specimen = RealSpecimen.from_counts(planes, 2.0, "stack.tif")
@@ -96,7 +96,7 @@ def test_channels_are_specimens_and_depth_is_kept(tmp_path):
     assert np.percentile(found["movie.ome.tif"][0].planes, 99.9) == pytest.approx(1)
 
 
-def test_what_is_no_specimen_is_refused(tmp_path, stack):
+def test_invalid_specimens_are_refused(tmp_path, stack):
     for name, data, message in (
         ("blank", np.full((20, 20), 7, np.uint16), "blank.ome.tif has no contrast in channel 0"),
         ("nan", np.full((20, 20), np.nan, np.float32), "nan.ome.tif holds NaN"),
@@ -127,7 +127,7 @@ def test_simulate_makes_pairs_of_a_folder(run, tmp_path):
 
 
 def build(tmp_path, rows):
-    """A dataset made by the script from files and a table of them."""
+    """Run the script that builds a dataset of specimens from files and a table."""
     images = tmp_path / "images"
     images.mkdir(exist_ok=True)
     facts = {"structure": "spots", "modality": "none", "axes": "ZYX", "licence": "CC0", "origin": "here", "notes": ""}
@@ -139,8 +139,8 @@ def build(tmp_path, rows):
         table.writeheader()
         table.writerows(rows)
     command = [
-        sys.executable, ROOT / "training" / "build_specimen_dataset.py", "--images_dir", images,
-        "--table", tmp_path / "table.csv", "--output_dir", tmp_path / "specimens",
+        sys.executable, ROOT / "training" / "build_specimen_dataset.py",
+        "--images_dir", images, "--table", tmp_path / "table.csv", "--output_dir", tmp_path / "specimens",
     ]  # fmt: skip
     return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 

@@ -31,7 +31,7 @@ def counts(*shape, seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three micrographs, one of them in a sub-folder, one broken file and one that is none."""
+    """Three micrographs, one of them in a sub-folder, a damaged file, and a file that is not an image."""
     inputs = tmp_path / "in"
     (inputs / "day 2").mkdir(parents=True)
     write_ome_tiff(inputs / "a.tif", Micrograph(counts(24, 24), "YX"))
@@ -66,7 +66,7 @@ def test_a_folder_keeps_names_and_survives_a_bad_file(run, folder, model, tmp_pa
     for count in ("hot_pixels", "below_range", "above_range"):
         assert int(good[count]) == provenance[count]
 
-    # A file alone gives the same result as in a folder.
+    # A single file gives the same result as in its folder.
     assert run("dehaze", folder / "b.ome.tif", "-o", tmp_path / "alone.tif", "--model", model, "--seed", 3)[0] == 0
     np.testing.assert_array_equal(
         read_micrograph(tmp_path / "alone.tif").data, read_micrograph(output / "b.ome.tif").data
@@ -94,14 +94,14 @@ def test_patterns_and_several_files(run, folder, model, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tif")) == ["a.tif", "b.ome.tif"]
 
 
-def test_what_is_there_is_skipped_and_what_a_killed_run_left_is_removed(run, folder, model, tmp_path):
+def test_existing_results_are_skipped_and_leftovers_of_a_killed_run_are_removed(run, folder, model, tmp_path):
     (folder / "broken.tif").unlink()
     output = tmp_path / "out"
     arguments = ("dehaze", folder, "-o", output, "--recursive", "--model", model, "--assess", "--skip-existing")
     assert run(*arguments)[0] == 0
     before = {path: path.read_bytes() for path in output.rglob("*.tif")}
     assert len(before) == 6
-    (output / "b_unexplained.ome.tif").unlink()  # the task is done anew as a whole
+    (output / "b_unexplained.ome.tif").unlink()  # then the whole task is repeated
     leftovers = [output / ".haze-0123-a.tif", output / "day 2" / ".haze-0123-a_unexplained.tif"]
     for path in leftovers:
         path.write_bytes(b"half")
@@ -113,7 +113,7 @@ def test_what_is_there_is_skipped_and_what_a_killed_run_left_is_removed(run, fol
     assert [row["status"] for row in csv.DictReader((output / "dehaze_log.csv").open())].count("skipped") == 2
 
 
-def test_the_log_may_be_json_and_holds_verdicts(run, folder, model, tmp_path):
+def test_the_log_may_be_json_and_contains_verdicts(run, folder, model, tmp_path):
     log = tmp_path / "logs" / "log.json"
     code, out, _ = run("dehaze", folder, "-o", tmp_path / "out", "--model", model, "--assess", "--log", log, "--json")
     assert code == 1
@@ -205,7 +205,7 @@ FULL = {"pixel_size": (0.2, 0.2), "z_step": 0.5, "time_interval": 2.0, "channel_
 
 
 def make_input(layout, path):
-    """A hyperstack with everything that must survive, written by somebody else's library where there is one."""
+    """Write a hyperstack with all metadata that must be kept, by another library if one can write the layout."""
     data = counts(2, 3, 2, 24, 28)  # TZCYX
     if layout == "imagej":
         metadata = {"axes": "TZCYX", "unit": "um", "spacing": 0.5, "finterval": 2.0, "Labels": ["DNA", "actin"] * 6}
@@ -238,7 +238,7 @@ def test_metadata_survive_in_every_layout(run, model, tmp_path, layout):
             getattr(result, name) == pytest.approx(value) if name != "channel_names" else result.channel_names == value
         )
 
-    # Others read the same.
+    # Other libraries read the same values.
     image = BioImage(output)
     assert image.dims.order == "TCZYX" and image.channel_names == ["DNA", "actin"]
     assert tuple(image.physical_pixel_sizes) == pytest.approx((0.5, 0.2, 0.2))
@@ -257,11 +257,11 @@ def test_metadata_survive_in_every_layout(run, model, tmp_path, layout):
     assert result.provenance["content"] == "prediction"
 
 
-def test_formats_can_be_changed_and_parts_be_taken(run, model, tmp_path):
+def test_formats_can_be_converted_and_parts_of_a_stack_selected(run, model, tmp_path):
     make_input("imagej", tmp_path / "in.tif")
     code, _, err = run(
-        "dehaze", tmp_path / "in.tif", "-o", tmp_path / "out.tif", "--model", model, "--channel", 1, "--t-range",
-        ":1", "--z-range", "1:",
+        "dehaze", tmp_path / "in.tif", "-o", tmp_path / "out.tif", "--model", model,
+        "--channel", 1, "--t-range", ":1", "--z-range", "1:",
     )  # fmt: skip
     assert code == 0, err
     result = read_micrograph(tmp_path / "out.tif")
@@ -276,7 +276,7 @@ def test_formats_can_be_changed_and_parts_be_taken(run, model, tmp_path):
 
 
 def test_stacks_do_not_flicker(run, model, tmp_path):
-    """Frames of one scene that only its noise tells apart; the second is brighter as a whole."""
+    """Two frames of one scene, of which the second is brighter as a whole. Both start from the same noise."""
     scene = 400 * np.random.default_rng(0).random((32, 32))
     movie = np.stack([scene, 1.5 * scene]).astype(np.float32)
     write_ome_tiff(tmp_path / "movie.tif", Micrograph(movie, "TYX"))
@@ -303,7 +303,7 @@ def test_planes_may_share_their_noise(run, model, tmp_path):
     assert same == {"": (False, False), "T": (True, False), "TZ": (True, True)}
 
 
-def test_the_offset_of_the_camera_is_taken_off(run, model, tmp_path):
+def test_the_offset_of_the_camera_is_subtracted(run, model, tmp_path):
     data = counts(24, 24).astype(np.float32)
     results = []
     for name, added, offset in (("a", 0, 0), ("b", 100, 100)):
@@ -315,11 +315,13 @@ def test_the_offset_of_the_camera_is_taken_off(run, model, tmp_path):
     np.testing.assert_array_equal(*results)
 
 
-def test_what_is_broader_than_the_specimen_is_taken_off(run, model, tmp_path):
+def test_the_background_wider_than_the_given_width_is_subtracted(run, model, tmp_path):
     data = counts(2, 24, 40)
     write_ome_tiff(tmp_path / "in.tif", Micrograph(data, "TYX"))
-    arguments = ("--model", model, "--output-dtype", "float32", "--num-inference-steps", 2, "--ensemble-size", 2,
-        "--samples", "--assess")  # fmt: skip
+    arguments = (
+        "--model", model, "--output-dtype", "float32",
+        "--num-inference-steps", 2, "--ensemble-size", 2, "--samples", "--assess",
+    )  # fmt: skip
     for name, width in (("plain", ()), ("narrow", ("--background-width", 9))):
         (tmp_path / name).mkdir()
         assert run("dehaze", tmp_path / "in.tif", "-o", tmp_path / name / "out.tif", *arguments, *width)[0] == 0
@@ -338,7 +340,7 @@ def test_what_is_broader_than_the_specimen_is_taken_off(run, model, tmp_path):
         np.testing.assert_allclose(narrow[name].data, plain[name].data - change, atol=1e-3)
 
 
-def test_the_background_is_taken_off_with_fixed_statistics_too(run, model, tmp_path):
+def test_the_background_is_also_subtracted_with_fixed_statistics(run, model, tmp_path):
     write_ome_tiff(tmp_path / "in.tif", Micrograph(counts(24, 24), "YX"))
     fixed = {"normalization": "fixed", "input_mean": 100.0, "input_std": 10.0, "target_mean": 50.0, "target_std": 20.0}
     pipe = HazeMatchingPipeline.from_pretrained(model)
@@ -380,12 +382,12 @@ def command(*arguments, workers=1):
 
 
 def images(folder):
-    """All pixels in a folder of results."""
+    """By relative path, the pixels of all results in a folder."""
     paths = [path for path in folder.rglob("*") if path.suffix in (".tif", ".zarr")]
     return {str(path.relative_to(folder)): read_micrograph(path).data for path in sorted(paths)}
 
 
-def test_processes_give_what_one_gives(run, folder, model, tmp_path):
+def test_several_processes_give_the_results_of_one(run, folder, model, tmp_path):
     make_input("zarr 0.5", folder / "c.ome.zarr")
     arguments = [folder, "--recursive", "--model", model, "--preset", "balanced", "--uncertainty"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -407,7 +409,7 @@ def test_processes_give_what_one_gives(run, folder, model, tmp_path):
         np.testing.assert_array_equal(image, results[1][name])
 
 
-def test_a_killed_run_is_finished_by_the_next(run, folder, model, tmp_path):
+def test_the_next_run_completes_a_killed_one(run, folder, model, tmp_path):
     (folder / "broken.tif").unlink()
     arguments = [folder, "--recursive", "--model", model, "--preset", "balanced", "--skip-existing"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -435,7 +437,7 @@ def test_a_killed_run_is_finished_by_the_next(run, folder, model, tmp_path):
         np.testing.assert_array_equal(image, killed[name])
 
 
-def test_termination_leaves_nothing_half_written(folder, model, tmp_path):
+def test_termination_leaves_no_incomplete_files(folder, model, tmp_path):
     output = tmp_path / "out"
     process = subprocess.Popen(
         command(folder, "-o", output, "--model", model, "--preset", "quality"), start_new_session=True

@@ -16,7 +16,10 @@ def integrate(scheduler, velocity, sample):
 
 
 def closed_form_error(num_inference_steps, **config):
-    """Error at σ = 0 of dx/dσ = −2σx, x(1) = 1, whose solution is exp(1 − σ²): it depends on state and time."""
+    """
+    The error at σ = 0 of the ODE dx/dσ = −2σx with x(1) = 1, whose solution is exp(1 − σ²). The derivative depends on
+    state and time.
+    """
     scheduler = FlowMatchODEScheduler(**config)
     scheduler.set_timesteps(num_inference_steps)
     return abs(integrate(scheduler, lambda x, sigma: -2 * sigma * x, torch.ones(1).double()).item() - math.e)
@@ -144,7 +147,7 @@ def test_bad_grids_are_refused(arguments, message):
         FlowMatchODEScheduler().set_timesteps(**arguments)
 
 
-def test_misuse_is_explained():
+def test_errors_explain_wrong_use():
     scheduler = FlowMatchODEScheduler()
     with pytest.raises(ValueError, match="set_timesteps"):
         scheduler.step(torch.ones(1), 1000.0, torch.ones(1))
@@ -171,7 +174,7 @@ def test_a_bespoke_solver_adds_its_weighted_slopes():
 
 
 @pytest.mark.parametrize("num_inference_steps", [1, 3])
-def test_a_bespoke_solver_integrates_a_constant_velocity_exactly_each_time(num_inference_steps):
+def test_a_bespoke_solver_integrates_a_constant_velocity_exactly(num_inference_steps):
     noise, data = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
     scheduler = FlowMatchODEScheduler(solver="bespoke", bespoke=FITTED)
     for _ in range(2):
@@ -179,13 +182,13 @@ def test_a_bespoke_solver_integrates_a_constant_velocity_exactly_each_time(num_i
         torch.testing.assert_close(integrate(scheduler, lambda x, sigma: noise - data, noise), data)
 
 
-def test_a_bespoke_solver_survives_its_config(tmp_path):
+def test_a_bespoke_solver_is_restored_from_its_config(tmp_path):
     FlowMatchODEScheduler(solver="bespoke", bespoke=FITTED).save_pretrained(tmp_path)
     loaded = FlowMatchODEScheduler.from_pretrained(tmp_path)
     assert loaded.config.solver == "bespoke" and dict(loaded.config.bespoke) == FITTED
 
 
-def test_what_a_bespoke_solver_was_not_fitted_for_is_refused():
+def test_a_bespoke_solver_refuses_step_numbers_it_was_not_fitted_for():
     with pytest.raises(ValueError, match="needs the fitted weights"):
         FlowMatchODEScheduler(solver="bespoke")
     scheduler = FlowMatchODEScheduler(solver="bespoke", bespoke=FITTED)

@@ -33,7 +33,7 @@ def test_a_batch_is_normalised_together(unet):
     assert (predict(unet, dark) - together[:1]).abs().max() > 0.1 * together.std()
 
 
-def test_the_network_is_itself_again_afterwards_even_after_an_error(unet):
+def test_the_network_is_restored_even_after_an_error(unet):
     image = torch.randn(1, 2, 16, 16)
     expected = predict(unet, image)
     with pytest.raises(ValueError, match="stop"), MeasureGroupNorms():

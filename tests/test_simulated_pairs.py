@@ -30,7 +30,7 @@ OPTICS = Optics(
 
 
 @pytest.mark.parametrize("kind", SPECIMENS)
-def test_specimens_are_densities_decided_by_their_seed(kind):
+def test_specimens_are_densities_that_depend_only_on_their_seed(kind):
     volumes = [SPECIMENS[kind]((5, 48, 48), 2.0, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert volumes[0].shape == (5, 48, 48)
     assert torch.isfinite(volumes[0]).all() and (volumes[0] >= 0).all() and volumes[0].max() > 0
@@ -38,7 +38,7 @@ def test_specimens_are_densities_decided_by_their_seed(kind):
     assert not torch.equal(volumes[0], volumes[2])
 
 
-def test_pairs_are_decided_by_seed_and_index():
+def test_pairs_depend_only_on_seed_and_index():
     first, again, next_, other = (
         simulate_pair(48, pair_generator(seed, index)) for seed, index in ((1, 0), (1, 0), (1, 1), (2, 0))
     )
@@ -48,7 +48,7 @@ def test_pairs_are_decided_by_seed_and_index():
 
 
 @pytest.mark.parametrize("index", range(12))
-def test_a_pair_is_a_camera_image_and_its_in_focus_light(index):
+def test_a_pair_is_a_camera_image_and_its_in_focus_signal(index):
     pair = simulate_pair(64, pair_generator(3, index))
     assert pair.hazy.shape == pair.clear.shape == (64, 64)
     assert (
@@ -57,7 +57,7 @@ def test_a_pair_is_a_camera_image_and_its_in_focus_light(index):
         and pair.hazy.max() < 2 ** pair.parameters["bit_depth"]
     )
     assert torch.isfinite(pair.clear).all() and (pair.clear >= 0).all() and pair.clear.max() > 0
-    # In the same counts: what is not in focus can only add light, on average over a field much larger than the PSF.
+    # Both are in the same counts. On average over a field much larger than the PSF, haze can only add intensity.
     haze = pair.hazy.mean() - pair.parameters["offset"] - pair.clear.mean()
     noise = pair.parameters["gain"] * (
         pair.parameters["read_noise"] + (pair.hazy.max() / pair.parameters["gain"]).sqrt()
@@ -65,7 +65,7 @@ def test_a_pair_is_a_camera_image_and_its_in_focus_light(index):
     assert haze > -0.05 * pair.clear.mean() - noise / 64 * 4
 
 
-def test_a_series_of_pinholes_grows_hazier_over_one_clear_image():
+def test_haze_grows_with_the_pinhole_over_the_same_clear_image():
     pinholes = (1.0, 2.0, 4.0, math.inf)
     series = simulate_series(96, pair_generator(3, 4), OPTICS, pinholes)
     assert [pair.parameters["level"] for pair in series] == [1.0, 2.0, 4.0, None]
@@ -76,7 +76,7 @@ def test_a_series_of_pinholes_grows_hazier_over_one_clear_image():
     assert light == sorted(light) and light[-1] > light[0]
 
 
-def test_levels_have_noise_of_their_own():
+def test_levels_have_independent_noise():
     twice = simulate_series(64, pair_generator(3, 4), OPTICS, (2.0, 2.0))
     difference, camera = (twice[0].hazy - twice[1].hazy).double(), twice[0].parameters
     photons = (twice[0].hazy.mean() - camera["offset"]) / camera["gain"]
@@ -95,7 +95,7 @@ def test_bleaching_dims_levels_and_drift_moves_them():
         for drift in (0.0, 3.0)
     )
     assert torch.equal(moved[0].clear, moved[1].clear)
-    # Moved back by what the parameters say, the image is the one that did not move, up to noise and edges.
+    # Shifted back by the stated drift, the image equals the image without drift, except for noise and edges.
     y, x = moved[1].parameters["drift"]
     shifted = torch.from_numpy(ndimage.shift(moved[1].hazy.numpy(), (-y, -x)))
     inner = (slice(16, -16), slice(16, -16))
@@ -103,7 +103,7 @@ def test_bleaching_dims_levels_and_drift_moves_them():
     assert after < 0.3 * before
 
 
-def test_a_shifted_specimen_is_imaged_where_it_is():
+def test_a_shifted_specimen_gives_a_shifted_image():
     volume = torch.zeros(1, 64, 64)
     volume[0, 20, 30] = 1
     otf = torch.ones(1, 64, 33)
@@ -116,7 +116,7 @@ def test_a_shifted_specimen_is_imaged_where_it_is():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_nothing_wraps_around_the_field(axis):
-    """What lies beyond one edge must not shine in at the opposite one."""
+    """Light from beyond one edge must not appear at the opposite edge."""
     size, margin = 64, 32
     volume = torch.zeros(3, size + 2 * margin, size + 2 * margin)
     volume.select(axis + 1, 10)[...] = 1  # a line in the margin, 22 pixels above or left of the field
@@ -144,7 +144,7 @@ def test_large_fields_look_like_many_small_ones():
 
 
 def spotted_stack():
-    """A thick random specimen: each plane has spots of its own."""
+    """A thick random specimen with other spots in every plane."""
     generator = np.random.default_rng(0)
     stack = np.zeros((9, 48, 40), np.uint16)
     for plane in stack:
@@ -153,7 +153,7 @@ def spotted_stack():
 
 
 def light(pair):
-    """Expected light of a pair's hazy and clear image, in the unit of the stack."""
+    """Expected intensities of the hazy and the clear image of a pair, in the unit of the stack."""
     factor = pair.parameters["gain"] * pair.parameters["quantum_efficiency"] * pair.parameters["photons_per_unit"]
     return (pair.hazy - pair.parameters["offset"]) / factor, pair.clear / factor
 
@@ -166,7 +166,7 @@ def test_planes_of_a_stack_become_clear_images_under_the_haze_of_the_others():
         hazy, clear = light(pair)
         assert hazy.shape == clear.shape == (48, 40)
         torch.testing.assert_close(clear, torch.from_numpy(plane.astype(np.float32)) - 100, rtol=1e-4, atol=1e-3)
-        assert hazy.mean() > 1.3 * clear.mean()  # haze is light on top
+        assert hazy.mean() > 1.3 * clear.mean()  # haze adds intensity
     section = pairs[0].parameters["optical_section"]
     assert OPTICS.depth_of_field / 2 < section < 2 * OPTICS.depth_of_field
 
@@ -183,10 +183,10 @@ def test_planes_out_of_the_focus_range_only_add_haze():
 
 @pytest.mark.parametrize("shape", [(5, 64, 64), (5, 128, 32), (3, 20, 150)])
 @pytest.mark.parametrize("spacing", [0.3, 1.0, 3.0])
-def test_an_even_stack_gives_as_much_light_as_it_has_planes(shape, spacing):
+def test_every_plane_of_a_uniform_stack_adds_the_same_intensity(shape, spacing):
     """
-    The missing cone: every plane adds z_step / section, the one in focus at most once, whatever the shape of the
-    field.
+    Because of the missing cone, every plane adds z_step / section, for any shape of the field. The plane in focus adds
+    at most 1.
     """
     stack = np.ones(shape, np.float32)
     camera = Camera(gain=1, offset=0, read_noise=0)
@@ -196,7 +196,7 @@ def test_an_even_stack_gives_as_much_light_as_it_has_planes(shape, spacing):
     assert light(pair)[0].mean().item() == pytest.approx(expected, rel=0.01)
 
 
-def test_the_noise_of_a_dark_stack_is_not_taken_for_haze():
+def test_the_noise_of_a_dark_stack_does_not_become_haze():
     stack = np.random.default_rng(0).normal(100, 5, (20, 64, 64))
     stack[10, 28:36, 28:36] += 1000
     hazy, clear = light(next(pairs_from_stack(stack, 0.5, OPTICS, torch.Generator().manual_seed(0), 100)))
@@ -219,7 +219,7 @@ def test_impossible_stacks_are_refused(stack, z_step, message):
         next(pairs_from_stack(stack, z_step, OPTICS, torch.Generator()))
 
 
-# What is drawn.
+# Random microscopes, cameras and specimens.
 
 
 def test_random_microscopes_are_possible_and_varied():
@@ -253,7 +253,7 @@ def test_random_cameras_do_not_saturate():
         assert camera.gain * camera.quantum_efficiency * 5000 + camera.offset <= 0.9 * camera.largest_count * 1.001
 
 
-def test_aberrated_microscopes_also_add_light_only():
+def test_haze_of_aberrated_microscopes_only_adds_intensity():
     optics = dataclasses.replace(OPTICS, numerical_aperture=1.3, sample_index=1.36, depth=10.0)
     camera = Camera(gain=1, offset=0, read_noise=0)
     for index in range(8):
@@ -263,7 +263,7 @@ def test_aberrated_microscopes_also_add_light_only():
 
 @pytest.mark.parametrize("kind", SPECIMENS)
 def test_specimens_do_not_repeat_at_the_edges(kind):
-    """Opposite edges of the grid must have no more in common than lines as far apart inside it."""
+    """Opposite edges of the grid must not be more strongly correlated than distant lines inside it."""
     edges, inside = [], []
     for seed in range(12):
         volume = SPECIMENS[kind]((5, 160, 160), 2.0, torch.Generator().manual_seed(seed)).sum(dim=0)
@@ -274,8 +274,8 @@ def test_specimens_do_not_repeat_at_the_edges(kind):
     assert edges < inside + 0.35
 
 
-def test_a_seed_gives_these_specimens():
-    """On every machine, up to rounding: figures noted when the simulator was last changed."""
+def test_a_seed_gives_the_same_specimens_on_every_machine():
+    """The expected values, up to rounding, were recorded when the simulator was last changed."""
     for index, (hazy, clear) in {0: (69.84863, 5.024906), 1: (7878.804, 490.27536)}.items():
         pair = simulate_pair(64, pair_generator(1, index))
         assert pair.hazy.mean().item() == pytest.approx(hazy, rel=1e-3)

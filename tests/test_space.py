@@ -47,7 +47,7 @@ class Space:
 
     @property
     def files(self) -> list[Path]:
-        """All that it keeps of its visitors."""
+        """All files that it keeps of its visitors."""
         return [path for path in (self.folder / "tmp").rglob("*") if path.is_file()]
 
     @property
@@ -85,7 +85,7 @@ def started(folder: Path, **environment):
 def space(tmp_path_factory):
     with started(tmp_path_factory.mktemp("space")) as running:
         yield running
-        # Whatever visitors did, no error was unforeseen; Gradio itself logs how it refuses paths.
+        # No visitor caused an unexpected error of ours. Gradio itself logs refused paths.
         assert f'File "{ROOT / "spaces"}' not in running.log, running.log
 
 
@@ -105,7 +105,7 @@ def micrograph(*leading: int, size: int = 96, seed: int = 0) -> np.ndarray:
 
 
 def dehazed(pipe, image: np.ndarray, preset: Preset, members: int | None = None, seed: int = 0):
-    """What the pipeline itself makes of an image."""
+    """The result of the pipeline itself."""
     prepared, steps, members = with_preset(pipe, preset, ensemble_size=members)
     generator = torch.Generator().manual_seed(seed)
     return prepared(image, steps, members, generator=generator, output_uncertainty=steps > 1)
@@ -132,11 +132,11 @@ def test_a_plane_of_a_stack_is_dehazed_as_by_the_pipeline(space, pipe, tmp_path)
     live = [output[8] for output in job.outputs()[:-1] if "label" in output[8]]
     assert live and all(Path(state["value"]).is_file() for state in live), "there is no live preview"
     assert "step" in live[0]["label"]
-    # A profile of that very plane, though sliders may have moved on; and not of another file.
+    # A profile of the dehazed plane, although the sliders may have moved. A profile of another file is refused.
     plot = space.client().predict(handle_file(source), [handle_file(file) for file in files], 25, api_name="/profile")
     assert plot["plot"].startswith("data:image/")
     tifffile.imwrite(tmp_path / "other.tif", image[0, 0, :50])
-    with pytest.raises(AppError, match=r"no plane|planes 1 to 1|not of this file"):
+    with pytest.raises(AppError, match=r"no plane|planes 1 to 1|belongs to another file"):
         space.client().predict(handle_file(tmp_path / "other.tif"), [handle_file(files[0])], 25, api_name="/profile")
 
 
@@ -154,7 +154,7 @@ def test_twenty_at_once_all_get_their_own_result(space, pipe, tmp_path):
     images = micrograph(number, size=64, seed=1)
     for index, image in enumerate(images):
         tifffile.imwrite(tmp_path / f"user{index:02}.tif", image)
-    clients = [space.client() for _ in range(number)]  # every one a session of its own
+    clients = [space.client() for _ in range(number)]  # each in its own session
     server = psutil.Process(space.process.pid)
     before = peak = server.memory_info().rss
 
@@ -181,7 +181,7 @@ def test_twenty_at_once_all_get_their_own_result(space, pipe, tmp_path):
         paths |= set(files)
     assert len(paths) == 2 * number
     waited = {rank for rank in ranks if rank is not None}
-    assert len(waited) >= number // 2, f"positions that were told: {sorted(waited)}"
+    assert len(waited) >= number // 2, f"reported positions: {sorted(waited)}"
     print(f"memory rose by {(peak - before) / 2**20:.0f} MB, positions {sorted(waited)}")
     assert peak - before < 500 * 2**20
 
@@ -201,7 +201,7 @@ def test_cancelling_stops_the_network_and_leaves_nothing_behind(space, pipe, tmp
     job.cancel()
     cancelled_at = time.monotonic()
     files, *_ = space.client().predict(handle_file(tmp_path / "image.tif"), api_name="/dehaze")
-    # To the end it would have taken steps / step times as long as it had.
+    # To its end, the sampling would have taken steps / step times as long.
     assert time.monotonic() - cancelled_at < (cancelled_at - started_at) * int(steps) / int(step) / 2
     np.testing.assert_array_equal(
         read_micrograph(files[0]).data,
@@ -210,7 +210,7 @@ def test_cancelling_stops_the_network_and_leaves_nothing_behind(space, pipe, tmp
 
 
 def bomb(path: Path):
-    """A TIFF of 64 × 64 pixels, whose strip unpacks to 512 MB."""
+    """A TIFF of 64 × 64 pixels whose strip unpacks to 512 MB."""
     tifffile.imwrite(path, np.zeros((64, 64), np.uint16), compression="zlib", rowsperstrip=64)
     packer = zlib.compressobj(9)
     packed = b"".join([*(packer.compress(bytes(2**20)) for _ in range(512)), packer.flush()])
@@ -224,7 +224,7 @@ def bomb(path: Path):
 
 
 def deep(path: Path):
-    """A small TIFF that says it holds 8 GiB."""
+    """A small TIFF whose header claims 8 GiB of pixels."""
     tifffile.imwrite(path, np.zeros((64, 64), np.uint16), compression="zlib", rowsperstrip=64)
     with tifffile.TiffFile(path, mode="r+b") as tif:
         tif.pages.first.tags["ImageLength"].overwrite(2**26)
@@ -252,7 +252,7 @@ def test_bad_files_get_one_sentence(space, tmp_path, name):
         space.client().predict(handle_file(tmp_path / name), api_name="/dehaze")
     assert message in str(error.value)
     assert str(space.folder) not in str(error.value) and "\n" not in str(error.value)
-    if name != "nan.tif":  # what is in the file is not the file's fault
+    if name != "nan.tif":  # this error is about the pixels, not about the file
         assert name in str(error.value)
     assert server.memory_info().rss - before < 100 * 2**20
 
@@ -266,7 +266,7 @@ def test_arguments_out_of_range_get_one_sentence(space, tmp_path):
         ("image.tif", {"members": 51}, "greater than maximum"),
         ("image.tif", {"seed": -1}, "less than minimum"),
         ("image.tif", {"preset": "best"}, "not in the list of choices"),
-        ("large.tif", {"members": 9}, "take at most 8"),
+        ("large.tif", {"members": 9}, "choose at most 8"),
     ):
         with pytest.raises((AppError, ValueError), match=message):
             space.client().predict(handle_file(tmp_path / name), **arguments, api_name="/dehaze")
@@ -285,7 +285,7 @@ def test_200_megabytes_are_refused_while_they_are_sent(space, tmp_path):
 
 
 def call(space, path: str) -> str:
-    """What the endpoint says of a file that was not uploaded but named."""
+    """The answer of the endpoint to a path on the server instead of an upload."""
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
     data = {"data": [file, 1, 1, "fast", 1, 0]}
     response = httpx.post(f"{space.url}/gradio_api/call/dehaze", json=data, timeout=60)
@@ -294,7 +294,7 @@ def call(space, path: str) -> str:
     return httpx.get(f"{space.url}/gradio_api/call/dehaze/{response.json()['event_id']}", timeout=60).text
 
 
-def test_paths_lead_nowhere(space, tmp_path):
+def test_paths_on_the_server_are_refused(space, tmp_path):
     secret = tmp_path / "secret.tif"
     tifffile.imwrite(secret, micrograph(1, size=48)[0])
     app = ROOT / "spaces" / "haze-matching" / "app.py"
@@ -307,7 +307,7 @@ def test_paths_lead_nowhere(space, tmp_path):
         assert message and len(message) < 300, (path, answer)
     for path in (secret, app, "/etc/passwd", f"{inside}/../../log", inside, space.folder / "log"):
         assert httpx.get(f"{space.url}/gradio_api/file={path}").status_code in (403, 404), path
-    # An upload stays in its folder whatever it is called.
+    # An upload stays in its folder, for any name.
     for name in ("../../evil.tif", "/tmp/evil.tif", "..\\evil.tif", "a\0b.tif"):
         body = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\nII*\0\r\n--x--\r\n'
         connection = http.client.HTTPConnection(space.url.removeprefix("http://"))
@@ -320,7 +320,7 @@ def test_paths_lead_nowhere(space, tmp_path):
         assert not list(space.folder.glob("*evil*")) and not Path("/tmp/evil.tif").exists()
 
 
-def test_simulating_and_comparing_do_what_the_package_does(space, pipe, tmp_path):
+def test_simulation_and_comparison_give_the_results_of_the_package(space, pipe, tmp_path):
     client = space.client()
     optics = Optics(1.2, 0.52, 0.488, 1.33, 0.1)
     pair = simulate_series(256, pair_generator(9, 0), optics, (2, math.inf))[0]
@@ -342,7 +342,7 @@ def test_simulating_and_comparing_do_what_the_package_does(space, pipe, tmp_path
     np.testing.assert_array_equal(lucy, richardson_lucy(image, 2, 5).prediction)
 
 
-def test_what_its_documents_show_runs(space, tmp_path, monkeypatch):
+def test_the_examples_in_its_documents_run(space, tmp_path, monkeypatch):
     folder = ROOT / "spaces" / "haze-matching"
     monkeypatch.chdir(tmp_path)
     tifffile.imwrite("cells.tif", micrograph(1, size=48)[0])
@@ -356,7 +356,7 @@ def test_what_its_documents_show_runs(space, tmp_path, monkeypatch):
         read_micrograph(path) for path in ("two_channels.ome.tif", folder / "examples/two_channels.ome.tif")
     )
     assert (made.axes, made.channel_names) == (shipped.axes, shipped.channel_names)
-    assert (made.data == shipped.data).mean() > 0.99  # rounding may change what the camera draws
+    assert (made.data == shipped.data).mean() > 0.99  # rounding may change the simulated camera noise
 
 
 def test_files_expire(tmp_path):
@@ -422,7 +422,7 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     page.wait_for_function("e => e.value === '8'", arg=members.element_handle())
     page.get_by_role("button", name="Dehaze", exact=True).click()
     page.get_by_text("Can it be trusted?").wait_for()
-    page.get_by_text("Calibrated, on average").wait_for()
+    page.get_by_text("Calibrated on average").wait_for()
     expected = dehazed(pipe, image, Preset.balanced, 8, 0)
     for name, data in (("cells_clear", expected.prediction), ("cells_clear_uncertainty", expected.uncertainty)):
         with page.expect_download() as download:
@@ -447,7 +447,7 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     )
     look("uncertainty")
 
-    # 4. Every tab; samples are flipped through, and the line of the profile is moved.
+    # 4. Open every tab, show several samples, and move the line of the profile.
     page.get_by_role("tab", name="Samples").click()
     page.locator("caption", has_text="sample 1 of 8").wait_for()
     page.locator(".thumbnail-item").nth(1).locator("visible=true").click()
@@ -463,7 +463,7 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     page.wait_for_function("([e, old]) => e.src !== old", arg=[plot.element_handle(), first])
     look("profile")
     page.get_by_role("tab", name="Haze by pinhole").click()
-    page.get_by_text("light in focus 0").first.wait_for()
+    page.get_by_text("in-focus signal 0").first.wait_for()
     page.get_by_role("button", name="Dehaze this").click()
     page.get_by_text("dB after").wait_for()
     look("pinhole")
@@ -473,7 +473,7 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     look("compare")
     assert not complaints and not outside, (complaints, outside)
 
-    # 5. An example, whose sampling is watched and cancelled.
+    # 5. Dehaze an example, watch the sampling, and cancel it.
     page.get_by_role("tab", name="Dehaze").first.click()
     page.get_by_label("Clear").first.click()
     page.get_by_text("two_channels.ome.tif").first.click()
@@ -488,7 +488,7 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     page.get_by_text("Sampling: step").wait_for(state="hidden")
     assert not complaints and not outside, (complaints, outside)
 
-    # 6. Toasts for what cannot be dehazed.
+    # 6. Files that cannot be dehazed cause error toasts.
     (tmp_path / "text.tif").write_text("no image")
     with (tmp_path / "large.tif").open("wb") as file:
         file.truncate(200 * 2**20)

@@ -1,4 +1,4 @@
-"""TIFFs that lie, TIFFs that are large, and what is written plane by plane."""
+"""TIFFs with false headers, large TIFFs, and TIFFs that are read and written plane by plane."""
 
 import re
 import struct
@@ -56,10 +56,10 @@ def test_a_huge_declared_size_takes_no_memory(tmp_path, compression):
     tracemalloc.stop()
 
 
-def test_a_bomb_of_zeros_does_not_unpack(tmp_path):
+def test_a_decompression_bomb_is_not_unpacked(tmp_path):
     path = tmp_path / "bomb.tif"
     tifffile.imwrite(path, stack(16, 16), compression="zlib")
-    bomb = zlib.compress(bytes(2**29), 9)  # half a gigabyte in half a megabyte
+    bomb = zlib.compress(bytes(2**29), 9)  # 512 MiB compressed to 0.5 MiB
     with path.open("ab") as file:
         offset = file.tell()
         file.write(bomb)
@@ -71,7 +71,7 @@ def test_a_bomb_of_zeros_does_not_unpack(tmp_path):
     tracemalloc.stop()
 
 
-def test_pages_that_follow_one_another_in_a_circle_end(tmp_path):
+def test_circular_chains_of_pages_are_refused(tmp_path):
     path = tmp_path / "circle.tif"
     tifffile.imwrite(path, stack(3, 16, 16), photometric="minisblack", metadata=None)
     with tifffile.TiffFile(path) as tif:
@@ -85,7 +85,7 @@ def test_pages_that_follow_one_another_in_a_circle_end(tmp_path):
 
 
 @pytest.mark.parametrize("count", ["SizeZ", "PlaneCount", "IFD"])
-def test_ome_xml_that_claims_planes_beyond_reason(tmp_path, count):
+def test_ome_xml_that_claims_billions_of_planes_is_refused(tmp_path, count):
     path = tmp_path / "many.ome.tif"
     write_ome_tiff(path, Micrograph(stack(2, 16, 16), "ZYX"))
     described = tifffile.tiffcomment(path)
@@ -93,7 +93,7 @@ def test_ome_xml_that_claims_planes_beyond_reason(tmp_path, count):
     assert "claims to hold 4e+09 planes" in refusal(path)
 
 
-def test_imagej_description_that_claims_planes_beyond_reason(tmp_path):
+def test_an_imagej_description_that_claims_billions_of_planes_is_refused(tmp_path):
     path = tmp_path / "many.tif"
     tifffile.imwrite(path, stack(2, 16, 16), imagej=True)
     tifffile.tiffcomment(path, tifffile.tiffcomment(path).replace("images=2", "images=4000000000"))
@@ -115,7 +115,7 @@ def test_micromanager_index_that_claims_planes_beyond_reason(tmp_path):
 @pytest.mark.parametrize(
     "name", ["../../secret.tif", "/etc/secret.tif", "..\\secret.tif", "C:\\secret.tif", "..", "&#46;&#46;/secret.tif"]
 )
-def test_companion_files_are_looked_for_in_the_same_folder_only(tmp_path, name):
+def test_companion_files_outside_the_folder_are_refused(tmp_path, name):
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     tifffile.imwrite(tmp_path / "secret.tif", stack(16, 16))
@@ -128,7 +128,7 @@ def test_companion_files_are_looked_for_in_the_same_folder_only(tmp_path, name):
     assert "outside of its own folder" in refusal(path)
 
 
-def test_entities_of_ome_xml_do_not_expand(tmp_path):
+def test_entities_of_ome_xml_are_not_expanded(tmp_path):
     path = tmp_path / "laughs.ome.tif"
     tifffile.imwrite(path, stack(16, 16), ome=True)
     entities = '<!ENTITY a "ha">' + "".join(
@@ -142,7 +142,7 @@ def test_entities_of_ome_xml_do_not_expand(tmp_path):
     refusal(path)
 
 
-def test_metadata_that_is_no_text(tmp_path):
+def test_metadata_that_are_not_valid_text_are_ignored(tmp_path):
     path = tmp_path / "latin.tif"
     tifffile.imwrite(path, stack(16, 16), description=b"caf\xe9 \xff\xfe", metadata=None)
     np.testing.assert_array_equal(read_micrograph(path).data, stack(16, 16))
@@ -157,7 +157,7 @@ def test_metadata_that_is_no_text(tmp_path):
         {"imagej": True, "metadata": {"axes": "ZYX"}},
     ],
 )
-def test_planes_are_read_when_asked_for(tmp_path, options):
+def test_planes_are_read_when_accessed(tmp_path, options):
     path, data = tmp_path / "stack.tif", stack(40, 64, 64)
     tifffile.imwrite(path, data, photometric="minisblack", **options)
     with open_micrograph(path) as micrograph:

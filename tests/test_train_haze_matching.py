@@ -1,4 +1,4 @@
-"""The training script, launched as a user launches it where that matters."""
+"""The training scripts. Where the launcher matters, they are launched as a user launches them."""
 
 import json
 import random
@@ -46,13 +46,12 @@ def pairs(tmp_path_factory):
 
 
 def script_with_arguments(pairs, output, *arguments, script="train_haze_matching.py"):
-    return [
-        ROOT / "training" / script,
-        *(() if {"--simulate", "--dataset_name"} & set(arguments) else ("--train_data_dir", pairs)),
-        *(() if {"--init_from", "--model_config_name_or_path"} & set(arguments) else ("--model_config_name_or_path",
-        pairs / "network")),
-        "--output_dir", output, "--resolution", 32, "--lr_warmup_steps", 2, *arguments,
-    ]  # fmt: skip
+    given = set(arguments)
+    data = () if {"--simulate", "--dataset_name"} & given else ("--train_data_dir", pairs)
+    has_network = {"--init_from", "--model_config_name_or_path"} & given
+    network = () if has_network else ("--model_config_name_or_path", pairs / "network")
+    common = ("--output_dir", output, "--resolution", 32, "--lr_warmup_steps", 2)
+    return [ROOT / "training" / script, *data, *network, *common, *arguments]
 
 
 def command(pairs, output, *arguments, processes=1, config=None):
@@ -78,7 +77,7 @@ def without_tracker(arguments):
 
 
 def launch(pairs, output, *arguments, environment=ENVIRONMENT, **options):
-    """Train by `accelerate launch`."""
+    """Train with `accelerate launch`."""
     parts = [str(part) for part in command(pairs, output, *without_tracker(arguments), **options)]
     result = subprocess.run(parts, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -108,7 +107,7 @@ def logged(folder, name):
 
 @pytest.fixture(scope="module")
 def dataset(pairs, tmp_path_factory):
-    """The pairs as a dataset with the splits train and validation, as `haze-pipeline dataset` writes it."""
+    """The pairs as a dataset with the splits train and validation, as written by `haze-pipeline dataset`."""
     folder = tmp_path_factory.mktemp("dataset")
     rows = build_dataset((pair_row(**vars(pair)) for pair in pairs_from_folder(pairs)), folder / "rows.arrow")
     splits = datasets.DatasetDict({"train": rows.select(range(4)), "validation": rows.select(range(4, 6))})
@@ -116,12 +115,12 @@ def dataset(pairs, tmp_path_factory):
     return folder / "pairs"
 
 
-def test_training_makes_a_pipeline_that_explains_itself_and_has_learned(pairs, tmp_path):
+def test_training_learns_and_writes_a_pipeline_with_config_log_and_card(pairs, tmp_path):
     launch(
-        pairs, tmp_path, "--train_batch_size", 8, "--max_train_steps", 120, "--learning_rate", "3e-3", "--ema_decay",
-        0.9,
+        pairs, tmp_path, "--train_batch_size", 8, "--max_train_steps", 120,
+        "--learning_rate", "3e-3", "--ema_decay", 0.9, "--posterior_mean_share", 0.2,
         "--validation_data_dir", pairs, "--validation_steps", 60, "--checkpointing_steps", 60,
-        "--report_to", "tensorboard", "--posterior_mean_share", 0.2,
+        "--report_to", "tensorboard",
     )  # fmt: skip
     pipe = HazeMatchingPipeline.from_pretrained(tmp_path)
     assert pipe.config.normalization == "image" and pipe.config.training_patch_size == 32
@@ -134,7 +133,8 @@ def test_training_makes_a_pipeline_that_explains_itself_and_has_learned(pairs, t
     assert len(losses) == 120
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
 
-    # The scores of both validations in the tracker, in the log and, with the command but no folders, in the card.
+    # The scores of both validations are in the tracker, the log and the card. The card also has the command, without
+    # the folders of the user.
     log = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [60, 120]
     assert logged(tmp_path, "validation_psnr") == pytest.approx([row["validation_psnr"] for row in log])
@@ -151,8 +151,8 @@ def test_training_makes_a_pipeline_that_explains_itself_and_has_learned(pairs, t
 
 def kill(parts, moment):
     """
-    Start a training and kill it and all of its processes as soon as `moment()` is true, or return `False` if it ended
-    before.
+    Start a training. As soon as `moment()` is true, kill it with all its processes and return `True`. Return `False`
+    if it ended before.
     """
     process = subprocess.Popen(
         [str(part) for part in parts], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -171,12 +171,11 @@ def kill(parts, moment):
 
 def test_a_training_killed_while_it_writes_a_checkpoint_resumes_to_the_same_weights(pairs, tmp_path):
     arguments = [
-        "--train_batch_size", 4, "--max_train_steps", 8, "--checkpointing_steps", 3, "--gradient_accumulation_steps",
-        2,
-        "--validation_data_dir", pairs, "--validation_steps", 4, "--report_to", "none",
+        "--train_batch_size", 4, "--gradient_accumulation_steps", 2, "--max_train_steps", 8,
+        "--checkpointing_steps", 3, "--validation_data_dir", pairs, "--validation_steps", 4, "--report_to", "none",
     ]  # fmt: skip
     train(pairs, tmp_path / "whole", *arguments)
-    for attempt in range(5):  # a busy machine may finish the writing before the kill
+    for attempt in range(5):  # on a busy machine, the writing may end before the kill
         killed = tmp_path / f"killed-{attempt}"
         incomplete = killed / "incomplete-checkpoint-6"
         assert kill(command(pairs, killed, *arguments), incomplete.exists)
@@ -236,13 +235,13 @@ def test_only_the_same_training_is_resumed(pairs, tmp_path):
 
 
 def test_a_packed_network_for_means_without_noise_is_trained_in_pieces(pairs, tmp_path):
-    """In pieces of a moment each, as on a machine that is lent in slices, and then fine-tuned without the flags."""
+    """Train in several short runs, as on a machine with a time limit, then fine-tune without the flags."""
     config = {**tiny_unet().config, "in_channels": 8, "out_channels": 4}
     UNet2DModel.from_config(config).save_config(tmp_path / "network")
     arguments = [
         "--model_config_name_or_path", tmp_path / "network", "--pixel_packing", 2, "--zero_state_share", 0.7,
-        "--balanced_loss",
-        "--mean_error_weight", 0.5, "--train_batch_size", 2, "--max_train_steps", 6, "--noise_corner_frequency", 0.2,
+        "--balanced_loss", "--mean_error_weight", 0.5, "--noise_corner_frequency", 0.2,
+        "--train_batch_size", 2, "--max_train_steps", 6,
     ]  # fmt: skip
     train(pairs, tmp_path / "whole", *arguments)
     pieces = tmp_path / "pieces"
@@ -308,7 +307,7 @@ def test_accelerate_reads_the_configurations(path):
     assert launchers.get(path.stem, args.multi_gpu)
 
 
-def test_a_dataset_trains_as_the_folder_it_was_made_of(pairs, dataset, tmp_path):
+def test_a_dataset_trains_like_the_folder_it_was_made_from(pairs, dataset, tmp_path):
     few = tmp_path / "few"
     for kind in ("hazy", "clear"):
         (few / kind).mkdir(parents=True)
@@ -329,14 +328,12 @@ def test_a_dataset_trains_as_the_folder_it_was_made_of(pairs, dataset, tmp_path)
     for name, result in (("dataset", dataset_result), ("hazematching", published_result)):
         found = weights(tmp_path / name)
         assert all(torch.equal(expected[key], found[key]) for key in expected)
-        assert "validation: 2 pairs" in result.stderr  # its own split
+        assert "validation: 2 pairs" in result.stderr  # the split of the dataset
 
 
-def test_a_dry_run_says_what_a_training_takes_and_leaves_nothing(pairs, tmp_path):
-    result = train(
-        pairs, tmp_path / "run", "--dry_run", "--train_batch_size", 2, "--max_train_steps", 5000,
-        "--validation_data_dir", pairs
-    )  # fmt: skip
+def test_a_dry_run_estimates_the_training_time_and_writes_nothing(pairs, tmp_path):
+    arguments = ("--dry_run", "--train_batch_size", 2, "--max_train_steps", 5000, "--validation_data_dir", pairs)
+    result = train(pairs, tmp_path / "run", *arguments)
     step, validation, hours = map(
         float, re.search(r"works; (.*) s per step and (.*) s per val.* make (.*) hours", result.stderr).groups()
     )
@@ -346,8 +343,14 @@ def test_a_dry_run_says_what_a_training_takes_and_leaves_nothing(pairs, tmp_path
 
 def test_a_trained_pipeline_goes_to_the_hub_in_one_commit(pairs, tmp_path):
     with hub_double() as hub:
-        environment = {**ENVIRONMENT, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_test",
-                       "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}  # fmt: skip
+        environment = {
+            **ENVIRONMENT,
+            "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": "hf_test",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"),
+        }
         steps = ["--train_batch_size", 2, "--max_train_steps", 2]
         push = ["--push_to_hub", "--hub_model_id", "lab/microscope", "--hub_private_repo"]
         launch(pairs, tmp_path / "run", *steps, *push, environment=environment)
@@ -356,17 +359,18 @@ def test_a_trained_pipeline_goes_to_the_hub_in_one_commit(pairs, tmp_path):
         assert {"model_index.json", "README.md", "unet/diffusion_pytorch_model.safetensors"} <= set(files)
         assert not any("checkpoint" in name or "logs" in name for name in files)
         assert b'from_pretrained("lab/microscope")' in files["README.md"]
-        # And back, to go on from.
+        # A fine-tuning starts from the pushed pipeline.
         tuned = ["--init_from", "lab/microscope", *steps, "--learning_rate", 0]
         launch(pairs, tmp_path / "tuned", *tuned, environment=environment)
     first, second = weights(tmp_path / "run"), weights(tmp_path / "tuned")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_regression_baseline_learns_resumes_and_is_no_flow(pairs, tmp_path):
-    arguments = ["--train_batch_size", 4, "--max_train_steps", 40, "--checkpointing_steps", 20, "--learning_rate",
-        "3e-3",
-                 "--ema_decay", 0.9, "--validation_data_dir", pairs, "--validation_steps", 20]  # fmt: skip
+def test_the_regression_baseline_learns_resumes_and_does_not_load_as_a_flow(pairs, tmp_path):
+    arguments = [
+        "--train_batch_size", 4, "--max_train_steps", 40, "--learning_rate", "3e-3", "--ema_decay", 0.9,
+        "--checkpointing_steps", 20, "--validation_data_dir", pairs, "--validation_steps", 20,
+    ]  # fmt: skip
     result = train(pairs, tmp_path / "whole", *arguments, script="train_regression.py")
     losses = [json.loads(line[line.index("{") :])["loss"] for line in result.stderr.splitlines() if '"loss"' in line]
     assert len(losses) == 2 and losses[1] < losses[0]
@@ -381,7 +385,7 @@ def test_the_regression_baseline_learns_resumes_and_is_no_flow(pairs, tmp_path):
         HazeMatchingPipeline.from_pretrained(tmp_path / "whole")
 
 
-def test_the_loss_is_that_of_the_flags(pairs, tmp_path):
+def test_the_loss_follows_the_flags(pairs, tmp_path):
     tiny = HazeMatchingPipeline(
         tiny_unet(), FlowMatchODEScheduler(), target_mean=0.4, target_std=1.2, noise_corner_frequency=0.2
     )
@@ -392,8 +396,8 @@ def test_the_loss_is_that_of_the_flags(pairs, tmp_path):
         output = tmp_path / f"{weight}"
         train(
             pairs, output, "--init_from", tmp_path / "tiny", *flags, "--train_batch_size", 4, "--max_train_steps", 1,
-            "--weakened_haze", share, "--added_haze", share, "--mean_error_weight", weight, "--report_to",
-            "tensorboard",
+            "--weakened_haze", share, "--added_haze", share, "--mean_error_weight", weight,
+            "--report_to", "tensorboard",
         )  # fmt: skip
         examples = TrainingExamples(
             fields, 32, posterior_mean_share=0.3, t_sampling="uniform", seed=5, length=4,
@@ -411,18 +415,8 @@ def test_the_loss_is_that_of_the_flags(pairs, tmp_path):
 
 
 def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
-    train(
-        pairs,
-        tmp_path,
-        "--normalization",
-        "fixed",
-        "--mixed_precision",
-        "bf16",
-        "--train_batch_size",
-        2,
-        "--max_train_steps",
-        2,
-    )
+    arguments = ("--normalization", "fixed", "--mixed_precision", "bf16")
+    train(pairs, tmp_path, *arguments, "--train_batch_size", 2, "--max_train_steps", 2)
     config = HazeMatchingPipeline.from_pretrained(tmp_path).config
     hazy = np.concatenate([tifffile.imread(path).ravel() for path in sorted((pairs / "hazy").glob("*.tif"))])
     assert config.normalization == "fixed"
@@ -453,7 +447,7 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
         ),
     ],
 )
-def test_impossible_trainings_say_why(pairs, tmp_path, arguments, message):
+def test_impossible_trainings_are_explained(pairs, tmp_path, arguments, message):
     if "NETWORK" in arguments:
         network = {**tiny_unet().config, "in_channels": 3}
         UNet2DModel.from_config(network).save_config(tmp_path / "network")
@@ -464,36 +458,19 @@ def test_impossible_trainings_say_why(pairs, tmp_path, arguments, message):
 
 def test_simulated_training_resumes_at_the_same_examples(pairs, tmp_path):
     common = (
-        "--simulate",
-        "--simulation_size",
-        48,
-        "--patches_per_field",
-        8,
-        "--train_batch_size",
-        4,
-        "--checkpointing_steps",
-        3,
-    )
-    train(pairs, tmp_path / "whole", *common, "--max_train_steps", 6, "--lr_scheduler", "constant")
-    train(pairs, tmp_path / "parts", *common, "--max_train_steps", 3, "--lr_scheduler", "constant")
-    train(
-        pairs,
-        tmp_path / "parts",
-        *common,
-        "--max_train_steps",
-        6,
-        "--lr_scheduler",
-        "constant",
-        "--resume_from_checkpoint",
-        "latest",
-    )
+        "--simulate", "--simulation_size", 48, "--patches_per_field", 8, "--train_batch_size", 4,
+        "--checkpointing_steps", 3, "--lr_scheduler", "constant",
+    )  # fmt: skip
+    train(pairs, tmp_path / "whole", *common, "--max_train_steps", 6)
+    train(pairs, tmp_path / "parts", *common, "--max_train_steps", 3)
+    train(pairs, tmp_path / "parts", *common, "--max_train_steps", 6, "--resume_from_checkpoint", "latest")
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     result = train(pairs, tmp_path, "--simulate", "--train_data_dir", pairs, "--max_train_steps", 1, check=False)
     assert result.returncode != 0 and "one of --train_data_dir, --dataset_name and --simulate" in result.stderr
 
 
-def test_fine_tuning_starts_from_a_checkpoint_with_its_units_and_noise(pairs, tmp_path):
+def test_fine_tuning_keeps_the_units_and_the_noise_of_its_checkpoint(pairs, tmp_path):
     noise = ("--noise_corner_frequency", 0.2)
     train(pairs, tmp_path / "first", "--train_batch_size", 4, "--max_train_steps", 3, *noise)
     first = HazeMatchingPipeline.from_pretrained(tmp_path / "first")

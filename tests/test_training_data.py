@@ -14,8 +14,8 @@ from haze_pipeline.data.hub_datasets import build_dataset, pair_row, save_datase
 from haze_pipeline.data.training_data import load_training_data
 
 
-def test_a_dataset_that_was_made_anew_is_read_anew(tmp_path):
-    # `datasets` caches folders by name, card and size, none of which tells these two apart.
+def test_a_rewritten_dataset_is_not_read_from_the_cache(tmp_path):
+    # `datasets` caches folders by name, card and size, which are the same for both datasets.
     folder = tmp_path / "pairs"
     for value in (1, 2):
         plane = np.full((8, 8), value, np.uint16)

@@ -1,4 +1,4 @@
-"""What trainings keep in their folder, and take from it; whole trainings are killed in test_train_haze_matching.py."""
+"""Files in the folder of a training. For trainings that are killed and resumed, see test_train_haze_matching.py."""
 
 import json
 
@@ -24,7 +24,7 @@ def make_checkpoint(folder, step, **facts):
     (folder / f"checkpoint-{step}" / "facts.json").write_text(json.dumps(facts))
 
 
-def test_what_a_kill_leaves_half_written_is_cleared_away(tmp_path):
+def test_incomplete_files_of_a_killed_training_are_removed(tmp_path):
     make_checkpoint(tmp_path, 3)
     for name in ("incomplete-checkpoint-6", "incomplete-deleted-best"):
         (tmp_path / name).mkdir()
@@ -36,15 +36,15 @@ def test_what_a_kill_leaves_half_written_is_cleared_away(tmp_path):
         start_output(tmp_path, resume=False)
     assert sorted(tmp_path.rglob("*")) == before  # it may belong to a training that is still running
     start_output(tmp_path, resume=True)
-    # The best of before is back: the kill fell between its going and the coming of the next.
+    # The previous `best` is restored, because the kill came between its removal and the arrival of the next one.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoint-3", "training_log.jsonl"]
 
 
-def test_what_does_not_belong_together_is_not_resumed(accelerator, tmp_path):
+def test_only_matching_checkpoints_are_resumed(accelerator, tmp_path):
     ema = EMAModel(tiny_unet().parameters())
     make_checkpoint(tmp_path, 10, seed=1, rate=0.1)
     make_checkpoint(tmp_path, 20, seed=1, rate=0.1)
-    (tmp_path / "checkpoint-30").mkdir()  # without facts: not one of ours
+    (tmp_path / "checkpoint-30").mkdir()  # without facts, so not of this script
     for name, facts, steps, error, message in (
         (
             "checkpoint-10",
@@ -64,7 +64,7 @@ def test_what_does_not_belong_together_is_not_resumed(accelerator, tmp_path):
             resume(accelerator, ema, tmp_path, name, facts, steps)
 
 
-def test_a_compiled_network_has_its_averaged_weights_stored_under_their_usual_names(accelerator):
+def test_averaged_weights_of_a_compiled_network_keep_their_usual_names(accelerator):
     unet = tiny_unet()
     ema = EMAModel(unet.parameters())
     with torch.no_grad():
@@ -75,11 +75,11 @@ def test_a_compiled_network_has_its_averaged_weights_stored_under_their_usual_na
     assert all(torch.equal(expected[name], averaged[name]) for name in expected)
 
 
-def test_a_trained_pipeline_replaces_that_of_an_earlier_training_and_nothing_else(tmp_path):
+def test_a_trained_pipeline_replaces_only_that_of_an_earlier_training(tmp_path):
     make_checkpoint(tmp_path, 3)
     for seed in (0, 1):
         pipeline = HazeMatchingPipeline(tiny_unet(seed), FlowMatchODEScheduler())
-        (tmp_path / "incomplete-pipeline").mkdir()  # of a kill
+        (tmp_path / "incomplete-pipeline").mkdir()  # as after a kill
         save_trained(pipeline, tmp_path, {"training.json": f"{seed}"})
     assert not list(tmp_path.glob("incomplete-*")) and (tmp_path / "checkpoint-3" / "facts.json").is_file()
     assert (tmp_path / "training.json").read_text() == "1"

@@ -7,13 +7,13 @@ from scipy import ndimage
 from haze_pipeline.sampling.uncertainty import local_intensity, predicted_std
 
 
-def test_a_line_never_promises_less_than_averaging_leaves():
+def test_the_standard_deviation_by_a_line_is_at_least_that_of_the_mean_of_the_members():
     spread = torch.tensor([0.0, 1, 2])
     np.testing.assert_allclose(predicted_std(spread, 4, 1.5, 0.25), np.hypot([0.25, 1.75, 3.25], [0, 0.5, 1]))
     np.testing.assert_allclose(predicted_std(spread, 4, 1.5, -5), [0, 0.5, 1])
 
 
-def test_beyond_its_knots_a_curve_neither_promises_more_nor_stops_warning():
+def test_a_curve_is_constant_below_its_first_knot_and_proportional_above_its_last():
     curve = {"light_weight": 0.5, "predictor": [0.1, 1.0], "deviation": [0.2, 0.8]}
     spread, intensity = np.array([0.01, 0.1, 0.4, 1, 4, 0]), np.array([0.01, 0.1, 0.4, 1, 100, 0])
     own = [0.2, 0.2, 0.2 * 4 ** np.log10(4), 0.8, 0.8 * 20, 0.2]

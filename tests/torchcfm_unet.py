@@ -10,11 +10,11 @@ import torch
 
 
 def _import_unet_model():
-    """torchcfm's `UNetModel`, without what the rest of torchcfm imports (optimal transport, torchdyn, torchvision)."""
+    """torchcfm's `UNetModel`, without the other imports of torchcfm (optimal transport, torchdyn, torchvision)."""
     spec = importlib.util.find_spec("torchcfm")
     if spec is None:
         pytest.skip("parity with the official network needs torchcfm (`pip install --no-deps torchcfm`)")
-    # A package of that name whose __init__ is not run; taken away again, so that nobody else meets the empty one.
+    # An empty package stands in for torchcfm, so that its __init__ is not run. It is removed again afterwards.
     package = types.ModuleType("torchcfm")
     package.__path__ = list(spec.submodule_search_locations)
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torchcfm"}
@@ -31,13 +31,14 @@ def _import_unet_model():
 
 def reference_unet(patch_size: int = 128, seed: int = 0, **overrides) -> torch.nn.Module:
     """
-    HazeMatching's torchcfm network; called as `model(t, x)` with `x` `[B, 2, h, w]`, skips where torchcfm is missing.
+    HazeMatching's torchcfm network, called as `model(t, x)` with `x` `[B, 2, h, w]`. Skips the test if torchcfm is not
+    installed.
 
     Args:
         patch_size (`int`): 128, or 64 for the network of the neuron data.
-        seed (`int`): Seed of the weights. All are drawn, also the convolutions that a training starts from zero:
-            a network of zeros would agree with anything.
-        overrides: Arguments of `UNetModel` to set otherwise.
+        seed (`int`): Seed of the weights. All are random, also the convolutions that a training would initialise with
+            zeros, because a network of zeros would agree with any other.
+        overrides: Arguments of `UNetModel` with other values.
     """
     arguments = {
         "image_size": patch_size,
@@ -55,8 +56,8 @@ def reference_unet(patch_size: int = 128, seed: int = 0, **overrides) -> torch.n
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                # Keeps the signal's size; the embedding of t is magnified, or t in [0, 1] would hardly change the
-                # output.
+                # Keeps the variance of the signal. The embedding of t is amplified, because t in [0, 1] would
+                # otherwise hardly change the output.
                 gain = 4 if name.startswith("time_embed") else 1
                 parameter.copy_(gain * noise / parameter[0].numel() ** 0.5)
             else:  # 1-D weights are the scales of normalisations

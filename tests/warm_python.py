@@ -1,9 +1,8 @@
 """
-Scripts run one after the other, each in a process of its own that has imported torch, diffusers and accelerate
-already.
+Run scripts one after the other, each in its own process that has already imported torch, diffusers and accelerate.
 
-These imports take several times as long as a training of some steps. A server that has made them, and nothing else,
-forks for every script. What it does not show is the launcher: see `accelerate launch` in test_train_haze_matching.py.
+These imports take several times as long as a training of a few steps. A server makes only these imports and forks for
+every script. This does not test the launcher; for `accelerate launch`, see test_train_haze_matching.py.
 """
 
 import gc
@@ -17,8 +16,8 @@ from functools import cache
 from pathlib import Path
 
 
-# One thread per process, or sums come in another order. No GPUs; it is the configuration that must keep accelerate on
-# the CPU, not the environment.
+# One thread per process, because the order of sums depends on the number of threads. No GPUs. Variables of accelerate
+# are removed, because the configuration, not the environment, must keep it on the CPU.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
@@ -53,7 +52,7 @@ def _server(environment: tuple[tuple[str, str], ...]) -> subprocess.Popen:
 
 
 def serve():
-    """Fork for every line on the standard input, and answer with the exit code."""
+    """Fork for every line of standard input, and answer with the exit code."""
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import diffusers.pipelines.pipeline_utils  # noqa: F401

@@ -1,1 +1,1 @@
-"""How good results are: metrics, baselines, figures, reports."""
+"""Quality of results: metrics, baselines, figures and reports."""

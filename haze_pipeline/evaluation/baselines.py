@@ -1,8 +1,9 @@
 """
-What people use today against haze, in the call style of the pipelines: `rolling_ball(image, radius=30).prediction`.
+Classical methods against haze, called like the pipelines: `rolling_ball(image, radius=30).prediction`.
 
-scikit-image computes; the point-spread function (PSF) comes from our optics. Predictions are in the counts of the
-input; Wiener keeps its background, the others take it off. None of these methods says how far to believe it.
+Most of the computation is done by scikit-image; the point-spread function (PSF) comes from our optics. Predictions are
+in the counts of the input. Wiener deconvolution keeps the background; the other methods subtract it. None of these
+methods estimates its uncertainty.
 """
 
 from collections.abc import Callable
@@ -20,11 +21,11 @@ from haze_pipeline.simulation.optics import Optics, otf_to_psf, widefield_otf
 
 def rolling_ball(image: np.ndarray, radius: float = 50.0) -> HazeMatchingOutput:
     """
-    Subtract the background that a ball rolls on (Sternberg 1983, doi 10.1109/MC.1983.1654163).
+    Subtract a rolling-ball background (Sternberg 1983, doi 10.1109/MC.1983.1654163).
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
-        radius (`float`, defaults to `50.0`): Of the ball, pixels and counts alike.
+        radius (`float`, defaults to `50.0`): Radius of the ball, in pixels and, along the intensity axis, in counts.
     """
     from skimage.restoration import rolling_ball
 
@@ -33,27 +34,27 @@ def rolling_ball(image: np.ndarray, radius: float = 50.0) -> HazeMatchingOutput:
 
 def white_tophat(image: np.ndarray, radius: int = 15) -> HazeMatchingOutput:
     """
-    Subtract the morphological opening with a disk: all that is wider than it.
+    Subtract the morphological opening with a disk, so that only structure narrower than the disk remains.
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
-        radius (`int`, defaults to `15`): Of the disk, pixels.
+        radius (`int`, defaults to `15`): Radius of the disk in pixels.
     """
     from skimage.morphology import disk, white_tophat
 
-    # A disk made of small elements, or its cost would rise with the square of the radius.
+    # Large disks are composed of small elements: the cost of one full disk rises with the square of the radius.
     footprint = disk(radius, decomposition="sequence" if radius > 4 else None)
     return _for_each_plane(image, lambda plane: white_tophat(plane, footprint))
 
 
 def difference_of_gaussians(image: np.ndarray, low_sigma: float = 1.0, high_sigma: float = 10.0) -> HazeMatchingOutput:
     """
-    Keep structure between two widths.
+    Keep structure whose width lies between those of two Gaussians.
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
-        low_sigma (`float`, defaults to `1.0`): Deviation of the Gaussian against noise, pixels.
-        high_sigma (`float`, defaults to `10.0`): Deviation of the Gaussian that is taken for haze, pixels.
+        low_sigma (`float`, defaults to `1.0`): Standard deviation in pixels of the Gaussian that suppresses noise.
+        high_sigma (`float`, defaults to `10.0`): Standard deviation in pixels of the Gaussian that estimates the haze.
     """
     from skimage.filters import difference_of_gaussians
 
@@ -62,19 +63,19 @@ def difference_of_gaussians(image: np.ndarray, low_sigma: float = 1.0, high_sigm
 
 def wiener(image: np.ndarray, airy_radius: float = 3.0, balance: float = 0.01) -> HazeMatchingOutput:
     """
-    Wiener deconvolution with the widefield PSF in focus.
+    Wiener deconvolution with the in-focus widefield PSF.
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
-        airy_radius (`float`, defaults to `3.0`): 0.61 emission / NA in pixels.
-        balance (`float`, defaults to `0.01`): Weight of smoothness against the data.
+        airy_radius (`float`, defaults to `3.0`): Airy radius in pixels, 0.61 · emission wavelength / NA.
+        balance (`float`, defaults to `0.01`): Weight of smoothness relative to the data.
     """
     from skimage.restoration import wiener
 
     psf = widefield_psf(airy_radius)
 
     def deconvolve(plane):
-        margin = len(psf)  # the filter is periodic
+        margin = len(psf)  # the filter treats the image as periodic
         padded = np.pad(plane, margin, mode="symmetric")
         return wiener(padded, psf, balance, clip=False)[margin:-margin, margin:-margin]
 
@@ -83,13 +84,14 @@ def wiener(image: np.ndarray, airy_radius: float = 3.0, balance: float = 0.01) -
 
 def richardson_lucy(image: np.ndarray, airy_radius: float = 3.0, num_iter: int = 20) -> HazeMatchingOutput:
     """
-    Richardson–Lucy deconvolution (Richardson 1972, Lucy 1974) with the widefield PSF in focus, above the plane's
-    minimum. Against haze, take a rolling ball first: `richardson_lucy(rolling_ball(image, 12).prediction)`.
+    Richardson–Lucy deconvolution (Richardson 1972, Lucy 1974) with the in-focus widefield PSF. The minimum of each
+    plane is subtracted first. For hazy images, subtract a rolling-ball background before:
+    `richardson_lucy(rolling_ball(image, 12).prediction)`.
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
-        airy_radius (`float`, defaults to `3.0`): 0.61 emission / NA in pixels.
-        num_iter (`int`, defaults to `20`): Iterations; more are sharper and noisier.
+        airy_radius (`float`, defaults to `3.0`): Airy radius in pixels, 0.61 · emission wavelength / NA.
+        num_iter (`int`, defaults to `20`): Number of iterations. More iterations give a sharper and noisier result.
     """
     from skimage.restoration import richardson_lucy
 
@@ -97,7 +99,7 @@ def richardson_lucy(image: np.ndarray, airy_radius: float = 3.0, num_iter: int =
 
     def deconvolve(plane):
         margin = len(psf)
-        padded = np.pad(plane - plane.min(), margin, mode="symmetric").astype(np.float32)  # as good, and twice as fast
+        padded = np.pad(plane - plane.min(), margin, mode="symmetric").astype(np.float32)  # as good, twice as fast
         result = richardson_lucy(padded, psf, num_iter, clip=False, filter_epsilon=1e-6 * padded.max())
         return result[margin:-margin, margin:-margin]
 
@@ -112,17 +114,20 @@ def richardson_lucy_gradient_consensus(
     max_iter: int = 50,
 ) -> HazeMatchingOutput:
     """
-    Richardson–Lucy deconvolution that stops by itself (Manton 2023, github.com/jdmanton/rlgc): the electrons are split
-    into halves, and a pixel is updated only where both halves agree on the direction.
+    Richardson–Lucy deconvolution that stops by itself (Manton 2023, github.com/jdmanton/rlgc). The detected electrons
+    are split at random into two halves, and a pixel is updated only where both halves agree on the direction.
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
-        airy_radius (`float`, defaults to `3.0`): 0.61 emission / NA in pixels.
+        airy_radius (`float`, defaults to `3.0`): Airy radius in pixels, 0.61 · emission wavelength / NA.
         gain (`float`, *optional*):
-            Counts of an electron. If omitted, 1, or such that the plane spans 1,000 electrons where it spans few
-            counts.
-        offset (`float`, *optional*): Counts without light; the plane's minimum if omitted.
-        max_iter (`int`, defaults to `50`): At most so many iterations.
+            Counts per electron. If omitted, it is 1. For planes that span fewer than 100 counts, it is then chosen so
+            that the plane spans 1,000 electrons.
+        offset (`float`, *optional*): Camera counts in the dark. If omitted, the minimum of each plane.
+        max_iter (`int`, defaults to `50`): Largest number of iterations.
+
+    Raises:
+        `ValueError`: If `gain` is not positive.
     """
     if gain is not None and not gain > 0:
         raise ValueError(f"`gain` must be positive, got {gain}.")
@@ -133,7 +138,7 @@ def richardson_lucy_gradient_consensus(
         counts = np.clip(plane - (plane.min() if offset is None else offset), 0, None)
         unit = gain or (1.0 if counts.max() >= 100 else max(counts.max(), 1e-9) / 1000)
         electrons = np.pad(counts / unit, margin, mode="symmetric").round().astype(np.int64)
-        otf = np.fft.rfft2(np.fft.ifftshift(_centred(psf, electrons.shape)))  # of an even PSF, and so real
+        otf = np.fft.rfft2(np.fft.ifftshift(_centred(psf, electrons.shape)))  # real, since the PSF is even
 
         def blur(field):
             return np.fft.irfft2(np.fft.rfft2(field) * otf.real, s=electrons.shape)
@@ -168,15 +173,15 @@ def richardson_lucy_gradient_consensus(
 
 def dark_sectioning(image: np.ndarray, airy_radius: float = 4.0, passes: int = 1) -> HazeMatchingOutput:
     """
-    Dark sectioning (Cao et al. 2025, github.com/Cao-ruijie/Dark-sectioning): the dark channel of the low frequencies
-    tells the haze, as it tells that of photographs of landscapes (He, Sun & Tang 2011).
+    Dark sectioning (Cao et al. 2025, github.com/Cao-ruijie/Dark-sectioning). It estimates haze from the dark channel
+    of the low spatial frequencies, as is done for photographs of landscapes (He, Sun & Tang 2011).
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
-        airy_radius (`float`, defaults to `4.0`): 0.61 emission / NA in pixels.
-        passes (`int`, defaults to `1`): 1 for the method's "medium" haze, 2 for its "severe".
+        airy_radius (`float`, defaults to `4.0`): Airy radius in pixels, 0.61 · emission wavelength / NA.
+        passes (`int`, defaults to `1`): 1 for haze that the method calls "medium", 2 for "severe" haze.
     """
-    block = max(2, round(2 * airy_radius))  # px, where the method's low-passed Airy pattern has fallen to a hundredth
+    block = max(2, round(2 * airy_radius))  # px; there the method's low-pass filtered Airy pattern is at 1 %
 
     def dehaze(plane):
         low, high = np.percentile(plane, (0.1, 99.9))
@@ -190,13 +195,13 @@ def dark_sectioning(image: np.ndarray, airy_radius: float = 4.0, passes: int = 1
 
 
 def _dark_section(plane: np.ndarray, airy_radius: float, block: int, degree: float) -> np.ndarray:
-    """One pass of dark sectioning on a plane of about 0 to 255; the constants are the method's own."""
+    """One pass of dark sectioning on a plane scaled to about 0 to 255. All constants are those of the method."""
     height, width = plane.shape
     margin = max(plane.shape) // 15 + 1
     side = max(plane.shape) + 2 * margin
     after = [(margin, side - margin - length) for length in plane.shape]
     padded = np.pad(plane, after, mode="symmetric")
-    # 1. Bands: low frequencies, the lowest, and the rest.
+    # 1. Split the plane into frequency bands: low, lowest and high.
     cutoff = np.floor(0.2 * side / (0.25 * airy_radius / 0.61))
     sigma = max(2 * cutoff / 2.355, 1)
     squared = np.add.outer(np.fft.fftfreq(side, 1 / side) ** 2, np.fft.rfftfreq(side, 1 / side) ** 2)
@@ -206,7 +211,7 @@ def _dark_section(plane: np.ndarray, airy_radius: float, block: int, degree: flo
     )
     high = padded - low
 
-    # 2. What haze there is: where even the darkest pixel of a block is bright.
+    # 2. Estimate the haze. It is strong where even the darkest pixel of a block is bright.
     def dark_channel(field):
         return ndimage.minimum_filter(field, block, mode="constant", cval=np.inf)
 
@@ -218,7 +223,7 @@ def _dark_section(plane: np.ndarray, airy_radius: float, block: int, degree: flo
     lowest = lowest - lowest.min()
     haze = 3 * (lowest / max(lowest.max(), 1e-9) * (most - least) + least)
     haze = np.maximum(haze, 1e-3)
-    # 3. Transmission, smoothed along the edges of the image (He, Sun & Tang 2013), and what it leaves.
+    # 3. Estimate the transmission, smooth it with edges preserved (He, Sun & Tang 2013), and invert the haze model.
     transmission = _guided_filter(low, 1 - 0.95 * dark_channel(low / haze), 15, 0.001)
     clear = (low - haze) / np.maximum(transmission, 0.1) + haze
     return (clear + high)[margin : margin + height, margin : margin + width]
@@ -236,7 +241,7 @@ def _guided_filter(guide: np.ndarray, field: np.ndarray, radius: int, epsilon: f
 
 
 def _centred(psf: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A PSF in the middle of zeros of a shape."""
+    """The PSF, padded with zeros on all sides to an array of the given shape."""
     canvas = np.zeros(shape)
     rows, columns = (slice(length // 2 - len(psf) // 2, length // 2 - len(psf) // 2 + len(psf)) for length in shape)
     canvas[rows, columns] = psf
@@ -246,15 +251,14 @@ def _centred(psf: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 @lru_cache(maxsize=32)
 def widefield_psf(airy_radius: float) -> np.ndarray:
     """
-    The widefield PSF in focus `[s, s]`, of sum 1, in pixels of which `airy_radius` reach from its centre to its first
-    dark ring.
+    The in-focus widefield PSF `[s, s]`, which sums to 1. Its first dark ring is `airy_radius` pixels from the centre.
 
     Raises:
         `ValueError`: If the radius is not positive.
     """
     if not airy_radius > 0:
         raise ValueError(f"`airy_radius` must be positive, got {airy_radius}.")
-    # In focus, a scalar PSF depends on nothing but emission / NA in pixels.
+    # In focus, a scalar PSF depends only on the ratio emission wavelength / NA in pixels.
     aperture, wavelength = 0.5, 0.5
     optics = Optics(aperture, wavelength, wavelength, 1.0, pixel_size=0.61 * wavelength / aperture / airy_radius)
     half = max(3, round(4 * airy_radius))
@@ -270,12 +274,12 @@ def _with_settings(method: Callable[..., HazeMatchingOutput], settings: list[dic
 
 
 def _richardson_lucy_with_settings(image: np.ndarray) -> list[np.ndarray]:
-    lights = [image, *(rolling_ball(image, radius).prediction for radius in (12, 50))]
-    grid = product(lights, (2, 4, 8), (3, 10, 30))
-    return [richardson_lucy(light, airy_radius, num_iter).prediction for light, airy_radius, num_iter in grid]
+    inputs = [image, *(rolling_ball(image, radius).prediction for radius in (12, 50))]
+    grid = product(inputs, (2, 4, 8), (3, 10, 30))
+    return [richardson_lucy(each, airy_radius, num_iter).prediction for each, airy_radius, num_iter in grid]
 
 
-# Every method at the settings that an evaluation tries, from fine to broad: predictions of an image.
+# By name, a function from an image to its predictions, one for every setting that an evaluation tries.
 BASELINES: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
     "rolling ball": _with_settings(rolling_ball, [{"radius": radius} for radius in (3, 5, 8, 12, 20, 30, 50)]),
     "white top-hat": _with_settings(white_tophat, [{"radius": radius} for radius in (3, 5, 8, 12, 20, 30)]),
@@ -298,6 +302,6 @@ BASELINES: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
 
 
 def _for_each_plane(image: np.ndarray, method: Callable[[np.ndarray], np.ndarray]) -> HazeMatchingOutput:
-    planes = HazeImageProcessor().preprocess(image)[:, 0].numpy()  # [N,H,W], which refuses what is no image
+    planes = HazeImageProcessor().preprocess(image)[:, 0].numpy()  # [N,H,W]; raises errors for invalid images
     prediction = np.stack([method(plane.astype(np.float64)) for plane in planes]).astype(np.float32)
     return HazeMatchingOutput(prediction=prediction.reshape(image.shape))

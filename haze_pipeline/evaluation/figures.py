@@ -1,4 +1,4 @@
-"""Figures of what was measured. They need matplotlib, of the extra `eval`."""
+"""Figures of evaluations. They need matplotlib, which the extra `eval` installs."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(**kwargs) -> "Figure":
-    """A figure outside pyplot, which keeps none alive and needs no display."""
+    """A figure made without pyplot, so that it needs no display and is freed when it is no longer used."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -27,10 +27,11 @@ def new_figure(**kwargs) -> "Figure":
 
 def plot_calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> "Figure":
     """
-    Error against predicted deviation, both axes logarithmic and in network units, in bins of equally many pixels.
+    Plot error against predicted standard deviation, binned so that every bin has equally many pixels. Both axes are
+    logarithmic and in network units.
 
     Args:
-        curves (`dict`): By name, predicted deviations and errors of the pixels.
+        curves (`dict`): By name, the predicted standard deviations and the errors of the pixels.
     """
     figure = new_figure(figsize=(4.5, 4.5))
     axes = figure.add_subplot()
@@ -50,12 +51,12 @@ def plot_calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> "Figur
 
 def plot_perception_distortion(summary: dict, distortion: str, perception: str) -> "Figure":
     """
-    Two metrics of every method against each other, with intervals.
+    Plot two metrics of every method against each other, with their confidence intervals.
 
     Args:
         summary (`dict`): By method and metric `{"mean", "low", "high"}`, see [`summarize`].
-        distortion (`str`): Metric of the horizontal axis.
-        perception (`str`): Metric of the vertical axis.
+        distortion (`str`): Metric on the horizontal axis.
+        perception (`str`): Metric on the vertical axis.
     """
     figure = new_figure(figsize=(7, 5))
     axes = figure.add_subplot()
@@ -78,12 +79,13 @@ def plot_perception_distortion(summary: dict, distortion: str, perception: str) 
 
 def plot_panels(pair: "Pair", images: dict[str, np.ndarray], scores: dict[str, float]) -> "Figure":
     """
-    Predictions of one pair, fitted in scale and offset, with the contrast of the clear image; below, their errors.
+    Show the predictions of one pair and, below them, their errors. The scale and offset of each prediction are fitted
+    to the clear image, whose contrast is used for all of them.
 
     Args:
         pair ([`Pair`]): Hazy and clear image.
         images (`dict`): Predictions by name.
-        scores (`dict`): Range-invariant PSNR of each, dB.
+        scores (`dict`): Range-invariant PSNR of each prediction in dB.
     """
     columns = len(images) + 1
     height, width = pair.clear.shape
@@ -93,8 +95,7 @@ def plot_panels(pair: "Pair", images: dict[str, np.ndarray], scores: dict[str, f
     span = float(pair.clear.max()) - float(pair.clear.min())
     errors = {name: (fit_scale_and_offset(pair.clear, image) - pair.clear) / span for name, image in images.items()}
     limit = max(0.01, float(np.percentile(np.abs(list(errors.values())), 99)))
-    # Matplotlib averages pixels where a large image is shown small, and shows them as they are where it is shown
-    # large.
+    # With "auto", Matplotlib averages pixels when it shrinks an image, and shows single pixels when it enlarges one.
     gray = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6 * span), "interpolation": "auto"}
     for column, (name, image) in enumerate(images.items()):
         axes[0, column].imshow(fit_scale_and_offset(pair.clear, image), **gray)
@@ -114,14 +115,14 @@ def plot_panels(pair: "Pair", images: dict[str, np.ndarray], scores: dict[str, f
 
 def plot_uncertainty(uncertainty: np.ndarray, pixel_size: float | None = None) -> "Figure":
     """
-    Map of the deviation to expect, with its colour bar, and a scale bar where the pixel size is known.
+    Show a map of the predicted standard deviation with a colour bar, and with a scale bar if the pixel size is known.
 
     Args:
-        uncertainty (`np.ndarray` of shape `[H, W]`): Standard deviations, counts.
+        uncertainty (`np.ndarray` of shape `[H, W]`): Standard deviations in counts.
         pixel_size (`float`, *optional*): Side of a pixel in µm.
     """
     height, width = uncertainty.shape
-    # The picture is as wide as the page and no longer than that; the bar takes the rest.
+    # The figure is as wide as the page and no taller than wide; the map takes 4.6 inches, the colour bar the rest.
     figure = new_figure(figsize=(5.5, min(5.5, max(2, 4.6 * height / width))))
     axes = figure.add_subplot()
     high = float(np.percentile(uncertainty, 99.8))
@@ -141,14 +142,14 @@ def plot_profile(
     pixel_size: float | None = None,
 ) -> "Figure":
     """
-    Intensities of input and result along a horizontal line, which a picture of the result above shows.
+    Plot the intensities of input and result along a horizontal line. An image of the result above shows the line.
 
     Args:
         hazy (`np.ndarray` of shape `[H, W]`): The input.
         prediction (`np.ndarray` of shape `[H, W]`): The result.
-        uncertainty (`np.ndarray` of shape `[H, W]`, *optional*): Its standard deviation, drawn as a band.
-        position (`float`, defaults to `0.5`): Of the line, from 0 (top) to 1 (bottom).
-        pixel_size (`float`, *optional*): Side of a pixel in µm; the axis is in pixels if omitted.
+        uncertainty (`np.ndarray` of shape `[H, W]`, *optional*): Standard deviation of the result, drawn as a band.
+        position (`float`, defaults to `0.5`): Height of the line, from 0 (top) to 1 (bottom).
+        pixel_size (`float`, *optional*): Side of a pixel in µm. If omitted, the axis is in pixels.
     """
     height, width = prediction.shape
     row = round(position * (height - 1))

@@ -1,10 +1,9 @@
 """
-How real predictions look to networks trained on photographs: LPIPS, FID and a Fréchet distance of DINOv2 features.
+Perceptual metrics by networks trained on photographs: LPIPS, FID and a Fréchet distance of DINOv2 features.
 
-All three compare patches of 64 × 64 px, each scaled from its own smallest to its own largest value, as the
-HazeMatching paper does: noise in empty patches is amplified like anything else. Their values can only be compared with
-others of the same protocol. The networks come with the extra `perceptual`, their weights from the Hub or from local
-files.
+All three compare patches of 64 × 64 px, as the HazeMatching paper does. Each patch is scaled from its own smallest to
+its own largest value, so that noise in empty patches is amplified too. Compare values only with others measured by the
+same protocol. The extra `perceptual` installs the networks; their weights come from the Hub or from local files.
 """
 
 from collections.abc import Sequence
@@ -15,14 +14,14 @@ import torch
 
 
 PATCH = 64
-DINOV2_SIDE = 224  # px, to which patches are enlarged, as in Stein et al.
-BATCH = 50  # patches, as in the paper's script, whose LPIPS is a mean over batches
+DINOV2_SIDE = 224  # px; patches are enlarged to this side, as in Stein et al.
+BATCH = 50  # patches, as in the script of HazeMatching, whose LPIPS is a mean over batches
 
 
 def unit_patches(images: Sequence[np.ndarray]) -> torch.Tensor:
     """
-    Non-overlapping patches `[N, 3, 64, 64]` of images, each scaled to [0, 1] and copied to three channels; constant
-    ones are 0.
+    Non-overlapping patches `[N, 3, 64, 64]` of images. Each is scaled to [0, 1] and copied to three channels; a
+    constant patch becomes 0.
 
     Raises:
         `ValueError`: If an image is smaller than a patch.
@@ -41,10 +40,11 @@ def unit_patches(images: Sequence[np.ndarray]) -> torch.Tensor:
 @torch.no_grad()
 def lpips(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> float:
     """
-    LPIPS (Zhang et al. 2018, arXiv 1801.03924) of AlexNet by torchmetrics, mean over batches of 50 patches.
+    LPIPS (Zhang et al. 2018, arXiv 1801.03924) with AlexNet, averaged over batches of 50 patches. Computed by
+    torchmetrics.
 
     Raises:
-        `ImportError`: Without torchvision.
+        `ImportError`: If torchvision is not installed.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -56,11 +56,11 @@ def lpips(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> f
 
 def fid(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> float:
     """
-    Fréchet distance of the 768 features of Inception v3 before its last blocks (FID-768, Heusel et al. 2017), by
-    torchmetrics. Its values are of another order than those of the usual 2,048 features.
+    Fréchet distance of the 768 features of Inception v3 before its last blocks (FID-768, Heusel et al. 2017). Computed
+    by torchmetrics. Its values are not comparable with those of the usual 2,048 features.
 
     Raises:
-        `ImportError`: Without torch-fidelity.
+        `ImportError`: If torch-fidelity is not installed.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -71,12 +71,13 @@ def fid(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> flo
 
 def dinov2_distance(targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray], tokens: "ClassTokens") -> float:
     """
-    Fréchet distance of DINOv2's class tokens (Stein et al. 2023, arXiv 2306.04675), by transformers and torchmetrics.
+    Fréchet distance of DINOv2's class tokens (Stein et al. 2023, arXiv 2306.04675). Computed by transformers and
+    torchmetrics.
 
     Args:
         targets (sequence of `np.ndarray` of shape `[H, W]`): Ground truth, 64 px or more a side.
-        predictions (sequence of `np.ndarray` of shape `[H, W]`): Estimates, not necessarily of the same specimens.
-        tokens ([`ClassTokens`]): The network.
+        predictions (sequence of `np.ndarray` of shape `[H, W]`): Estimates. They may show other specimens.
+        tokens ([`ClassTokens`]): The network that computes the class tokens.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -85,13 +86,14 @@ def dinov2_distance(targets: Sequence[np.ndarray], predictions: Sequence[np.ndar
 
 class ClassTokens(torch.nn.Module):
     """
-    DINOv2's class token of patches `[N, 3, h, w]` in [0, 1].
+    DINOv2's class tokens `[N, num_features]` of patches `[N, 3, h, w]` in [0, 1].
 
     Args:
-        model (`str` or `Path`): Folder or repository of the Hub, such as `"facebook/dinov2-small"`.
+        model (`str` or `Path`): Folder, or repository of the Hub, such as `"facebook/dinov2-small"`.
 
     Raises:
-        `OSError`: If the model is neither there nor can be fetched.
+        `ImportError`: If transformers is not installed.
+        `OSError`: If the model is neither a local folder nor can be downloaded.
     """
 
     def __init__(self, model: str | Path):
@@ -104,16 +106,17 @@ class ClassTokens(torch.nn.Module):
             self.network = Dinov2Model.from_pretrained(model).eval()
         except OSError as error:
             raise OSError(
-                f"DINOv2 could not be loaded from {model}: name a folder that holds it, or go online once to fetch it."
+                f"DINOv2 could not be loaded from {model}: name a folder that contains it, or connect to the internet "
+                "once to download it."
             ) from error
         self.num_features = self.network.config.hidden_size
 
     @torch.no_grad()
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         patches = torch.nn.functional.interpolate(patches, DINOV2_SIDE, mode="bicubic", antialias=True)
-        # Mean and deviation of ImageNet, with which it was trained.
-        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
-        return self.network((patches - mean) / deviation).last_hidden_state[:, 0]
+        # Mean and standard deviation of ImageNet, with which DINOv2 was trained.
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+        return self.network((patches - mean) / std).last_hidden_state[:, 0]
 
 
 def _frechet_distance(measure, targets: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> float:
@@ -128,5 +131,5 @@ def _with_extra(make):
         return make()
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"This metric needs more packages: pip install 'haze-pipeline[perceptual]'. {error}"
+            f"This metric needs the extra `perceptual`: pip install 'haze-pipeline[perceptual]'. {error}"
         ) from error

@@ -1,6 +1,4 @@
-"""
-The report of an evaluation: a page that opens offline, the scores behind it, and what a model card takes from them.
-"""
+"""The report of an evaluation: a page that opens offline, all scores as JSON, and the scores for a model card."""
 
 import base64
 import json
@@ -19,7 +17,7 @@ from .figures import plot_panels, plot_perception_distortion
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Beside this file, so that an installed package has it.
+# The template lies beside this file, so that it is part of an installed package.
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 DISTORTION, PERCEPTION = "range-invariant PSNR (dB)", "spectrum distance (dB)"
@@ -31,17 +29,19 @@ def write_report(folder: Path, facts: dict, shown: list[Pair], predictions: dict
 
     Args:
         folder (`Path`): An existing folder.
-        facts (`dict`): What `haze-pipeline evaluate` measured, and on what.
-        shown (`list[Pair]`): Pairs to show, the first ones of those that were evaluated.
-        predictions (`dict`): By name, the images of these pairs.
+        facts (`dict`): Results, data and settings of `haze-pipeline evaluate`.
+        shown (`list[Pair]`): Pairs to show: the first ones of the evaluated pairs.
+        predictions (`dict`): By name of the method, the predictions for these pairs.
+
+    Raises:
+        `ImportError`: If jinja2 or matplotlib is not installed.
     """
     try:
         import jinja2
     except ImportError as error:
         raise ImportError("Reports need jinja2: pip install 'haze-pipeline[eval]'.") from error
 
-    # Methods with the best score of their metric.
-    best = {}
+    best = {}  # by metric, the method with the best score
     for metric, higher in facts["higher_is_better"].items():
         values = {method: mean_score(facts, method, metric) for method in facts["summary"]}
         best[metric] = (max if higher else min)(values, key=values.get)
@@ -66,14 +66,14 @@ def write_report(folder: Path, facts: dict, shown: list[Pair], predictions: dict
 
 
 def model_index(facts: dict) -> list[dict]:
-    """The scores of a model's own predictions in the form of a model card's `model-index`."""
+    """The scores of a model's own predictions in the format of a model card's `model-index`."""
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
     return eval_results_to_model_index(facts["model"], eval_results(facts))
 
 
 def _embed(figure: "Figure") -> str:
-    """A figure as the address of a picture within the page."""
+    """A figure as a data URL, which embeds the picture in the page."""
     file = BytesIO()
     figure.savefig(file, format="png")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

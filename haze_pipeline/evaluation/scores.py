@@ -1,4 +1,4 @@
-"""Comparing methods on pairs: scores of every image, means with intervals, and the protocol they follow."""
+"""Comparison of methods on pairs: scores of every image, means with confidence intervals, and their protocol."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from .metrics import (
 )
 
 
-# Of single images. Higher is better where the second entry is True.
+# Metrics of single images. Higher is better where the second entry is True.
 IMAGE_METRICS = {
     "range-invariant PSNR (dB)": (range_invariant_psnr, True),
     "PSNR (dB)": (psnr, True),
@@ -31,34 +31,45 @@ IMAGE_METRICS = {
     "NRMSE": (nrmse, False),
     "spectrum distance (dB)": (spectrum_distance, False),
 }
-# Of all images together: MicroMS3IM scores each, but with a scale and an offset that they share.
+# Metrics of single images that need all images: MicroMS3IM fits one scale and offset to all of them.
 JOINT_METRICS = {"MicroMS3IM": (micro_ms3im, True)}
+# Metrics with one value for the whole set of images.
 SET_METRICS = {"patch distance": (sliced_wasserstein_distance, False)}
-MIN_SPECIMENS = 8  # for intervals: of fewer, resampling promises far more than it keeps
+MIN_SPECIMENS = 8  # for confidence intervals: with fewer, resampling makes them far too narrow
 
 PROTOCOL = {
-    "range-invariant PSNR (dB)": "after the scale and offset of least squared error, over the range of the clear "
-    "image",
-    "PSNR (dB)": "as they are, over the range of the clear image; only for predictions in the unit of the clear "
-    "images",
-    "SSIM": "after scale and offset; Gaussian window of 1.5 px; scikit-image",
-    "MS-SSIM": "after scale and offset; three scales with the weights 0.0448, 0.2856, 0.3001; torchmetrics",
+    "range-invariant PSNR (dB)": (
+        "after a least-squares fit of scale and offset; the peak is the range of the clear image"
+    ),
+    "PSNR (dB)": (
+        "without a fit, so only for predictions in the unit of the clear images; the peak is the range of the clear "
+        "image"
+    ),
+    "SSIM": "after a fit of scale and offset; Gaussian window with a standard deviation of 1.5 px; scikit-image",
+    "MS-SSIM": "after a fit of scale and offset; three scales with the weights 0.0448, 0.2856, 0.3001; torchmetrics",
     "Pearson": "correlation of the pixels",
-    "NRMSE": "root mean squared error after scale and offset, over the range of the clear image",
-    "spectrum distance (dB)": "RMS difference of radially averaged log power spectra, at the mean and deviation of "
-    "the clear image",
-    "MicroMS3IM": "each image fitted to the clear one in scale and offset and divided by its range, then one offset "
-    "and scale for "
-    "all; three scales; microssim; not comparable with published values",
-    "patch distance": "sliced Wasserstein distance of 7 × 7 patches on three Laplacian levels, in deviations of the "
-    "clear ones; "
-    "each image at the mean and deviation of the clear one",
+    "NRMSE": "root mean squared error after a fit of scale and offset, divided by the range of the clear image",
+    "spectrum distance (dB)": (
+        "root mean squared difference of the radially averaged log power spectra, after the mean and standard "
+        "deviation were matched to those of the clear image"
+    ),
+    "MicroMS3IM": (
+        "each image is fitted to the clear one in scale and offset and divided by the range of the clear one; then "
+        "one offset and one scale are fitted to all images; three scales; microssim; not comparable with published "
+        "values"
+    ),
+    "patch distance": (
+        "sliced Wasserstein distance of 7 × 7 patches on three Laplacian levels, after the mean and standard "
+        "deviation of each image were matched to those of the clear one; in standard deviations of the clear patches"
+    ),
     "LPIPS": "AlexNet on patches of 64 px, each scaled from its minimum to its maximum; torchmetrics",
-    "FID-768": "768 features of Inception v3, patches as for LPIPS, against the clear images themselves; torchmetrics",
-    "DINOv2 distance": "Fréchet distance of class tokens, patches as for LPIPS, enlarged to 224 px; transformers and "
+    "FID-768": "768 features of Inception v3; patches as for LPIPS, compared with those of the clear images; "
     "torchmetrics",
+    "DINOv2 distance": (
+        "Fréchet distance of class tokens; patches as for LPIPS, enlarged to 224 px; transformers and torchmetrics"
+    ),
 }
-MIN_SIDE = 48  # of images that every metric is defined for
+MIN_SIDE = 48  # px; every metric is defined for images of at least this side
 
 
 def score_images(
@@ -68,26 +79,26 @@ def score_images(
     num_kept: int = 0,
 ) -> dict:
     """
-    Run methods on pairs and score what they yield. The predictions of one method are in memory at a time.
+    Run methods on pairs and score their predictions. Only the predictions of one method are in memory at a time.
 
     Args:
         pairs (`list[Pair]`): Hazy and clear images of 48 px or more a side.
-        methods (`dict`): From a pair to its predictions `[H, W]`, by name; one method may yield several at the cost of
-            one.
-        set_metrics (`dict`, *optional*): By name, function of all clear images and all predictions, and whether higher
-            is better.
-        num_kept (`int`, defaults to `0`): Predictions to return, those of the first pairs.
+        methods (`dict`): By name, a function from a pair to a `dict` of predictions `[H, W]` by name. One function may
+            return several predictions that it computes together.
+        set_metrics (`dict`, *optional*): By name, a function of all clear images and all predictions, and whether
+            higher is better.
+        num_kept (`int`, defaults to `0`): For how many of the first pairs to return the predictions.
 
     Returns:
-        `dict`: `predictions`, by name the kept ones; `scores`, by name and metric lists of values; `set_scores`, by
-            name and metric;
-        `seconds_per_megapixel` by name of the method.
+        `dict`: `predictions`, by name of the prediction the kept images; `scores`, by name and metric one value for
+        every image; `set_scores`, by name and metric one value; `seconds_per_megapixel`, by name of the method.
 
     Raises:
-        `ValueError`: If there are no pairs, or a clear image is constant, too small or not finite.
+        `ValueError`: If there are no pairs, a clear image is constant, too small or not finite, a method fails with
+            one, or a prediction is not finite.
     """
     if not pairs:
-        raise ValueError("There are no pairs to evaluate on.")
+        raise ValueError("There are no pairs to evaluate on: name a dataset or split that has pairs.")
     for pair in pairs:
         if min(pair.clear.shape) < MIN_SIDE:
             raise ValueError(f"{pair.source}: images must have {MIN_SIDE} px or more a side, got {pair.clear.shape}.")
@@ -106,7 +117,7 @@ def score_images(
                 raise ValueError(f"{pair.source}, {name}: {error}") from error
             for key, image in predicted.items():
                 if not np.isfinite(image).all():
-                    raise ValueError(f"{pair.source}, {key}: the prediction holds NaN or infinite values.")
+                    raise ValueError(f"{pair.source}, {key}: the prediction contains NaN or infinite values.")
                 predictions.setdefault(key, []).append(image)
         results["seconds_per_megapixel"][name] = (time.perf_counter() - started) / megapixels
         for key, images in predictions.items():
@@ -123,8 +134,9 @@ def score_images(
 
 def classical_methods() -> dict[str, Callable[[Pair], dict[str, np.ndarray]]]:
     """
-    The input as it is, and every baseline with the setting of the highest range-invariant PSNR *on that very image*:
-    what no user can know, and so the strongest that it can be.
+    By name, the unchanged input and every classical baseline as functions of a pair. On every image, each baseline has
+    the setting with the highest range-invariant PSNR *on that same image*. No user can know this setting, so the score
+    is an upper bound for the baseline.
     """
 
     def best(name: str) -> Callable[[Pair], dict[str, np.ndarray]]:
@@ -139,8 +151,8 @@ def classical_methods() -> dict[str, Callable[[Pair], dict[str, np.ndarray]]]:
 
 def summarize(scores: dict[str, dict[str, list[float]]], specimens: Iterable[str], num_resamples: int = 2000) -> dict:
     """
-    Means of images with their spread, and intervals of 95 % by resampling *specimens* (Efron 1979), since images of
-    one specimen are alike.
+    Means and standard deviations over images, and 95 % confidence intervals of the means. The bootstrap (Efron 1979)
+    resamples *specimens*, because images of one specimen are not independent.
 
     Args:
         scores (`dict`): By method and metric, one value for every image.
@@ -148,15 +160,14 @@ def summarize(scores: dict[str, dict[str, list[float]]], specimens: Iterable[str
         num_resamples (`int`, defaults to `2000`): Bootstrap samples.
 
     Returns:
-        `dict`: By method and metric `{"mean", "deviation", "low", "high"}`; intervals are `None` for fewer than 8
-            specimens.
+        `dict`: By method and metric `{"mean", "deviation", "low", "high"}`, of which `"deviation"` is the standard
+        deviation over images. `"low"` and `"high"` are `None` for fewer than 8 specimens.
     """
     _, specimen = np.unique(list(specimens), return_inverse=True)
     number = specimen.max() + 1
     drawn = np.random.default_rng(0).integers(number, size=(num_resamples, number))
-    times = np.array(
-        [np.bincount(each, minlength=number)[specimen] for each in drawn]
-    )  # how often each image is in each
+    # How often each resample holds each image.
+    times = np.array([np.bincount(each, minlength=number)[specimen] for each in drawn])
     summary = {}
     for method, metrics in scores.items():
         summary[method] = {}

@@ -1,1 +1,1 @@
-"""Networks that are not stock classes of diffusers, and the shapes of those that are."""
+"""Networks: the architectures of stock diffusers classes, and classes that diffusers does not have."""

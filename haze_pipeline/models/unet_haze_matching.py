@@ -5,19 +5,19 @@ from diffusers import UNet2DModel
 from torch import nn
 
 
-# Channels of each level, by patch size. Attention stands where the feature map of a patch has 16 px a side, which is
-# the second coarsest level of both networks.
+# Channels of each level, by patch size. Attention is at the second coarsest level of both networks, where the feature
+# map of a patch has 16 px a side.
 BLOCK_OUT_CHANNELS = {128: (32, 32, 64, 96, 128), 64: (32, 64, 96, 128)}
 
 
 def build_unet(patch_size: int = 128, pixel_packing: int = 1) -> UNet2DModel:
     """
-    A new velocity field for training on patches of 128 px (3.7 million parameters) or 64 px.
+    A new network for the velocity field, to be trained on patches of 128 px (3.7 million parameters) or 64 px.
 
     Args:
         patch_size (`int`): 128 or 64.
-        pixel_packing (`int`): So many × so many pixels become the channels of one, as diffusers packs the latents of
-            Flux. The network then sees so much farther, and costs about so many squared times less a pixel.
+        pixel_packing (`int`): With p, every p × p pixels become the channels of one pixel, as diffusers packs the
+            latents of Flux. The receptive field is then p times wider, and the cost per pixel about p² times lower.
     """
     plain = len(BLOCK_OUT_CHANNELS[patch_size]) - 2  # levels above the one with attention
     return UNet2DModel(
@@ -29,18 +29,19 @@ def build_unet(patch_size: int = 128, pixel_packing: int = 1) -> UNet2DModel:
         down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * plain,
         attention_head_dim=None,  # one head
-        # The reference's 32 groups normalise each of 32 channels by itself, which hides how bright one is against the
-        # others.
+        # The 32 groups of the reference normalise each of 32 channels separately, which removes their relative
+        # brightness.
         norm_num_groups=32 if pixel_packing == 1 else 8,
         norm_eps=1e-5,
         flip_sin_to_cos=True,  # torchcfm puts the cosines first ...
-        freq_shift=0,  # ... and divides the exponent by the number of frequencies, not by one less
+        freq_shift=0,  # ... and divides the exponent by the number of frequencies, not by that number minus one
     )
 
 
 def add_gain(unet: UNet2DModel) -> None:
     """
-    Let a network that predicts one image also predict a gain of the hazy image, 0 at first, see [`predict_packed`].
+    Extend a network that predicts one image so that it also predicts a gain of the hazy image, see [`predict_packed`].
+    At first, the gain is 0.
     """
     convolution = unet.conv_out
     wider = nn.Conv2d(convolution.in_channels, 2 * convolution.out_channels, 3, padding=1)
@@ -53,8 +54,11 @@ def add_gain(unet: UNet2DModel) -> None:
 
 def check_network(unet: UNet2DModel, resolution: int, pixel_packing: int = 1) -> None:
     """
-    Raise a `ValueError` if a network does not map the state and the hazy image to one image, of packed pixels, or
-    patches of `resolution` pixels cannot be packed and halved at every level of it but the last.
+    Check that a network suits the pipeline and the patch size.
+
+    Raises:
+        `ValueError`: If the network does not map the state and the hazy image (packed pixels) to one image and,
+            optionally, a gain, or if patches of `resolution` pixels cannot be packed and halved between its levels.
     """
     channels, packed = (unet.config.in_channels, unet.config.out_channels), pixel_packing**2
     if channels not in [(2 * packed, packed), (2 * packed, 2 * packed)]:

@@ -1,1 +1,1 @@
-"""Pipelines for others: the Hub, cards, conversion, bioimage.io."""
+"""Sharing of pipelines: publishing on the Hub, model cards, conversion of checkpoints, and bioimage.io."""

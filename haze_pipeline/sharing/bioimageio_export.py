@@ -1,6 +1,6 @@
 """
-Packages for bioimage.io, and so for Fiji, deepImageJ, QuPath and others: TorchScript that needs neither diffusers nor
-this package.
+Packages for bioimage.io, which Fiji, deepImageJ, QuPath and others can run. Their TorchScript needs neither diffusers
+nor haze-pipeline.
 """
 
 import warnings
@@ -22,11 +22,11 @@ from haze_pipeline.utils.console import require
 
 TITLE = "HazeMatching: Dehazing Light Microscopy Images with Guided Conditional Flow Matching"
 URL = "https://arxiv.org/abs/2506.22397"
-NOISE_SIZE = 256  # px; larger images see the same noise again, which does not matter to a mean
+NOISE_SIZE = 256  # px; the noise repeats across larger images, which does not affect a mean
 
 
 class Velocity(nn.Module):
-    """The network at t = 0, from states and hazy images `[B, 2, h, w]` to velocities `[B, 1, h, w]`."""
+    """The network at t = 0. It maps states and hazy images `[B, 2, h, w]` to velocities `[B, 1, h, w]`."""
 
     def __init__(self, unet: nn.Module, pixel_packing: int):
         super().__init__()
@@ -40,23 +40,24 @@ class Velocity(nn.Module):
 
 class PosteriorMean(nn.Module):
     """
-    What the preset `fast` yields, as one function of the image: E[clear | hazy] by one step from zeros, or from two
-    fixed noises and their negatives, each shown mirrored in another way if the checkpoint has learned that.
+    The result of the preset `fast` as one function of the image: the posterior mean E[clear | hazy] by one step. The
+    step starts from zeros or, for a checkpoint that needs noise, from two fixed antithetic pairs of noises. If the
+    checkpoint was trained for it, the network sees each member mirrored along other axes.
 
     Args:
-        velocity (`nn.Module`): From `[B, 2, h, w]` to `[B, 1, h, w]`, sides being multiples of `scale_factor`.
+        velocity (`nn.Module`): Maps `[B, 2, h, w]` to `[B, 1, h, w]`, where h and w are multiples of `scale_factor`.
         noise (`torch.Tensor` of shape `[E, 1, n, n]`): Noise of the members, or zeros.
-        flips (`list[list[int]]`): Axes along which each is shown mirrored.
-        scale_factor (`int`): What the network can halve.
-        fixed (`bool`): Normalise with `input_mean` and `input_std`, not with the mean and the unit of the image.
-        input_mean (`float`): Of hazy training images.
-        input_std (`float`): The same.
-        target_mean (`float`): Of clear training images, in counts if `fixed`, else in band-pass deviations of the
-            image.
-        target_std (`float`): The same.
+        flips (`list[list[int]]`): For each member, the axes along which the network sees it mirrored.
+        scale_factor (`int`): The sides of the network's input must be multiples of this number of pixels.
+        fixed (`bool`): Normalise with `input_mean` and `input_std` instead of with the statistics of the image.
+        input_mean (`float`): Mean of the hazy training images in counts; only used if `fixed`.
+        input_std (`float`): Standard deviation of the hazy training images in counts; only used if `fixed`.
+        target_mean (`float`): Mean of the clear training images, in counts if `fixed`, else in units of the standard
+            deviation of the band-pass filtered hazy image.
+        target_std (`float`): Standard deviation of the clear training images, in the same unit.
     """
 
-    flips: list[list[int]]  # TorchScript cannot tell the type of what may be empty
+    flips: list[list[int]]  # TorchScript cannot infer the type of a list that may be empty
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class PosteriorMean(nn.Module):
         self.target_std = target_std
 
     def forward(self, hazy: torch.Tensor) -> torch.Tensor:
-        """From counts `[B, 1, H, W]` of any size to counts of the clear image."""
+        """Map counts `[B, 1, H, W]` of any size to counts of the clear image, of the same shape."""
         height, width = hazy.shape[-2], hazy.shape[-1]
         input_mean = torch.full_like(hazy[:, :, :1, :1], self.input_mean)
         input_std = torch.full_like(input_mean, self.input_std)
@@ -108,13 +109,14 @@ class PosteriorMean(nn.Module):
 
     def mirror(self, length: int, before: int, after: int, device: torch.device) -> torch.Tensor:
         """
-        Indices of an axis that is continued by its mirror image on either side, the edge pixel twice, as in SciPy.
+        Indices that continue an axis by its mirror image on either side. The edge pixel is repeated, as in SciPy's
+        mode "reflect".
         """
         index = torch.arange(-before, length + after, device=device) % (2 * length)
         return torch.where(index < length, index, 2 * length - 1 - index)
 
     def blur(self, image: torch.Tensor, sigma: float) -> torch.Tensor:
-        """Gaussian of `sigma` px, cut at four of them, as in SciPy."""
+        """Gaussian filter with a standard deviation of `sigma` px, cut off at four standard deviations as in SciPy."""
         radius = int(4 * sigma + 0.5)
         kernel = torch.exp(
             -0.5 * (torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype) / sigma) ** 2
@@ -128,15 +130,19 @@ class PosteriorMean(nn.Module):
         )
 
     def band_pass_std(self, image: torch.Tensor) -> torch.Tensor:
-        """Deviation between Gaussians of 1 px and 10 px `[B, 1, 1, 1]`, see [`HazeImageProcessor`]."""
+        """
+        Standard deviation `[B, 1, 1, 1]` of the difference of Gaussians of 1 px and 10 px, see [`HazeImageProcessor`].
+        """
         band = self.blur(image, 1.0) - self.blur(image, 10.0)
-        deviation = (band - band.mean([2, 3], keepdim=True)).square().mean([2, 3], keepdim=True).sqrt()
+        std = (band - band.mean([2, 3], keepdim=True)).square().mean([2, 3], keepdim=True).sqrt()
         largest = image.abs().amax([2, 3], keepdim=True)
-        return torch.where(deviation > 1e-6 * largest, deviation, torch.zeros_like(deviation))
+        return torch.where(std > 1e-6 * largest, std, torch.zeros_like(std))
 
 
 def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> torch.jit.ScriptModule:
-    """The pipeline's posterior means as TorchScript `[B, 1, H, W]` → `[B, 1, H, W]`, see [`PosteriorMean`]."""
+    """
+    The posterior mean of a pipeline as TorchScript that maps `[B, 1, H, W]` to `[B, 1, H, W]`, see [`PosteriorMean`].
+    """
     if pipe.config.zero_state_mean:
         noise, flips = torch.zeros(1, 1, 1, 1), FLIPS[:1]
     else:
@@ -147,7 +153,7 @@ def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> torch.ji
         noise, flips = torch.stack([first, -first, second, -second]), FLIPS
     size = 4 * pipe.unet_scale_factor
     with warnings.catch_warnings():
-        # Sizes of batches up to 64 and of images follow the input; that was measured, not assumed.
+        # The tracer warns that sizes may become constants. Tests show that batch and image sizes follow the input.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         velocity = torch.jit.trace(
@@ -171,18 +177,18 @@ def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> torch.ji
 
 def export_bioimageio(pipe: HazeMatchingPipeline, output: Path, name: str, license_id: str, example: np.ndarray):
     """
-    Write a package for bioimage.io, and run the tests that it is held to there.
+    Write a package for bioimage.io, and run the tests of bioimage.io on it.
 
     Args:
         pipe ([`HazeMatchingPipeline`]): The pipeline, on the CPU and in float32.
         output (`Path`): The `.zip` file to write.
-        name (`str`): What users will see it called.
-        license_id (`str`): Licence of SPDX, such as `"Apache-2.0"`, in any case.
-        example (`np.ndarray` of shape `[H, W]`): Hazy image to test with.
+        name (`str`): Name of the model that users will see.
+        license_id (`str`): SPDX identifier of the licence, such as `"Apache-2.0"`, in upper or lower case.
+        example (`np.ndarray` of shape `[H, W]`): Hazy image to test the package with.
 
     Raises:
         `ImportError`: If the extra `bioimageio` is not installed.
-        `ValueError`: If there is no such licence.
+        `ValueError`: If SPDX lists no such licence.
         `RuntimeError`: If the package fails the tests.
     """
     require("bioimageio", "bioimageio")
@@ -194,7 +200,8 @@ def export_bioimageio(pipe: HazeMatchingPipeline, output: Path, name: str, licen
     licenses = {known.lower(): known for known in get_args(LicenseId.root_model.model_fields["root"].annotation)}
     if license_id.lower() not in licenses:
         raise ValueError(
-            f"{license_id} is not a licence of https://spdx.org/licenses, such as Apache-2.0 or CC-BY-4.0."
+            f"{license_id} is not a licence of https://spdx.org/licenses: name one of them, such as Apache-2.0 or "
+            "CC-BY-4.0."
         )
     module = posterior_mean_module(pipe)
     with TemporaryDirectory() as folder, torch.no_grad():
@@ -222,7 +229,7 @@ def export_bioimageio(pipe: HazeMatchingPipeline, output: Path, name: str, licen
         counts = v0_5.IntervalOrRatioDataDescr(type="float32", unit="arbitrary unit")
         hazy_tensor = v0_5.InputTensorDescr(
             id="hazy",
-            description="Planes of one channel, in counts",
+            description="Hazy planes of one channel, in counts",
             axes=axes(
                 lambda axis: v0_5.SpaceInputAxis(
                     id=axis, size=v0_5.ParameterizedSize(min=4 * pipe.unet_scale_factor, step=1)
@@ -233,7 +240,7 @@ def export_bioimageio(pipe: HazeMatchingPipeline, output: Path, name: str, licen
         )
         clear_tensor = v0_5.OutputTensorDescr(
             id="clear",
-            description="Their posterior means",
+            description="Posterior means of the clear planes, in counts",
             axes=axes(
                 lambda axis: v0_5.SpaceOutputAxis(id=axis, size=v0_5.SizeReference(tensor_id="hazy", axis_id=axis))
             ),
@@ -264,25 +271,26 @@ def export_bioimageio(pipe: HazeMatchingPipeline, output: Path, name: str, licen
 
 
 def _documentation(pipe: HazeMatchingPipeline, name: str) -> str:
-    size = pipe.config.training_patch_size
+    patch_size = pipe.config.training_patch_size
+    size = f" of at least about {patch_size} pixels a side" if patch_size else ""
+    unit = (
+        "The intensities must be in the counts of the training set."
+        if pipe.config.normalization == "fixed"
+        else "The intensities may be in any linear unit; the prediction is in the same unit."
+    )
     return f"""# {name}
 
-A HazeMatching pipeline ({
-        URL
-    }): it estimates the mean of all clear images that a hazy one allows. It does not say how sure it is; for
-posterior samples and uncertainty use the pipeline itself (haze-pipeline).
+A HazeMatching pipeline ({URL}). It estimates the mean of all clear images that are consistent with a hazy image. It
+gives no uncertainty; for posterior samples and uncertainties use the pipeline itself (haze-pipeline).
 
-Give it whole planes in counts, {f"at least about {size} pixels a side, " if size else ""}in any linear unit{
-        " of the training set" if pipe.config.normalization == "fixed" else ", the prediction being in the same one"
-    }. Brightness is
-normalised over what it is shown, so that tiles of one image come out differently: show it as a whole,
-or in tiles as large as memory
-allows. The same image always leads to the same result.
+The input is a whole plane{size}. {unit}
+The network normalises over all pixels of its input, so that tiles of one image give different results. Process an
+image as a whole, or in tiles as large as the memory allows. The same image always gives the same result.
 
-What a network has not seen it may take away as haze, or draw from memory.
+The network may remove structures of a kind it has not seen in training as haze, or invent structures.
 
 ## Validation
 
-Compare with the input, and with clear images of your own specimens,
-before you measure or count anything in the result.
+Compare the result with the input, and with clear images of your own specimens, before you measure or count anything in
+it.
 """

@@ -1,7 +1,9 @@
-"""From an official HazeMatching checkpoint to a stock diffusers network and the numbers a pipeline needs with it.
+"""
+Conversion of an official HazeMatching checkpoint to a stock diffusers network and the configuration of a pipeline.
 
-The official code trains the `UNetModel` of torchcfm and saves its bare `state_dict()` as `best_model.pth`; patch
-sizes, normalisation and published digests stand outside the file, in that code. Here they stand in `SUBSETS`.
+The official code trains the `UNetModel` of torchcfm and saves only its `state_dict()` as `best_model.pth`. Patch
+sizes, statistics for the normalisation and digests of the published files are part of that code, not of the file. Here
+they are in `SUBSETS`.
 
 Source of every number: https://github.com/rayanirban/HazeMatching (`hazematching/datasets/data_norm.py`,
 `scripts/train.py`, `scripts/infer.py`, `scripts/download_models.py`).
@@ -22,16 +24,17 @@ from haze_pipeline.models.unet_haze_matching import BLOCK_OUT_CHANNELS, build_un
 
 @dataclass(frozen=True)
 class HazeMatchingSubset:
-    """What the official code knows about one of its data sets, and its checkpoint does not say.
+    """
+    Facts about one data set of the official code that its checkpoint does not contain.
 
     Attributes:
         channels (`tuple[dict[str, float], ...]`):
             `input_mean`, `input_std` (widefield), `target_mean` and `target_std` (confocal) of every source channel,
             in the units of the image files. The network is the same for all channels.
         sha256 (`str`):
-            Digest of the published `best_model.pth`.
+            SHA-256 digest of the published `best_model.pth`.
         patch_size (`int`):
-            Side of the training patches in pixels; it also decides the architecture.
+            Side of the training patches in pixels. The architecture depends on it.
     """
 
     channels: tuple[dict[str, float], ...]
@@ -73,7 +76,7 @@ SUBSETS: dict[str, HazeMatchingSubset] = {
     ),
 }
 
-# Parts of a block: torchcfm (left) and diffusers (right). Query, key and value are thirds of one tensor in torchcfm.
+# Layers of a block in torchcfm (left) and diffusers (right). torchcfm stores query, key and value as one tensor.
 RESNET_PARTS = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -92,7 +95,7 @@ def _blocks(num_levels: int) -> Iterator[tuple[str, str]]:
     yield "time_embed.2", "time_embedding.linear_2"
     yield "input_blocks.0.0", "conv_in"
     for level in range(num_levels):
-        # torchcfm numbers the way down in one row: the first convolution, then block and downsampler in turn.
+        # torchcfm numbers its input blocks consecutively: the first convolution, then block and downsampler in turn.
         yield f"input_blocks.{2 * level + 1}.0", f"down_blocks.{level}.resnets.0"
         if level == attention_level:
             yield f"input_blocks.{2 * level + 1}.1", f"down_blocks.{level}.attentions.0"
@@ -107,16 +110,14 @@ def _blocks(num_levels: int) -> Iterator[tuple[str, str]]:
             yield f"output_blocks.{2 * up + i}.0", f"up_blocks.{up}.resnets.{i}"
             if has_attention:
                 yield f"output_blocks.{2 * up + i}.1", f"up_blocks.{up}.attentions.{i}"
-        if up < coarsest:  # the upsampler closes the second of the two blocks
+        if up < coarsest:  # in torchcfm, the upsampler is the last part of the second block
             yield f"output_blocks.{2 * up + 1}.{1 + has_attention}.conv", f"up_blocks.{up}.upsamplers.0.conv"
     yield "out.0", "conv_norm_out"
     yield "out.2", "conv_out"
 
 
 def _layers(num_levels: int) -> dict[str, tuple[str, ...]]:
-    """
-    Every layer of torchcfm's network and the layer (or query, key and value) of diffusers that takes its weights.
-    """
+    """By layer of torchcfm's network, the diffusers layer (or the three of query, key and value) with its weights."""
     layers = {}
     for theirs, ours in _blocks(num_levels):
         if ".resnets." in ours:
@@ -130,10 +131,11 @@ def _layers(num_levels: int) -> dict[str, tuple[str, ...]]:
 
 
 def unet_from_torchcfm(state_dict: dict[str, torch.Tensor]) -> UNet2DModel:
-    """Build the stock diffusers network that computes what HazeMatching's torchcfm network computes.
+    """
+    Build the stock diffusers network that computes the same function as HazeMatching's torchcfm network.
 
-    The patch size (128 px with five levels, 64 px with four) is read off the tensors. As in torchcfm, the time t in
-    [0, 1] is fed unscaled, and as a tensor: `UNet2DModel` casts a Python float to an integer.
+    The names of the tensors tell the patch size (128 px for five levels, 64 px for four). As in torchcfm, pass the
+    time t in [0, 1] unscaled. Pass it as a tensor, because `UNet2DModel` casts a Python float to an integer.
 
     Args:
         state_dict (`dict[str, torch.Tensor]`):
@@ -143,9 +145,9 @@ def unet_from_torchcfm(state_dict: dict[str, torch.Tensor]) -> UNet2DModel:
         `UNet2DModel`: The network in float32 and evaluation mode; `config.sample_size` is the patch size.
 
     Raises:
-        `ValueError`: If a tensor is missing, unexpected, of another shape or not finite; the sentence names the first.
+        `ValueError`: If a tensor is missing, unexpected, of another shape or not finite. The message names the first.
     """
-    # A level takes two of torchcfm's input blocks. Only the choice hangs on this count: all tensors are checked below.
+    # A level has two of torchcfm's input blocks. This count only selects the network; all tensors are checked below.
     num_input_blocks = len({name.split(".")[1] for name in state_dict if name.startswith("input_blocks.")})
     patch_size = 64 if num_input_blocks <= 2 * len(BLOCK_OUT_CHANNELS[64]) else 128
     unet = build_unet(patch_size)
@@ -154,7 +156,7 @@ def unet_from_torchcfm(state_dict: dict[str, torch.Tensor]) -> UNet2DModel:
     expected, converted, misshapen = set(), {}, []
     for source, targets in _layers(len(BLOCK_OUT_CHANNELS[patch_size])).items():
         for parameter in ("weight", "bias"):
-            if f"{targets[0]}.{parameter}" not in ours:  # a shortcut stands only where the number of channels changes
+            if f"{targets[0]}.{parameter}" not in ours:  # shortcuts exist only where the number of channels changes
                 continue
             name = f"{source}.{parameter}"
             expected.add(name)
@@ -163,9 +165,9 @@ def unet_from_torchcfm(state_dict: dict[str, torch.Tensor]) -> UNet2DModel:
             tensor, shape = state_dict[name], list(ours[f"{targets[0]}.{parameter}"].shape)
             shape[0] *= len(targets)
             if source.endswith((".qkv", ".proj_out")) and parameter == "weight":
-                shape.append(1)  # a convolution over the flattened pixels there, a linear layer here
+                shape.append(1)  # torchcfm has a convolution over the flattened pixels, diffusers a linear layer
             if list(tensor.shape) != shape:
-                misshapen.append(f"`{name}` has the shape {list(tensor.shape)} where {shape} is expected")
+                misshapen.append(f"`{name}` has the shape {list(tensor.shape)}, expected {shape}")
                 continue
             for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
                 converted[f"{target}.{parameter}"] = part.reshape(ours[f"{target}.{parameter}"].shape)
@@ -181,55 +183,58 @@ def unet_from_torchcfm(state_dict: dict[str, torch.Tensor]) -> UNet2DModel:
     if problems:
         raise ValueError(
             f"The weights do not fit HazeMatching's {patch_size}-pixel network of {len(expected)} tensors: "
-            f"{', '.join(problems)}."
+            f"{', '.join(problems)}; use a checkpoint of the official code."
         )
     for name, tensor in state_dict.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"The weights are unusable: `{name}` holds values that are not finite.")
+            raise ValueError(f"The weights cannot be used: `{name}` contains NaN or infinite values.")
 
     unet.load_state_dict(converted, strict=True)
     return unet.eval()
 
 
 def load_hazematching_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Read the weights that the official training script saved, without running code from the file.
+    """
+    Read the weights that the official training script saved, without running code from the file.
 
     Args:
-        path (`str` or `os.PathLike`): A `.pth` file with a bare `state_dict()`, as `scripts/train.py` writes it.
+        path (`str` or `os.PathLike`): A `.pth` file with only a `state_dict()`, as `scripts/train.py` writes it.
 
     Returns:
-        `dict[str, torch.Tensor]`: Tensors on the CPU; the prefix `module.` of a `DataParallel` training is taken off.
+        `dict[str, torch.Tensor]`: Tensors on the CPU. The prefix `module.` of a `DataParallel` training is removed.
 
     Raises:
         `FileNotFoundError`: If there is no such file.
-        `ValueError`: If it is no PyTorch checkpoint, is damaged, or holds anything but named tensors.
+        `ValueError`: If it is not a PyTorch checkpoint, is damaged, or contains anything but named tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint file at `{path}`.")
+        raise FileNotFoundError(f"There is no checkpoint file at `{path}`: check the path.")
     try:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
-    except Exception as error:  # the reader raises whatever it stumbles over, OSError for an archive cut short
+    except Exception as error:  # torch raises errors of many kinds, such as OSError for a truncated archive
         try:
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except Exception:  # not even an archive
+        except Exception:  # the file is not an archive
             foreign = []
         if foreign:
             raise ValueError(
-                f"`{path}` was not opened because it holds Python objects (`{foreign[0]}`) that may run code when "
-                "loaded; save `model.state_dict()` alone."
+                f"`{path}` was not opened because it contains Python objects (`{foreign[0]}`) that may run code when "
+                "they are loaded: save only `model.state_dict()`."
             ) from error
-        raise ValueError(f"`{path}` is not a PyTorch checkpoint, or it is damaged or incomplete.") from error
+        raise ValueError(
+            f"`{path}` is not a PyTorch checkpoint, or it is damaged or incomplete: download or copy it again."
+        ) from error
 
     if not isinstance(state_dict, dict) or not state_dict:
-        raise ValueError(f"`{path}` holds no named tensors; expected what `model.state_dict()` gives.")
+        raise ValueError(f"`{path}` contains no named tensors: save `model.state_dict()`.")
     for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ValueError(
-                f"`{path}` holds a `{type(value).__name__}` under `{name}` where a tensor is expected; save "
-                "`model.state_dict()` alone."
+                f"`{path}` contains a `{type(value).__name__}` named `{name}` instead of a tensor: save only "
+                "`model.state_dict()`."
             )
     if all(name.startswith("module.") for name in state_dict):
         state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
@@ -239,12 +244,13 @@ def load_hazematching_checkpoint(path: str | os.PathLike) -> dict[str, torch.Ten
 def convert_hazematching_checkpoint(
     path: str | os.PathLike, subset: str, channel: int = 0
 ) -> tuple[UNet2DModel, dict[str, float | int]]:
-    """Turn an official `best_model.pth` into the network and the configuration of a pipeline.
+    """
+    Convert an official `best_model.pth` to the network and the configuration of a pipeline.
 
     Args:
         path (`str` or `os.PathLike`): The `.pth` file.
-        subset (`str`): Data set the file was trained on, one of `SUBSETS`; it decides the normalisation.
-        channel (`int`, defaults to 0): Source channel whose statistics to take; only `zebrafish` has more than one.
+        subset (`str`): Data set the file was trained on, one of `SUBSETS`. It sets the normalisation.
+        channel (`int`, defaults to 0): Source channel whose statistics to use. Only `zebrafish` has more than one.
 
     Returns:
         `tuple[UNet2DModel, dict]`: The network, and the pipeline's `input_mean`, `input_std`, `target_mean`,
@@ -252,10 +258,10 @@ def convert_hazematching_checkpoint(
 
     Raises:
         `FileNotFoundError`: If there is no such file.
-        `ValueError`: If `subset` or `channel` is unknown, or the file does not hold the network of that subset.
+        `ValueError`: If `subset` or `channel` is unknown, or the file does not contain the network of that subset.
 
     Warns:
-        `UserWarning`: If the file is not the published one, as with somebody's own training by the official code.
+        `UserWarning`: If the file is not the published one, as after a training of one's own with the official code.
     """
     if subset not in SUBSETS:
         raise ValueError(f"`subset` must be one of {', '.join(SUBSETS)}, got {subset!r}.")
@@ -266,27 +272,29 @@ def convert_hazematching_checkpoint(
 
     unet = unet_from_torchcfm(load_hazematching_checkpoint(path))
 
-    # Statistics belong to the weights: those of another data set would give wrong intensities without any sign of it.
+    # The statistics of another data set would give wrong intensities without any error.
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     for other, published in SUBSETS.items():
         if other != subset and digest == published.sha256:
-            raise ValueError(f"`{path}` is the published checkpoint of the subset {other}, not of {subset}.")
+            raise ValueError(
+                f"`{path}` is the published checkpoint of the subset {other}, not of {subset}: use `--subset {other}`."
+            )
     if unet.config.sample_size != known.patch_size:
         raise ValueError(
-            f"`{path}` holds the {unet.config.sample_size}-pixel network, but the subset {subset} is trained with the "
-            f"{known.patch_size}-pixel one."
+            f"`{path}` contains the {unet.config.sample_size}-pixel network, but the subset {subset} uses the "
+            f"{known.patch_size}-pixel network: name the subset of the checkpoint."
         )
     if digest != known.sha256:
         warnings.warn(
             f"`{path}` (sha256 {digest[:12]}...) is not the published checkpoint of the subset {subset} (sha256 "
-            f"{known.sha256[:12]}...); it gets the statistics of that subset, which is right only for a training of "
-            "your own on it with the official code.",
+            f"{known.sha256[:12]}...). It gets the statistics of that subset. These are correct only if you trained "
+            "the checkpoint on that subset with the official code.",
             stacklevel=2,
         )
 
     config = {
         **known.channels[channel],
         "training_patch_size": known.patch_size,
-        "default_num_inference_steps": 19,  # the official sampler takes 20 points in time, so 19 Euler steps
+        "default_num_inference_steps": 19,  # the official sampler uses 20 points in time, that is, 19 Euler steps
     }
     return unet, config

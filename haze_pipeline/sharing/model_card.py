@@ -1,6 +1,6 @@
 """
-The card of a pipeline. All its numbers come from what training, evaluation and calibration wrote, or name who printed
-them.
+The model card of a pipeline. All its numbers come from the files that training, evaluation and calibration wrote, or
+from a publication that the card names.
 """
 
 import json
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 
-# Beside this file, so that an installed package has it.
+# The template lies beside this file, so that it is part of an installed package.
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
-# What commands leave in a pipeline folder, each as `NAME.json`.
+# Files `NAME.json` that commands write to a pipeline folder.
 FACTS = ("training", "conversion", "evaluation", "calibration")
 
-# In the supplement of arXiv 2506.22397, by the official code: none of our measurements.
+# From the supplement of arXiv 2506.22397. The authors measured these values with the official code.
 PUBLISHED_RESULTS = {
     "zebrafish": ["PSNR 27.78 dB (mean of 50 samples, Table S1)"],
     "organoids1": ["PSNR 36.83 dB and LPIPS 0.140 (Table S11)"],
@@ -29,7 +29,7 @@ PUBLISHED_RESULTS = {
 
 
 def read_facts(folder: str | Path) -> dict:
-    """What is known about the pipeline in a folder, for [`make_model_card`]."""
+    """Read the facts about the pipeline in a folder that [`make_model_card`] needs."""
     files = {name: Path(folder, f"{name}.json") for name in FACTS}
     facts = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
     facts["calibration_plot"] = "calibration.png" if Path(folder, "calibration.png").is_file() else None
@@ -44,14 +44,20 @@ def make_model_card(
 
     Args:
         pipeline ([`HazeMatchingPipeline`]): The pipeline.
-        title (`str`): Name of the repository or folder, by which the card shows how to load it.
+        title (`str`): Name of the repository or folder. The card shows how to load the pipeline by this name.
         facts (`dict`):
-            Whatever is known, see [`read_facts`]: `training`, by `training/train_haze_matching.py`; `conversion`, by
-            `haze-pipeline convert`; `evaluation`, by `haze-pipeline evaluate`; `calibration`, by `haze-pipeline
-            calibrate`; `calibration_plot`, a file beside the card; `figures`, pairs of a file and its caption;
-            `known_failures`, paragraphs; `measured` and `measured_calibration`, texts, and `eval_results`, where
-            something else than `haze-pipeline evaluate` measured; `loader`, a call in place of `from_pretrained`.
-        license_id (`str`, *optional*): Licence of the weights in the spelling of the Hub, such as `"apache-2.0"`.
+            Known facts, see [`read_facts`]; each may be missing.
+            - `training`: written by `training/train_haze_matching.py`.
+            - `conversion`: written by `haze-pipeline convert`.
+            - `evaluation`: written by `haze-pipeline evaluate`.
+            - `calibration`: written by `haze-pipeline calibrate`.
+            - `calibration_plot`: name of a file beside the card.
+            - `figures`: pairs of a file and its caption.
+            - `known_failures`: paragraphs.
+            - `measured`, `measured_calibration` and `eval_results`: texts and results of measurements that were not
+              made by `haze-pipeline evaluate`.
+            - `loader`: a call to show instead of `from_pretrained`.
+        license_id (`str`, *optional*): Licence of the weights as the Hub spells it, such as `"apache-2.0"`.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -87,7 +93,7 @@ def make_model_card(
 
 
 def eval_results(evaluation: dict) -> list["EvalResult"]:
-    """The scores of a model's own predictions, of what `haze-pipeline evaluate` wrote, for a card's `model-index`."""
+    """The scores of a model's own predictions for a card's `model-index`, from a file of `haze-pipeline evaluate`."""
     from huggingface_hub import EvalResult
 
     return [
@@ -110,14 +116,14 @@ def eval_results(evaluation: dict) -> list["EvalResult"]:
 
 
 def mean_score(evaluation: dict, method: str, metric: str) -> float:
-    """Mean of a metric over images, or its value where it is one of the whole set."""
+    """The mean of a metric over the images, or its single value if it is a metric of the whole set."""
     if metric in evaluation["set_scores"][method]:
         return evaluation["set_scores"][method][metric]
     return evaluation["summary"][method][metric]["mean"]
 
 
 def _results(evaluation: dict) -> dict:
-    """A table of means, and where predictions are farther from the truth than their input."""
+    """A table of mean scores, and how many predictions are farther from the truth than their input."""
     metrics = list(evaluation["higher_is_better"])
     rows = {method: [mean_score(evaluation, method, metric) for metric in metrics] for method in evaluation["summary"]}
     own = next(method for method in rows if method.startswith("haze-pipeline"))
@@ -130,7 +136,7 @@ def _results(evaluation: dict) -> dict:
 
 
 def shareable_command(arguments: list[str]) -> str:
-    """A command line that names files and folders of the user, but does not say where they lie."""
+    """A command line in which paths outside the working directory are shortened to their names."""
 
     def shorten(value: str) -> str:
         path = Path(value)

@@ -1,6 +1,4 @@
-"""
-One repository of the Hub for one pipeline: everything that others need to load, judge and cite it, in one commit.
-"""
+"""Publishing of a pipeline on the Hub: everything that others need to load, judge and cite it, in one commit."""
 
 import copy
 import json
@@ -24,7 +22,7 @@ from haze_pipeline.utils.provenance import weights_digest
 from .model_card import FACTS, make_model_card, read_facts
 
 
-# Of an earlier push: whatever of these is not uploaded anew is deleted in the same commit.
+# Files of an earlier push. Those that are not uploaded again are deleted in the same commit.
 OURS = ["*.py", "unet/*", "scheduler/*", "examples/*", *(f"{name}.json" for name in FACTS), "calibration.png"]
 
 GENERATED = "<!-- Written by haze-pipeline"
@@ -47,33 +45,36 @@ def push_pipeline(
 
     Args:
         pipe ([`HazeMatchingPipeline`]): The pipeline, in float32.
-        repo_id (`str`): `"organisation/name"`, made if need be.
+        repo_id (`str`): `"organisation/name"`. The repository is created if it does not exist.
         folder (`str` or `Path`, *optional*):
-            Where training, calibration and others left what they know about it. A README.md there is uploaded in place
-            of the card if it was written or changed by hand, and so is a LICENSE.
+            Pipeline folder with the files that training, conversion, evaluation and calibration wrote. A LICENSE there
+            is uploaded too. A README.md there replaces the card if it was written or changed by hand.
         evaluation (`str` or `Path`, *optional*): Folder that `haze-pipeline evaluate` wrote.
-        examples (sequence of `str` or `Path`, *optional*): Hazy TIFFs to upload and to show dehazed on the card.
-        license_id (`str`, *optional*): Licence of the weights in the spelling of the Hub, such as `"apache-2.0"`.
-        private (`bool`, *optional*): Who may see a new repository; by default what the organisation has set.
-        token (`str` or `bool`, *optional*): By default that of `hf auth login`.
-        commit_message (`str`, *optional*): By default what is uploaded.
-        create_pr (`bool`, defaults to `False`): Propose the commit instead.
+        examples (sequence of `str` or `Path`, *optional*): Hazy TIFFs to upload. The card shows their results.
+        license_id (`str`, *optional*): Licence of the weights as the Hub spells it, such as `"apache-2.0"`.
+        private (`bool`, *optional*): Make a new repository private. By default, the organisation's setting applies.
+        token (`str` or `bool`, *optional*): Access token. By default, that of `hf auth login`.
+        commit_message (`str`, *optional*): Message of the commit. By default, it says what is uploaded.
+        create_pr (`bool`, defaults to `False`): Open a pull request instead of committing to the main branch.
 
     Returns:
-        `str`: Address of the commit.
+        `str`: URL of the commit.
 
     Raises:
         `ValueError`: If the pipeline is in half precision, or an example or the evaluation cannot be used.
-        `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses.
+        `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses the request.
     """
     validate_repo_id(repo_id)
     with TemporaryDirectory() as staged:
         write_repository(pipe, Path(staged), repo_id, folder, evaluation, examples, license_id)
         name = create_repository(repo_id, "model", private, token).repo_id
         commit = HfApi(token=token).upload_folder(
-            repo_id=name, folder_path=staged, delete_patterns=OURS, create_pr=create_pr,
+            repo_id=name,
+            folder_path=staged,
+            delete_patterns=OURS,
+            create_pr=create_pr,
             commit_message=commit_message or "Upload a HazeMatching pipeline",
-        )  # fmt: skip
+        )
     return commit.commit_url
 
 
@@ -86,12 +87,14 @@ def write_repository(
     examples: Sequence[str | Path] = (),
     license_id: str | None = None,
 ):
-    """Write to the folder `staged` what [`push_pipeline`], which explains the arguments, uploads."""
+    """Write the files that [`push_pipeline`] uploads to the folder `staged`. For the arguments, see there."""
     require("hub", "jinja2")
     if pipe.unet.dtype != torch.float32:
-        raise ValueError(f"The pipeline is in {pipe.unet.dtype}: load it without `dtype`, so that no digits are lost.")
+        raise ValueError(
+            f"The pipeline is in {pipe.unet.dtype}, which has lost digits of the weights: load it without `dtype`."
+        )
 
-    # 1. Weights in both precisions, configurations that do not say where the folders of the user are, and code.
+    # 1. Weights in both precisions, code, and configurations without local paths of the user.
     pipe.save_pretrained(staged)
     copy.deepcopy(pipe.unet).half().save_pretrained(staged / "unet", variant="fp16")
     for file in (staged / "model_index.json", staged / "unet" / "config.json"):
@@ -99,7 +102,7 @@ def write_repository(
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
-    # 2. What is known about it, with the licence of the code.
+    # 2. The licences and the facts about the pipeline.
     (staged / "LICENSE").write_text(distribution("haze-pipeline").read_text("licenses/LICENSE"), encoding="utf-8")
     sources = [] if folder is None else [Path(folder, name) for name in ("LICENSE", "calibration.png")]
     sources += [] if folder is None else [Path(folder, f"{name}.json") for name in FACTS]
@@ -114,14 +117,15 @@ def write_repository(
     own, evaluated = weights_digest(pipe), facts.get("evaluation", {}).get("revision")
     if evaluated not in (None, own):
         raise ValueError(
-            f"The evaluation is of other weights ({evaluated}) than those to push ({own}): evaluate these."
+            f"The evaluation is of other weights ({evaluated}) than those to push ({own}): evaluate the weights to "
+            "push."
         )
 
-    # 3. Examples, dehazed as `haze-pipeline dehaze` would.
+    # 3. Examples, dehazed as by `haze-pipeline dehaze`.
     (staged / "examples").mkdir()
     facts["figures"] = [_dehaze_example(pipe, Path(example), staged) for example in examples]
 
-    # 4. The card, unless somebody wrote one.
+    # 4. The card, unless the folder has one that was written or changed by hand.
     card = None if folder is None else Path(folder, "README.md")
     if card is not None and card.is_file() and GENERATED not in card.read_text(encoding="utf-8"):
         shutil.copyfile(card, staged / "README.md")
@@ -133,13 +137,13 @@ def write_repository(
 
 
 def _dehaze_example(pipe: HazeMatchingPipeline, path: Path, staged: Path) -> tuple[str, str]:
-    """Copy an example, draw it beside its result, and return the name of the picture with its caption."""
+    """Copy an example, draw it beside its result, and return the name of the picture and its caption."""
     micrograph = read_micrograph(path)
     planes = micrograph.data.reshape(-1, *micrograph.data.shape[-2:])
     plane = planes[len(planes) // 2]
     name = path.name.split(".")[0]
     if (staged / "examples" / f"{name}.png").exists():
-        raise ValueError(f"{path} has the name of another example: rename one.")
+        raise ValueError(f"{path} has the same name as another example: rename one of them.")
     preset = Preset.balanced if pipe.config.calibrated_for else Preset.fast
     prepared, steps, members = with_preset(pipe, preset, **(pipe.config.calibrated_for or {}))
     generator = torch.Generator().manual_seed(0)
@@ -153,5 +157,5 @@ def _dehaze_example(pipe: HazeMatchingPipeline, path: Path, staged: Path) -> tup
     )
     picture.save(staged / "examples" / f"{name}.png")
     shutil.copyfile(path, staged / "examples" / path.name)
-    kind = f"mean of {members} samples of {steps} steps and its deviation" if steps > 1 else "posterior mean"
+    kind = f"mean and standard deviation of {members} samples of {steps} steps" if steps > 1 else "posterior mean"
     return f"examples/{name}.png", f"Hazy input and {kind} of examples/{path.name}"

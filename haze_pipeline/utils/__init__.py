@@ -1,1 +1,1 @@
-"""What several of these need and none owns."""
+"""Functions that several parts of the package use."""

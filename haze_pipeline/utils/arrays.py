@@ -1,4 +1,4 @@
-"""Arrays that may be larger than the memory."""
+"""Arrays that may be larger than the main memory."""
 
 import tempfile
 
@@ -9,10 +9,10 @@ import torch
 
 def allocate(*shape: int) -> torch.Tensor:
     """
-    Zeros of type float32 in main memory or, if they would take more than a quarter of what is free, in a temporary
-    file that is mapped into memory and vanishes with the tensor.
+    Zeros of type float32. They lie in main memory or, if they need more than a quarter of the free memory, in a
+    temporary file that is mapped into memory and deleted together with the tensor.
     """
     if 4 * int(np.prod(shape)) <= psutil.virtual_memory().available // 4:
         return torch.zeros(shape)
-    with tempfile.TemporaryFile(prefix="haze-") as file:  # the mapping outlives the name and the handle
+    with tempfile.TemporaryFile(prefix="haze-") as file:  # the mapping stays valid after the file is closed
         return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))

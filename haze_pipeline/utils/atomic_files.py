@@ -1,4 +1,4 @@
-"""Files and folders that appear only when they are complete."""
+"""Atomic writing: files and folders appear under their name only when they are complete."""
 
 import glob
 import os
@@ -13,17 +13,18 @@ PREFIX = ".haze-"
 
 
 def partial_name(path: Path) -> Path:
-    """A name beside `path`, with its suffix, for what is not complete."""
+    """A temporary name in the folder of `path`, with its suffix, for an incomplete file or folder."""
     return path.with_name(f"{PREFIX}{uuid.uuid4().hex}-{path.name}")
 
 
 @contextmanager
 def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
     """
-    Yields a temporary name in the folder of `path`, with its suffix, and renames the file or folder that the body
-    makes there to `path` at the end.
+    Yield a temporary name in the folder of `path`, with its suffix. At the end, the file or folder that the body wrote
+    there is renamed to `path`.
 
-    Whatever ends the body early, Ctrl-C included, removes what it made and leaves an existing `path` as it was.
+    If the body fails or is interrupted with Ctrl-C, the temporary file or folder is deleted, and an existing `path`
+    stays unchanged.
 
     Raises:
         `FileNotFoundError`: If the folder does not exist.
@@ -32,7 +33,7 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"The folder `{path.parent}` does not exist: create it, or name another for `{path.name}`."
+            f"The folder `{path.parent}` does not exist: create it, or choose another folder for `{path.name}`."
         )
     if path.is_dir():
         raise IsADirectoryError(f"`{path}` is a folder: choose another name.")
@@ -45,13 +46,13 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path):
-    """Remove what runs that were killed left beside `path` when they were making it."""
+    """Remove the temporary files and folders that killed runs left beside `path` while they wrote it."""
     for leftover in glob.glob(f"{glob.escape(str(path.parent))}/{PREFIX}*-{glob.escape(path.name)}"):
         remove(Path(leftover))
 
 
 def remove(path: Path):
-    """Remove a file or a folder, if there is one."""
+    """Remove a file or folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)

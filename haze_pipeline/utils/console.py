@@ -1,4 +1,4 @@
-"""What the commands share: progress bars and folders."""
+"""Functions that the commands share: progress bars, checks of installed extras, and folders."""
 
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_display(stack: ExitStack, visible: bool = True) -> Progress:
-    """Progress bars on standard error that vanish when done and show only on a terminal."""
+    """Progress bars on standard error. They are shown only on a terminal, and removed when they are complete."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -24,8 +24,8 @@ def progress_display(stack: ExitStack, visible: bool = True) -> Progress:
 
 def progress_bar(description: str, total: int | None, stack: ExitStack):
     """
-    A progress bar as of [`progress_display`]. Returns its `advance(by)`; parts of the whole may be fractions. `total`
-    is `None` where it is not known.
+    Show a progress bar, see [`progress_display`], and return the function `advance(by)` that advances it. `by` may be
+    a fraction of a step. `total` is `None` if the number of steps is unknown.
     """
     progress = progress_display(stack)
     task = progress.add_task(description, total=total)
@@ -33,7 +33,7 @@ def progress_bar(description: str, total: int | None, stack: ExitStack):
 
 
 def require(extra: str, *modules: str):
-    """Raise an `ImportError` that names the extra if one of its modules is not installed, before any work is done."""
+    """Raise an `ImportError` that names the extra if one of its modules is not installed. Call it before any work."""
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         raise ImportError(f"This needs {', '.join(missing)}: pip install 'haze-pipeline[{extra}]'.")
@@ -45,8 +45,13 @@ def one_line(error: BaseException) -> str:
 
 
 def make_parents(path: Path):
-    """Make the folders above `path`; a file among them is an error that names it."""
+    """
+    Create the parent folders of `path`.
+
+    Raises:
+        `NotADirectoryError`: If one of them is a file.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(f"{path.parent} is not a folder; choose another place.") from error
+        raise NotADirectoryError(f"{path.parent} is not a folder: choose another path for {path.name}.") from error

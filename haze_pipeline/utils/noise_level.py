@@ -1,4 +1,4 @@
-"""How noisy an image is."""
+"""Estimation of the noise level of an image."""
 
 import numpy as np
 from scipy import ndimage
@@ -6,8 +6,9 @@ from scipy import ndimage
 
 def noise_deviation(image: np.ndarray) -> float:
     """
-    Standard deviation of white noise, from what the difference of two Laplacians leaves of an image (Immerkær 1996,
-    doi 10.1006/cviu.1996.0060), by its median, which little structure does not move.
+    Estimate the standard deviation of white noise in an image `[H, W]`. The image is filtered with the difference of
+    two Laplacians, which suppresses structure (Immerkær 1996, doi 10.1006/cviu.1996.0060). The estimate uses the
+    median of the absolute values, on which sparse structure has little influence.
     """
     difference = ndimage.convolve(image, np.outer([1, -2, 1], [1, -2, 1]), mode="reflect")
     return float(1.4826 * np.median(np.abs(difference)) / 6)

@@ -1,6 +1,4 @@
-"""
-Processes that share a run, on one machine or many: started by accelerate or torchrun, joined in accelerate's group.
-"""
+"""Processes that share a run on one or several machines. accelerate or torchrun starts them; accelerate joins them."""
 
 import atexit
 import logging
@@ -15,18 +13,18 @@ from typing import Any
 from .console import require
 
 
-# How long a process may wait for another, whose files may take much longer than its own.
+# Longest time that a process waits for another one, whose files may take much longer than its own.
 PATIENCE = timedelta(days=30)
 
 
 class Processes:
     """
-    This process among those of a run; by default it is the only one.
+    The processes of a run, seen from one of them. By default, this process is the only one.
 
     Attributes:
-        index (`int`): Its number, from 0.
-        number (`int`): How many there are.
-        device (`torch.device`, *optional*): The one that the launcher gave to this process.
+        index (`int`): Index of this process, from 0.
+        number (`int`): Number of processes.
+        device (`torch.device`, *optional*): Device that the launcher assigned to this process.
     """
 
     index = 0
@@ -38,16 +36,16 @@ class Processes:
         return self.index == 0
 
     def gather(self, value: Any) -> list:
-        """The values of all processes, on each of them."""
+        """Return the values of all processes to each of them."""
         return [value]
 
     def broadcast(self, value: Any) -> Any:
-        """The value of the main process, on each of them."""
+        """Return the value of the main process to all processes."""
         return self.gather(value)[0]
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """If the body raises on any process, all raise at its end, so that none waits for one that gave up."""
+        """If the body fails on one process, all processes raise an error, so that none waits for the failed one."""
         error = None
         try:
             yield
@@ -61,7 +59,7 @@ class Processes:
 
 
 class LaunchedProcesses(Processes):
-    """The processes that a launcher started with this one."""
+    """The processes that a launcher started together with this one."""
 
     def __init__(self, use_cpu: bool):
         require("train", "accelerate")
@@ -69,7 +67,7 @@ class LaunchedProcesses(Processes):
 
         state = PartialState(cpu=use_cpu or meet_on_cpu(), timeout=PATIENCE)
         check_joined(state.num_processes)
-        atexit.register(state.destroy_process_group)  # its threads would abort the process when it ends
+        atexit.register(state.destroy_process_group)  # else its threads would abort the process at its end
         self.index, self.number = state.process_index, state.num_processes
         self.device = state.device
 
@@ -80,7 +78,7 @@ class LaunchedProcesses(Processes):
 
 
 def join_processes(use_cpu: bool) -> Processes:
-    """The processes of this run: those of the launcher that started it, if one did."""
+    """The processes of this run: all that the launcher started, or this one alone if there was no launcher."""
     return LaunchedProcesses(use_cpu) if is_launched() else Processes()
 
 
@@ -91,8 +89,8 @@ def is_launched() -> bool:
 
 def meet_on_cpu() -> bool:
     """
-    Whether the processes that a launcher started are to be joined on the CPU, for want of devices that can be joined.
-    accelerate asks to be told (`Accelerator(cpu=True)`): otherwise each takes itself for the only one.
+    Whether the processes that a launcher started must be joined on the CPU, because no GPU can join them. accelerate
+    must then be told with `Accelerator(cpu=True)`; otherwise each process would run as if it were the only one.
     """
     import torch
 
@@ -101,34 +99,33 @@ def meet_on_cpu() -> bool:
 
 def check_joined(number: int) -> None:
     """
-    Check that a group of `number` processes holds all that the launcher started: single ones would do the same work
-    again, and write over one another.
+    Check that all processes that the launcher started were joined in a group of `number` processes. Processes that are
+    not joined would repeat the same work and overwrite each other's results.
 
     Raises:
-        `RuntimeError`: If it does not.
+        `RuntimeError`: If they were not.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if number != launched:
         raise RuntimeError(
-            f"{launched} processes were started, but accelerate joined {number} of them on these devices: start one, "
-            f"or see "
-            "training/accelerate_configs."
+            f"{launched} processes were started, but accelerate joined only {number} of them on these devices: start "
+            "one process, or see training/accelerate_configs."
         )
 
 
 def launch(number: int, arguments: list[str]) -> int:
     """
-    Run `haze-pipeline` with these arguments in so many processes of this machine, as torchrun would, and return the
-    exit code.
+    Run `haze-pipeline` with these arguments in `number` processes on this machine, as torchrun would. Return the exit
+    code.
     """
     require("train", "accelerate")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # What went wrong is said by the processes themselves.
+    # The processes print their own errors.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # Processes that each use all cores only hinder one another.
+    # Processes that each use all cores would slow each other down.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
     config = LaunchConfig(
         min_nodes=1,

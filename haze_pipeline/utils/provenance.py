@@ -1,4 +1,4 @@
-"""How a result was made, for the files that hold it: with what weights, and how they were sampled."""
+"""Provenance of a result: the weights and the settings of the sampling, to be stored in its file."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ from haze_pipeline.version import __version__
 
 
 def weights_digest(pipe) -> str:
-    """First 12 hex digits of the SHA-256 over the weights, which tell one checkpoint from another."""
+    """The first 12 hexadecimal digits of the SHA-256 of the weights. They identify a checkpoint."""
     digest = hashlib.sha256()
     for name, tensor in sorted(pipe.unet.state_dict().items()):
         digest.update(name.encode())
@@ -17,7 +17,10 @@ def weights_digest(pipe) -> str:
 def sampling_facts(
     pipe, model: str | None, revision: str, seed: int, num_inference_steps: int, ensemble_size: int
 ) -> dict:
-    """How a pipeline made a result, for the provenance in its file; `revision` is its [`weights_digest`]."""
+    """
+    Settings with which a pipeline made a result, for the provenance in its file. `revision` is the [`weights_digest`]
+    of the pipeline.
+    """
     return {
         "package": f"haze-pipeline {__version__}",
         "model": model or "default checkpoint",

@@ -1,4 +1,4 @@
-"""Dehaze a micrograph in the browser, see how far to trust the result, and where haze comes from."""
+"""Dehaze a micrograph in the browser, judge the result, see how a pinhole affects haze, and compare methods."""
 
 import html
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 
-# ZeroGPU wants to be imported before torch.
+# The package `spaces` of ZeroGPU must be imported before torch.
 from sampling import PIPE, posterior_mean, sample  # isort: skip
 import gradio as gr
 import numpy as np
@@ -29,8 +29,8 @@ from haze_pipeline.simulation.simulated_pairs import SimulatedPair, pair_generat
 MAX_WORK = 2**25  # pixels of a plane × members
 MAX_MEMBERS = 50
 NUM_SHOWN = 8  # members in the gallery
-CROP = 512  # side of what is compared
-OPEN_PINHOLE = 30  # of the slider, Airy units: no pinhole
+CROP = 512  # px; side of the region in the tab "Compare"
+OPEN_PINHOLE = 30  # Airy units; this end of the slider means no pinhole
 MICROSCOPE = Optics(
     numerical_aperture=1.2,
     emission_wavelength=0.52,
@@ -41,7 +41,7 @@ MICROSCOPE = Optics(
 
 pictures = PIPE.image_processor.visualize_together
 
-# Gradio would show an error without a message. The server refuses such files on its own.
+# Without this script, Gradio would show an error without a message. The server refuses such files anyway.
 REFUSE_LARGE_FILES = f"""() => {{
     for (const kind of ["change", "drop"]) document.addEventListener(kind, event => {{
         const files = [...(event.target.files ?? event.dataTransfer?.files ?? [])];
@@ -56,18 +56,18 @@ REFUSE_LARGE_FILES = f"""() => {{
 
 @contextmanager
 def one_sentence(path: str | None = None) -> Iterator[None]:
-    """What goes wrong within is shown in a toast that names the file by the user's name of it."""
+    """Show errors of the body in a toast. The message names the file as the user does."""
     try:
         yield
     except (OSError, ValueError, MemoryError, RuntimeError) as error:
-        message = " ".join(str(error).split()) or "There is too little memory for this: choose a smaller image."
+        message = " ".join(str(error).split()) or "There is not enough memory: choose a smaller image."
         if path is not None:
             message = message.replace(path, Path(path).name)
         raise gr.Error(html.escape(message, quote=False), print_exception=False) from error
 
 
 def show_file(path: str | None) -> tuple:
-    """What a chosen file holds, its first plane, and no results of another file."""
+    """Describe a chosen file, show its first plane, and hide the results of another file."""
     if path is None:
         return "", *(gr.update(visible=False) for _ in range(4))
     with one_sentence(path), open_upload(path) as micrograph:
@@ -85,13 +85,13 @@ def show_file(path: str | None) -> tuple:
 
 
 def refuse_large_file():
-    """The message that goes with `REFUSE_LARGE_FILES`."""
+    """Show the error message for `REFUSE_LARGE_FILES`."""
     with one_sentence():
         raise ValueError(f"The file is larger than {MAX_FILE >> 20} MB: crop it or save fewer planes.")
 
 
 def show_plane(path: str | None, plane: int, channel: int) -> tuple:
-    """The chosen plane, and no results of another."""
+    """Show the chosen plane, and hide the results of another one."""
     if path is None:
         return gr.update(visible=False), gr.update(visible=False)
     with one_sentence(path):
@@ -103,8 +103,9 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
     """
     Dehaze one plane of a TIFF.
 
-    Returns the OME-TIFFs (the result, and its standard deviation where the preset has one), what speaks against the
-    result, pictures of input and result, a map of the deviation, samples and, meanwhile, the state of the sampling.
+    Returns the OME-TIFFs (the result and, except for the preset fast, its standard deviation), an assessment of the
+    result, pictures of input and result, a map of the standard deviation, and posterior samples. While it computes, it
+    returns the state of the sampling.
     """
     with one_sentence(path), TemporaryDirectory() as folder:
         micrograph = read_plane(path, plane, channel)
@@ -112,7 +113,7 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
         if hazy.size * members > MAX_WORK:
             most = MAX_WORK // hazy.size
             raise ValueError(
-                f"{members} members of such a large plane are too much here: take at most {most}, or crop it."
+                f"{members} members are too many for a plane of this size: choose at most {most}, or crop the image."
             )
         for state, result in sample(hazy, Preset(preset), members, seed, pixel_size):
             if state is not None:
@@ -147,9 +148,10 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
             verdict: f"**Can it be trusted?** {assessment.verdict}",
             downloads: files,
             uncertainty_note: (
-                "The preset fast yields the mean alone; balanced and quality have a deviation for every pixel."
+                "The preset fast gives only the mean. The presets balanced and quality also give a standard deviation "
+                "for every pixel."
                 if output.uncertainty is None
-                else "Calibrated, on average over images like those of the calibration."
+                else "Calibrated on average over images like those of the calibration."
                 if PIPE.config.calibrated_for == ensemble
                 else "Not calibrated for this number of members and steps: errors may be several times larger."
             ),
@@ -158,38 +160,36 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
                 visible=output.uncertainty is not None,
             ),
             samples_note: (
-                "All samples are equally likely: what they disagree on is not known. They have the contrast of the "
-                "result."
+                "All samples are equally likely. Structures in which they differ are uncertain. They are shown with "
+                "the contrast of the result."
                 if names
-                else "The preset fast yields the mean alone; balanced and quality have samples."
+                else "The preset fast gives only the mean. The presets balanced and quality also give samples."
             ),
             samples: gr.update(value=list(zip(sample_pictures[1:], names, strict=True)), visible=bool(names)),
         }
 
 
 def read_results(path: str, results: list[str] | None) -> tuple[np.ndarray, Micrograph, np.ndarray | None]:
-    """
-    The plane that was dehazed, wherever the sliders are now; the result; and its standard deviation, if there is one.
-    """
+    """Read the plane that was dehazed (not the selected one), the result, and its standard deviation, if any."""
     if not results:
         raise ValueError("There is no result yet: press Dehaze first.")
     prediction, *deviation = (read_micrograph(result) for result in results)
     made = prediction.provenance or {}
     hazy = read_plane(path, made.get("plane", 1), made.get("channel", 1)).data
     if hazy.shape != prediction.data.shape:
-        raise ValueError("The result is not of this file: press Dehaze again.")
+        raise ValueError("The result belongs to another file: press Dehaze again.")
     return hazy, prediction, deviation[0].data if deviation else None
 
 
 def change_contrast(path: str, results: list[str], same: bool) -> tuple:
-    """Pictures of input and result at the same contrast, or each at its own."""
+    """Show input and result at the same contrast, or each at its own."""
     with one_sentence(path):
         hazy, prediction, _ = read_results(path, results)
         return pictures({"input": hazy, "result": prediction.data}, same)
 
 
 def draw_profile(path: str, results: list[str], position: float):
-    """Intensities of input and result along a line at `position` % of the height."""
+    """Plot the intensities of input and result along a horizontal line at `position` % of the height."""
     with one_sentence(path):
         hazy, prediction, deviation = read_results(path, results)
         return plot_profile(hazy, prediction.data, deviation, position / 100, prediction.pixel_size_um)
@@ -197,36 +197,36 @@ def draw_profile(path: str, results: list[str], position: float):
 
 @lru_cache(maxsize=32)
 def image_specimen(specimen: int, pinhole: float) -> SimulatedPair:
-    """A random specimen through a pinhole, with the camera set for none, so that all pinholes have the same counts."""
+    """A random specimen through a pinhole. The camera is set for an open pinhole, so that counts stay comparable."""
     pinholes = (math.inf if pinhole == OPEN_PINHOLE else pinhole, math.inf)
     return simulate_series(256, pair_generator(specimen, 0), MICROSCOPE, pinholes)[0]
 
 
 def simulate(specimen: int, pinhole: float):
-    """Image a random specimen through a pinhole of so many Airy units. Returns both images, and their OME-TIFFs."""
+    """Image a simulated specimen through a pinhole of a diameter in Airy units. Returns both images and OME-TIFFs."""
     with one_sentence(), TemporaryDirectory() as folder:
         pair = image_specimen(specimen, pinhole)
         size = (MICROSCOPE.pixel_size,) * 2
         files = {"hazy": pair.hazy.numpy().astype(np.uint16), "in_focus": pair.clear.numpy()}
         for name, data in files.items():
             write_ome_tiff(f"{folder}/{name}.ome.tif", Micrograph(data, "YX", size), pair.parameters)
-        shown, caption = pictures({"camera": files["hazy"], "light in focus": files["in_focus"]})
+        shown, caption = pictures({"camera": files["hazy"], "in-focus signal": files["in_focus"]})
         yield shown, caption, [f"{folder}/{name}.ome.tif" for name in files]
 
 
 def dehaze_simulated(specimen: int, pinhole: float):
-    """Dehaze the simulated image, and compare with the light in focus, which here is known."""
+    """Dehaze the simulated image, and compare the result with the in-focus signal, which is known here."""
     with one_sentence():
         pair = image_specimen(specimen, pinhole)
         hazy, clear = pair.hazy.numpy(), pair.clear.numpy()
         prediction = posterior_mean(hazy)
-        (_, *shown), _ = pictures({"camera": hazy, "result": prediction, "light in focus": clear})
+        (_, *shown), _ = pictures({"camera": hazy, "result": prediction, "in-focus signal": clear})
         before, after = (range_invariant_psnr(clear, image) for image in (hazy, prediction))
-        return shown, f"Range-invariant PSNR against the light in focus: {before:.1f} dB before, {after:.1f} dB after."
+        return shown, f"Range-invariant PSNR to the in-focus signal: {before:.1f} dB before, {after:.1f} dB after."
 
 
 def compare(path: str, plane: int, channel: int, ball: float, airy_radius: float, iterations: int):
-    """Dehaze the middle of a plane in three ways. Returns pictures and OME-TIFFs."""
+    """Dehaze the centre of a plane with three methods. Returns pictures and OME-TIFFs."""
     with one_sentence(path), TemporaryDirectory() as folder:
         micrograph = read_plane(path, plane, channel)
         top, left = (max(0, (side - CROP) // 2) for side in micrograph.data.shape)
@@ -246,12 +246,11 @@ def compare(path: str, plane: int, channel: int, ball: float, airy_radius: float
 with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
     gr.Markdown(
         f"""# Dehaze a micrograph
-        Takes the out-of-focus haze out of a fluorescence micrograph by
-        [HazeMatching](https://arxiv.org/abs/2506.22397), in the counts of the input,
-        and says what speaks against the result.
-        **Limits:** TIFF, ImageJ TIFF or OME-TIFF of any bit depth, at most {MAX_FILE >> 20} MB,
-        planes of at most 2048 × 2048
-        pixels. Files are deleted after {EXPIRY / 60:.0f} minutes."""
+        Removes out-of-focus haze from a fluorescence micrograph with [HazeMatching](https://arxiv.org/abs/2506.22397),
+        and warns if the result may not be reliable. The result is in the counts of the input.
+
+        **Limits:** TIFF, ImageJ TIFF or OME-TIFF of any bit depth, at most {MAX_FILE >> 20} MB, planes of at most
+        2048 × 2048 pixels. Files are deleted after {EXPIRY / 60:.0f} minutes."""
     )
     with gr.Tab("Dehaze"):
         with gr.Row():
@@ -263,11 +262,11 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                 gr.Examples(
                     sorted(map(str, (Path(__file__).parent / "examples").glob("*.tif"))), file, label="Examples"
                 )
-                facts = gr.Textbox(label="What it holds", interactive=False, lines=1)
+                facts = gr.Textbox(label="Contents", interactive=False, lines=1)
                 plane = gr.Slider(1, 10_000, 1, step=1, precision=0, label="Plane", visible=False)
                 channel = gr.Slider(1, 100, 1, step=1, precision=0, label="Channel", visible=False)
                 preset = gr.Radio(
-                    list(Preset), value=Preset.fast, label="Preset", info="fast: the mean; others: with uncertainty"
+                    list(Preset), value=Preset.fast, label="Preset", info="fast: mean only; others: with uncertainty"
                 )
                 members = gr.Slider(
                     1, MAX_MEMBERS, choose_members(PIPE, Preset.fast), step=1, precision=0, label="Members"
@@ -306,9 +305,8 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                         position = gr.Slider(0, 100, 50, step=0.5, label="Line, % of the height")
     with gr.Tab("Haze by pinhole") as pinhole_tab:
         gr.Markdown(
-            "A pinhole keeps light from beside the focus off the detector: the wider it is, the hazier the image. "
-            "This specimen is "
-            "simulated, so that the result can be compared with the light that was in focus."
+            "A pinhole blocks out-of-focus light. The wider the pinhole, the hazier the image. This specimen is "
+            "simulated, so that the result can be compared with the known in-focus signal."
         )
         with gr.Row():
             specimen = gr.Number(9, minimum=0, maximum=2**32 - 1, precision=0, label="Specimen (seed)")
@@ -319,20 +317,19 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
         with gr.Row():
             with gr.Column(min_width=300):
                 simulated = gr.ImageSlider(
-                    label="Camera | light in focus", format="png", interactive=False, max_height=480
+                    label="Camera | in-focus signal", format="png", interactive=False, max_height=480
                 )
                 simulated_contrast = gr.Markdown()
                 simulated_files = gr.File(label="Download (OME-TIFF)", file_count="multiple", interactive=False)
             with gr.Column(min_width=300):
                 simulated_result = gr.ImageSlider(
-                    label="Result | light in focus", format="png", interactive=False, max_height=480
+                    label="Result | in-focus signal", format="png", interactive=False, max_height=480
                 )
                 score = gr.Markdown()
     with gr.Tab("Compare"):
         gr.Markdown(
-            f"The micrograph of the first tab, at most its middle {CROP} × {CROP} pixels, beside what people use "
-            f"against haze. All "
-            "pictures have as many counts between black and white."
+            "Compares haze-pipeline with two classical methods on the micrograph of the first tab, at most on its "
+            f"central {CROP} × {CROP} pixels. All pictures have the same number of counts between black and white."
         )
         with gr.Row():
             ball = gr.Slider(3, 50, 30, step=1, precision=0, label="Rolling ball: radius, px")
@@ -365,15 +362,13 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
     cancel.click(show_plane, image, [live, outcome], cancels=run, **quiet)
     same_contrast.input(change_contrast, [file, downloads, same_contrast], [slider, contrast], **quiet)
     gr.on(
-        [downloads.change, position.change],
-        draw_profile, [file, downloads, position], profile, api_name="profile", trigger_mode="always_last",
-        show_progress="hidden",
+        [downloads.change, position.change], draw_profile, [file, downloads, position], profile,
+        api_name="profile", trigger_mode="always_last", show_progress="hidden",
     )  # fmt: skip
     simulation = [pinhole_tab.select, specimen.change, pinhole.release]
     gr.on(
-        simulation,
-        simulate, [specimen, pinhole], [simulated, simulated_contrast, simulated_files], api_name="simulate",
-        trigger_mode="always_last", **computing,
+        simulation, simulate, [specimen, pinhole], [simulated, simulated_contrast, simulated_files],
+        api_name="simulate", trigger_mode="always_last", **computing,
     )  # fmt: skip
     gr.on(simulation, lambda: (None, ""), None, [simulated_result, score], **quiet)
     dehaze_button.click(
@@ -381,8 +376,7 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
     )
     compare_button.click(
         compare, [*image, ball, airy_radius, iterations], [*panels, compared_contrast, compared_files],
-        api_name="compare",
-        **computing,
+        api_name="compare", **computing,
     )  # fmt: skip
 
 
@@ -395,6 +389,6 @@ if __name__ == "__main__":
         js=REFUSE_LARGE_FILES,
         ssr_mode=False,
         footer_links=["api"],
-        # No fonts from elsewhere: the page also works where there is no internet.
+        # Local fonts only, so that the page works without an internet connection.
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )

@@ -1,4 +1,4 @@
-"""The pipeline that all visitors share, shown one image at a time."""
+"""The pipeline that all visitors share. It processes one image at a time."""
 
 import os
 import queue
@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 try:
-    from spaces import GPU  # on Hugging Face's ZeroGPU, lends a GPU to what it decorates
-except ImportError:  # elsewhere, it would do nothing
+    from spaces import GPU  # on Hugging Face's ZeroGPU, lends a GPU to the function that it decorates
+except ImportError:  # on other machines, the decorator does nothing
 
     def GPU(function):
         return function
@@ -25,21 +25,23 @@ from haze_pipeline.reliability.assessment import Assessment, assess
 from haze_pipeline.utils.provenance import sampling_facts, weights_digest
 
 
-MODEL = os.environ.get("HAZE_MODEL")  # a pipeline folder; the checkpoint in the package otherwise
+MODEL = os.environ.get("HAZE_MODEL")  # a pipeline folder; by default the checkpoint in the package
 PIPE = load_pipeline(MODEL)
 REVISION = weights_digest(PIPE)
 PIPE = place_pipeline(PIPE, Device.auto, DType.auto)
 PIPE.set_progress_bar_config(disable=True)
-NETWORK = ThreadPoolExecutor(1)  # a request that was cancelled may still be at its last step when the next one begins
+NETWORK = ThreadPoolExecutor(1)  # one at a time: a cancelled request may still run its last step when the next begins
 
 
 @GPU
 def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size: float | None) -> Iterator[tuple]:
     """
-    Yields `((step, steps, state), None)` while the ODE is solved, with the state as an image, or `(None, None)` where
-    a step takes long; and `(None, (output, assessment, provenance))` at the end.
+    Dehaze a plane and report the progress.
+
+    Yields `((step, steps, state), None)` after every step of the ODE solver, with the state as an image; `(None,
+    None)` while a step takes long; and `(None, (output, assessment, provenance))` at the end.
     """
-    # What is set here, the solver and the wish to stop, must not reach other requests.
+    # A copy, so that the solver and the request to stop do not affect other requests.
     pipe, steps, _ = with_preset(PIPE, preset)
     states, stopped = queue.SimpleQueue(), threading.Event()
 
@@ -66,13 +68,13 @@ def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size
     try:
         state = None
         while state is not future:
-            if states.empty():  # a slow connection is shown the latest state only
+            if states.empty():  # only the latest state, in case the connection is slow
                 yield state, None
             try:
                 state = states.get(timeout=1)
-            except queue.Empty:  # a request can be cancelled only where it yields
+            except queue.Empty:  # yield now: a request can be cancelled only where it yields
                 state = None
-    finally:  # also when the user cancels or leaves
+    finally:  # also if the user cancels or leaves
         stopped.set()
     output, assessment = future.result()
     provenance = {

@@ -1,4 +1,4 @@
-"""Files of visitors: what is too large is refused before it is read, and all of them expire."""
+"""Files of visitors. Files that are too large are refused before they are read. All files are deleted after a time."""
 
 import math
 import os
@@ -20,38 +20,38 @@ MAX_UNPACKED = 2**30  # bytes
 MAX_PIXELS = 2048**2  # of a plane
 EXPIRY = int(os.environ.get("HAZE_EXPIRY", 3600))  # seconds
 
-FILES = TemporaryDirectory(prefix="haze-space-")  # of nobody else, and gone with the server
+FILES = TemporaryDirectory(prefix="haze-space-")  # private, and deleted when the server ends
 os.environ["GRADIO_TEMP_DIR"] = FILES.name
 
 
 def delete_expired_files():
     """
-    Delete what is older than `EXPIRY`, for ever, but not the examples, which are there from the start. Gradio's own
-    `delete_cache` overlooks the files of components that were updated.
+    Delete files older than `EXPIRY`, in an endless loop. The examples, which exist from the start, are kept. Gradio's
+    own `delete_cache` misses the files of components that were updated.
     """
     examples = set(Path(FILES.name).rglob("*"))
     while True:
         time.sleep(EXPIRY / 6)
         for path in Path(FILES.name).rglob("*"):
-            with suppress(OSError):  # Gradio may be at work on it
+            with suppress(OSError):  # Gradio may be using the file
                 if path.is_file() and path not in examples and time.time() - path.stat().st_ctime > EXPIRY:
                     path.unlink()
 
 
 @contextmanager
 def open_upload(path: str | None) -> Iterator[Micrograph]:
-    """A micrograph, of which planes are read when they are asked for."""
+    """Open a micrograph whose planes are read only when they are accessed."""
     if path is None:
         raise ValueError("There is no image: choose a TIFF file or an example.")
     name = Path(path).name
     if os.path.getsize(path) > MAX_FILE:
         raise ValueError(f"`{name}` is larger than {MAX_FILE >> 20} MB: crop it or save fewer planes.")
     unpacked = 0
-    with suppress(Exception), tifffile.TiffFile(path) as tif:  # what is wrong with a file is said when it is read
+    with suppress(Exception), tifffile.TiffFile(path) as tif:  # errors of the file are reported below
         unpacked = sum(series.nbytes for series in tif.series)
     if unpacked > MAX_UNPACKED:
         raise ValueError(
-            f"`{name}` unpacks to {unpacked >> 20} MB, more than {MAX_UNPACKED >> 20}: save fewer planes."
+            f"`{name}` unpacks to {unpacked >> 20} MB, more than {MAX_UNPACKED >> 20} MB: save fewer planes."
         )
     with open_micrograph(path) as micrograph:
         if math.prod(micrograph.data.shape[-2:]) > MAX_PIXELS:
@@ -61,20 +61,21 @@ def open_upload(path: str | None) -> Iterator[Micrograph]:
 
 
 def count_planes(micrograph: Micrograph) -> tuple[int, int]:
-    """Number of planes, over all axes but the channels, and of channels."""
+    """The number of planes along all axes except the channel axis, and the number of channels."""
     channels = micrograph.data.shape[micrograph.axes.index("C")] if "C" in micrograph.axes else 1
     return math.prod(micrograph.data.shape[:-2]) // channels, channels
 
 
 def choose_plane(micrograph: Micrograph, plane: int, channel: int) -> Micrograph:
     """
-    One plane, read from its file. Planes, of all axes but the channels, and channels are counted from 1, as in Fiji.
+    Read one plane from its file. Planes and channels are counted from 1, as in Fiji. All axes except the channel axis
+    count as planes.
     """
     planes, channels = count_planes(micrograph)
     if not (1 <= plane <= planes and 1 <= channel <= channels):
         raise ValueError(
-            f"There are planes 1 to {planes} and channels 1 to {channels}, but plane {plane} of channel {channel} was "
-            f"asked for."
+            f"Plane {plane} of channel {channel} does not exist: choose from planes 1 to {planes} and channels 1 to "
+            f"{channels}."
         )
     chosen = micrograph.select(channel=channel - 1)
     index = np.unravel_index(plane - 1, chosen.data.shape[:-2])
@@ -82,6 +83,6 @@ def choose_plane(micrograph: Micrograph, plane: int, channel: int) -> Micrograph
 
 
 def read_plane(path: str | None, plane: int, channel: int) -> Micrograph:
-    """One plane of a file, see [`choose_plane`]."""
+    """Read one plane of a file, see [`choose_plane`]."""
     with open_upload(path) as micrograph:
         return choose_plane(micrograph, plane, channel)
