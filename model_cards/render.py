@@ -32,7 +32,8 @@ import readme  # noqa: E402
 
 def default_checkpoint() -> ModelCard:
     """
-    Of the checkpoint in the package: command and log from `training/`, scores from `bench/`, limits from README.md.
+    The card of the checkpoint in the package: command from `docs/training.md`, log from `training/`, scores from
+    `bench/`, limits from `README.md`, and texts from `docs/`.
     """
     recipe = (ROOT / "docs" / "training.md").read_text().split("## The checkpoint in the package")[1]
     command = re.search(r"```sh\n(.*?)\n```", recipe, re.DOTALL)[1]
@@ -64,7 +65,7 @@ def default_checkpoint() -> ModelCard:
                 "Range-invariant PSNR in dB. For every image, each classical method has the setting that scores best "
                 'against the clear image, unless the table says "true optics".',
                 "",
-                "Real specimens that no training saw, with computed haze:",
+                "Held-out real specimens with simulated haze:",
                 "",
                 *readme.real_specimens(),
                 "",

@@ -85,7 +85,7 @@ def test_a_check_that_was_not_possible_is_named(pipe, specimen):
     unknown = assess(pipe, hazy, RestorationOutput(prediction=clear))
     assert unknown.out_of_domain is None and unknown.pixel_size_in_range is None
     assert "whether such images were trained on, whether such pixel sizes" in unknown.verdict
-    dark = np.where(hazy > np.quantile(hazy, 0.7), hazy, hazy.min())  # an 8-bit camera's clipped background
+    dark = np.where(hazy > np.quantile(hazy, 0.7), hazy, hazy.min())  # like the clipped background of an 8-bit camera
     assert assess(pipe, dark, RestorationOutput(prediction=clear)).invented is None
     fixed = HazeMatchingPipeline(
         tiny_unet(), FlowMatchODEScheduler(), "fixed", input_mean=9.0, input_std=2.0, target_mean=1.0, target_std=1.0

@@ -63,7 +63,7 @@ def test_small_ensembles_get_a_flatter_line_that_fits_them(scale, offset):
 
 
 def test_standard_deviations_of_a_perfect_ensemble_need_no_calibration():
-    # Drawn member by member, as a pipeline does.
+    # Members are drawn one by one, as by a pipeline.
     rng = np.random.default_rng(0)
     true = rng.uniform(0.2, 2, 200_000)
     samples = rng.standard_normal((20, true.size)) * true
@@ -72,7 +72,7 @@ def test_standard_deviations_of_a_perfect_ensemble_need_no_calibration():
     assert np.sqrt(np.mean(errors**2) / np.mean(spread**2)) == pytest.approx(np.sqrt(1 + 1 / 20), rel=0.01)
     stds = predicted_std(torch.from_numpy(spread), 20).numpy()
     assert np.sqrt(np.mean(errors**2) / np.mean(stds**2)) == pytest.approx(1, rel=0.01)
-    # Not 0: the spread of 20 members is known to 16 % only, and bins of small ones hold those that came out too small.
+    # Not 0, because 20 members determine their spread only to 16 %. Bins of small spreads collect underestimated ones.
     assert expected_normalized_calibration_error(stds, errors, 20) < 0.1
 
 
@@ -93,7 +93,7 @@ def stds_by_curve(spread, intensity, members, curve):
     return predicted_std(spread, members, curve=curve, intensity=intensity).numpy()
 
 
-def test_a_curve_learns_what_local_intensity_says():
+def test_a_curve_learns_how_errors_depend_on_intensity():
     def draw(seed, size=400_000):
         """Ensembles whose spread does not contain the error that haze causes."""
         rng = np.random.default_rng(seed)
@@ -115,7 +115,7 @@ def test_a_curve_learns_what_local_intensity_says():
 
 @pytest.mark.parametrize("members", [4, 20])
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1.7, 0.3), (2.5, -0.15)])
-def test_a_curve_is_the_line_where_local_intensity_says_nothing(members, scale, offset):
+def test_a_curve_equals_the_line_if_errors_do_not_depend_on_intensity(members, scale, offset):
     spread, errors = make_ensemble(members, scale, offset)
     intensity = np.random.default_rng(1).lognormal(0, 1, spread.size)
     curve = fit_curve(spread, intensity, errors, members)
@@ -166,10 +166,10 @@ def test_curves_equal_a_calculation_by_hand():
 
 def test_the_published_fit_gives_the_same_line():
     """
-    The reference: 50 bins of equal width between the extreme standard deviations, RMSE against root mean variance, a
-    line through the bins between the quantiles 1e-5 and 0.99999, the last one left out. We differ in that bins hold
-    equally many pixels, none is left out, relative residuals count, and the variance of a finite ensemble is
-    subtracted.
+    The reference uses 50 bins of equal width between the extreme standard deviations. It fits a line to RMSE against
+    root mean variance for the bins between the quantiles 1e-5 and 0.99999, without the last one. Our bins have equally
+    many pixels, none is left out, the fit minimises relative residuals, and the variance that comes from the finite
+    number of members is subtracted.
     """
     spread, errors = make_ensemble(10**6, 1.7, 0.3)
     edges = np.linspace(spread.min(), spread.max(), 51)
@@ -190,7 +190,7 @@ def test_intervals_have_the_stated_coverage_on_a_thousand_new_images():
     rng = np.random.default_rng(0)
 
     def draw(number):
-        """Images of other difficulty each, whose standard deviations do not show it, with heavy-tailed errors."""
+        """Images that differ in difficulty, which their standard deviations do not show, with heavy-tailed errors."""
         for _ in range(number):
             stds = rng.uniform(0.5, 2, 400)
             yield stds, stds * rng.lognormal(0, 0.5) * rng.standard_t(4, 400)
@@ -204,8 +204,8 @@ def test_intervals_have_the_stated_coverage_on_a_thousand_new_images():
 
 def test_few_images_allow_few_intervals():
     images = [(np.ones(4), np.array([0.0, 1, -2, 3])) for _ in range(9)]
-    # The fractions that 9 images miss may sum up to 10 alpha - 1, as if the tenth missed all. Of every image a factor
-    # of 1 misses 2 of 4 pixels, 4.5 in all; a factor of 2 misses 1, 2.25 in all; a factor of 3 none.
+    # The fractions of missed pixels of the 9 images may sum up to 10 alpha - 1, as if a tenth image missed all. In
+    # every image, a factor of 1 misses 2 of 4 pixels (sum 4.5), a factor of 2 misses 1 (sum 2.25), and 3 misses none.
     assert conformal_factors(images) == {0.5: 2.0, 0.32: 3.0, 0.2: 3.0, 0.1: 3.0}
     with pytest.raises(ValueError, match="too few"):
         conformal_factors(images[:1], alphas=(0.1, 0.05))
@@ -215,7 +215,7 @@ def test_few_images_allow_few_intervals():
     ("stds", "errors", "match"),
     [([1, 2], [1], "same shape"), ([], [], "finite"), ([1, np.nan], [1, 1], "finite"), ([-1, 1], [1, 1], "negative")],
 )
-def test_what_is_no_calibration_data_is_refused(stds, errors, match):
+def test_invalid_calibration_data_are_refused(stds, errors, match):
     for function in (calibration_curve, mean_squared_z_score):
         with pytest.raises(ValueError, match=match):
             function(np.array(stds, float), np.array(errors, float))

@@ -42,7 +42,7 @@ def test_dehaze_keeps_shape_axes_sizes_and_names_and_says_how_it_was_made(run, s
     assert (provenance["seed"], provenance["num_inference_steps"], provenance["ensemble_size"]) == (5, 3, 4)
     assert len(provenance["revision"]) == 12
 
-    # Python gives the same numbers: all planes share one noise, and a channel's planes their statistics.
+    # Python gives the same numbers. All planes share the same noise, and the planes of a channel share statistics.
     pipe = HazeMatchingPipeline.from_pretrained(model)
     processor = pipe.image_processor
     expected = []

@@ -105,7 +105,7 @@ def pipe():
         FlowMatchODEScheduler(solver="midpoint"),
         target_std=1.3,
         uncertainty_scale=2.0,
-        domain={"mean": [0.0], "precision": [[1.0]], "limit": 2.0},
+        domain={"mean": [0.0] * 17, "precision": np.eye(17).tolist(), "limit": 2.0},
     )
 
 
@@ -164,12 +164,16 @@ def test_both_loaders_make_the_same_image(pipe, expected, environments, tmp_path
         theirs_offline = load("theirs", THEIRS, tmp_path / "twice", HF_HUB_OFFLINE="1")
         assert len(hub.requests) == asked
 
-    # What they save has no code and needs this package.
+    # A folder saved by the stored code contains no code, so loading it needs this package.
     assert theirs["saved again"] is None and not list((tmp_path / "again").rglob("*.py"))
     saved_again = make_image(HazeMatchingPipeline.from_pretrained(tmp_path / "again"))
-    for found in (ours["hub"], ours["folder"], ours["local_files_only"], ours_offline["hub"], ours_offline["folder"],
-                  theirs["hub"], theirs["folder"], theirs["snapshot"], theirs_offline["snapshot"],
-                  theirs_offline["folder"], saved_again):  # fmt: skip
+    for found in (
+        *(ours[name] for name in ("hub", "folder", "local_files_only")),
+        *(ours_offline[name] for name in ("hub", "folder")),
+        *(theirs[name] for name in ("hub", "folder", "snapshot")),
+        *(theirs_offline[name] for name in ("snapshot", "folder")),
+        saved_again,
+    ):
         np.testing.assert_allclose(np.array(found), expected, rtol=1e-6, atol=1e-6 * expected.max())
     assert 0 < np.abs(np.array(ours["fp16"]) - expected).max() < 0.05 * expected.max()
     np.testing.assert_array_equal(theirs["fp16"], ours["fp16"])
@@ -183,7 +187,7 @@ def test_both_loaders_make_the_same_image(pipe, expected, environments, tmp_path
     assert all(name.endswith((".json", ".safetensors")) for name in fetched)
     assert theirs["is there"] is False and theirs["class"] == "diffusers_modules.local.pipeline_haze_matching"
     assert "trust_remote_code" in theirs["without consent"]
-    # diffusers asks for the commit of remote code even where it is cached: offline, name the folder.
+    # diffusers requests the commit of remote code even if it is cached, so offline users must name the folder.
     assert "OfflineModeIsEnabled" in theirs_offline["hub"]
 
 

@@ -31,10 +31,10 @@ def test_the_spectrum_agrees_with_its_formula(corner):
     assert abs(fields.mean()) < 0.1
 
 
-def test_what_is_broad_repeats_without_a_seam():
+def test_the_low_frequency_part_repeats_without_a_seam():
     low_frequencies = draw_noise((40, 100), 0.2, seeded(), period=32) - draw_noise((40, 100), 0.0, seeded())
     torch.testing.assert_close(low_frequencies[:, :8, :32], low_frequencies[:, 32:, 32:64], atol=1e-5, rtol=0)
-    steps = (low_frequencies[0, :, 1:] - low_frequencies[0, :, :-1]).square().mean(dim=0)  # by column
+    steps = (low_frequencies[0, :, 1:] - low_frequencies[0, :, :-1]).square().mean(dim=0)  # one value per column
     assert steps[[31, 63, 95]].mean() < 2 * steps.mean()
 
 

@@ -183,7 +183,7 @@ def test_ome_sizes_of_two_units_are_given_in_one(tmp_path):
     assert (micrograph.pixel_size, micrograph.pixel_size_unit) == ((0.1, 0.2), "µm")
 
 
-def test_invalid_ome_xml_is_told_and_the_pixels_read(tmp_path):
+def test_invalid_ome_xml_is_reported_and_the_pixels_are_read(tmp_path):
     tifffile.imwrite(tmp_path / "a.ome.tif", values((17, 19)), ome=True, metadata={"PhysicalSizeXUnit": "parrot"})
     with pytest.warns() as caught:
         micrograph = read_micrograph(tmp_path / "a.ome.tif")

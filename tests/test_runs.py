@@ -82,7 +82,7 @@ def test_failures_name_the_options_of_the_command_line(run, folder, model, tmp_p
         assert "--tile-size must be a positive multiple of 8" in message and "tile_size" not in message
 
 
-def test_without_recursive_sub_folders_are_left(run, folder, model, tmp_path):
+def test_sub_folders_are_ignored_without_recursive(run, folder, model, tmp_path):
     (folder / "broken.tif").unlink()
     assert run("dehaze", folder, "-o", tmp_path / "out", "--model", model)[0] == 0
     assert not (tmp_path / "out" / "day 2").exists() and (tmp_path / "out" / "b.ome.tif").exists()
@@ -354,7 +354,7 @@ def test_the_background_is_also_subtracted_with_fixed_statistics(run, model, tmp
     np.testing.assert_array_equal(narrow, subtract_background(plain, 9))
 
 
-def test_bright_debris_does_not_decide_with_percentiles(run, model, tmp_path):
+def test_statistics_by_percentiles_are_robust_to_bright_debris(run, model, tmp_path):
     clean = counts(64, 64).astype(np.float32)
     dirty = clean.copy()
     dirty[10:12, 10:12] = 20_000  # too large for hot pixels

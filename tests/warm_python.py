@@ -26,7 +26,7 @@ def run_script(
     script: Path, *arguments, folder: Path | None = None, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess:
     """
-    Run a script to its end, as `python script *arguments` does.
+    Run a script to its end, like `python script *arguments`.
 
     Args:
         script (`Path`): The script.
@@ -46,7 +46,7 @@ def run_script(
 
 @cache
 def _server(environment: tuple[tuple[str, str], ...]) -> subprocess.Popen:
-    """It ends when its standard input does, with the tests."""
+    """The server process. It ends when its standard input closes at the end of the tests."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     return subprocess.Popen([sys.executable, __file__], env=ENVIRONMENT | dict(environment), text=True, **pipes)
 

@@ -93,16 +93,6 @@ def dehaze(
             rich_help_panel=MAIN,
         ),
     ] = None,
-    strength: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            metavar="FRACTION",
-            help="Fraction of what was taken for haze that is removed. 0 gives the input.",
-            rich_help_panel=MAIN,
-        ),
-    ] = 1.0,
     preview: Annotated[
         Path | None,
         typer.Option(
@@ -214,6 +204,16 @@ def dehaze(
             rich_help_panel=QUALITY,
         ),
     ] = None,
+    strength: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="FRACTION",
+            help="Fraction of what was taken for haze that is removed. 0 gives the input.",
+            rich_help_panel=QUALITY,
+        ),
+    ] = 1.0,
     normalization: Annotated[
         Statistics | None,
         typer.Option(

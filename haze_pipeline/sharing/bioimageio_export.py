@@ -93,6 +93,8 @@ class PosteriorMean(nn.Module):
             input_mean = exact.mean([2, 3], keepdim=True).to(hazy.dtype)
             unit = self.band_pass_std(exact).to(hazy.dtype)
             input_std = torch.where(unit > 0, self.target_std * unit, torch.ones_like(unit))
+        is_blank = hazy.amax([2, 3], keepdim=True) == hazy.amin([2, 3], keepdim=True)
+        unit = torch.where(is_blank, torch.zeros_like(unit), unit)
         normalized = (hazy - input_mean) / input_std
         rows = self.mirror(height, 0, -height % self.scale_factor, hazy.device)
         columns = self.mirror(width, 0, -width % self.scale_factor, hazy.device)
