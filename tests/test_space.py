@@ -235,7 +235,7 @@ BAD = {
     "damaged.tif": (lambda path: path.write_bytes(b"II*\0" + np.random.default_rng(0).bytes(5000)), "damaged"),
     "empty.tif": (lambda path: path.write_bytes(b""), "empty"),
     "photo.tif": (lambda path: tifffile.imwrite(path, np.zeros((20, 20, 3), np.uint8), photometric="rgb"), "colour"),
-    "nan.tif": (lambda path: tifffile.imwrite(path, np.full((20, 20), np.nan, np.float32)), "finite"),
+    "infinite.tif": (lambda path: tifffile.imwrite(path, np.full((20, 20), np.inf, np.float32)), "finite"),
     "wide.tif": (lambda path: tifffile.imwrite(path, np.zeros((64, 2**17), np.uint8), compression="zlib"), "crop it"),
     "deep.tif": (deep, "unpacks to 8192 MB"),
     "bomb.tif": (bomb, "damaged"),
@@ -252,7 +252,7 @@ def test_bad_files_get_one_sentence(space, tmp_path, name):
         space.client().predict(handle_file(tmp_path / name), api_name="/dehaze")
     assert message in str(error.value)
     assert str(space.folder) not in str(error.value) and "\n" not in str(error.value)
-    if name != "nan.tif":  # this error is about the pixels, not about the file
+    if name != "infinite.tif":  # this error is about the pixels, not about the file
         assert name in str(error.value)
     assert server.memory_info().rss - before < 100 * 2**20
 
