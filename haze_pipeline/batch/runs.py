@@ -150,7 +150,7 @@ def print_findings(record: dict, is_folder_run: bool, also_good: bool):
         say(f"{record['source']} was skipped, since its outputs exist; leave out --skip-existing to dehaze it again")
     if record["hot_pixels"]:
         say(
-            f"{record['hot_pixels']} hot pixel(s) in the input: the network saw the median of their neighbours instead"
+            f"{record['hot_pixels']} hot pixel(s): the network saw the median of their neighbours instead"
         )
     if record["below_range"]:
         say(
