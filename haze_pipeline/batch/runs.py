@@ -149,9 +149,7 @@ def print_findings(record: dict, is_folder_run: bool, also_good: bool):
     if record["status"] == "skipped" and not is_folder_run:
         say(f"{record['source']} was skipped, since its outputs exist; leave out --skip-existing to dehaze it again")
     if record["hot_pixels"]:
-        say(
-            f"{record['hot_pixels']} hot pixel(s): the network saw the median of their neighbours instead"
-        )
+        say(f"{record['hot_pixels']} hot pixel(s): the network saw the median of their neighbours instead")
     if record["below_range"]:
         say(
             f"{record['below_range']} pixels of the result were below the range of the number type, as noise around "
