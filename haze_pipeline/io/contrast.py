@@ -1,22 +1,22 @@
-"""Ranges of intensities that viewers draw from darkest to brightest, measured while planes are written."""
+"""Contrast windows: the intensities that viewers show as darkest and brightest, measured while planes are written."""
 
 import numpy as np
 
 
 PERCENTILES = (0.1, 99.9)
-MAX_MEASURED_SIDE = 512  # px; of larger planes, a grid of so many rows and columns at most is measured
+MAX_MEASURED_SIDE = 512  # px; larger planes are sampled on a grid of at most this many rows and columns
 
 
 class ContrastWindows:
     """
-    A range of intensities for every channel: from the least 0.1th to the greatest 99.9th percentile of its planes. It
-    does not depend on the order of the planes, so that processes can measure some of them each.
+    One range of intensities per channel, from the smallest 0.1th to the largest 99.9th percentile of its planes. The
+    order of the planes does not matter, so that several processes can each measure some of them.
 
     Args:
-        axes (`str`): Of the image.
+        axes (`str`): Axes of the image, such as `"TCZYX"`.
 
     Attributes:
-        ranges (`dict[int, tuple[float, float]]`): Least and greatest intensity by channel.
+        ranges (`dict[int, tuple[float, float]]`): Smallest and largest intensity of every channel.
     """
 
     def __init__(self, axes: str):
@@ -33,7 +33,7 @@ class ContrastWindows:
             self._widen(0 if self._channel is None else index[self._channel], float(low), float(high))
 
     def merge(self, ranges: dict[int, tuple[float, float]]):
-        """Take the planes of another process in."""
+        """Add the ranges that another process measured."""
         for channel, (low, high) in ranges.items():
             self._widen(channel, low, high)
 

@@ -49,9 +49,9 @@ class OmeTiffWriter:
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        micrograph ([`Micrograph`]): Its axes, sizes, units and names are written; its data are not looked at.
-        shape (`tuple[int, ...]`): `[..., Y, X]` of what will be written.
-        dtype (`np.dtype`): Its number type.
+        micrograph ([`Micrograph`]): Source of axes, sizes, units and names. Its data are not read.
+        shape (`tuple[int, ...]`): Shape `[..., Y, X]` of the image to write.
+        dtype (`np.dtype`): Number type of the image to write.
         provenance (`dict`, *optional*):
             How the image was made, as names and values that JSON can hold. It is stored as key-value pairs, which Fiji
             and OMERO show. May be replaced until the end.

@@ -154,9 +154,9 @@ class OmeZarrWriter:
 
     Args:
         path (`Path`): The folder, which must not exist yet.
-        micrograph ([`Micrograph`]): Its axes, sizes, units and names are written; its data are not looked at.
-        shape (`tuple[int, ...]`): `[..., Y, X]` of what will be written.
-        dtype (`np.dtype`): Its number type.
+        micrograph ([`Micrograph`]): Source of axes, sizes, units and names. Its data are not read.
+        shape (`tuple[int, ...]`): Shape `[..., Y, X]` of the image to write.
+        dtype (`np.dtype`): Number type of the image to write.
         provenance (`dict`, *optional*): How the image was made, as names and values that JSON can hold; may be
             replaced until the end.
         version (`str`, defaults to `"0.5"`): Or `"0.4"`, which older programs read.
