@@ -7,14 +7,11 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from haze_pipeline.utils.arrays import allocate
+from haze_pipeline.utils.arrays import BAND_ROWS, allocate
 from haze_pipeline.utils.bad_pixels import fill_masked, replace_hot_pixels
 
 from .visualization import VisualizationMixin
 
-
-# Rows processed at once, so that temporary arrays of large planes stay small.
-BAND_ROWS = 1024
 
 CLIP_PERCENTILES = (0.1, 99.9)  # limits for robust statistics
 

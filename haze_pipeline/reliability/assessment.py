@@ -138,7 +138,7 @@ def assess(
             f"{prediction.shape}: assess stacks plane by plane."
         )
     planes = pipe.image_processor.preprocess(image, allow_masked=True)
-    pipe.image_processor.replace_hot_pixels(planes)
+    hot_pixels = pipe.image_processor.replace_hot_pixels(planes)
     hazy = fill_masked(planes[0, 0].numpy())[0].astype(np.float64)
     prediction = fill_masked(prediction)[0].astype(np.float64)
     noise = noise_deviation(hazy)
@@ -166,7 +166,7 @@ def assess(
         fraction_removed=fraction_removed,
         excess=excess,
         linearity=linearity,
-        input=check_input(image),
+        input=check_input(image, hot_pixels),
     )
     result.warnings += result.input.warnings
     if not result.input.is_blank:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from haze_pipeline.utils.bad_pixels import find_hot_pixels
-
 
 MAX_SATURATED = 1e-4  # fraction of the pixels; more cause a warning
 MIN_GREY_LEVELS = 30  # fewer cause a warning
@@ -37,26 +35,27 @@ class InputChecks:
     warnings: list[str] = field(default_factory=list)
 
 
-def check_input(plane: np.ndarray) -> InputChecks:
+def check_input(plane: np.ndarray, hot_pixels: int) -> InputChecks:
     """
     Check a plane before it is dehazed.
 
     Args:
         plane (`np.ndarray` of shape `[H, W]`):
             Intensities in the number type of the file; NaN marks pixels without a measurement.
+        hot_pixels (`int`): Number of isolated outliers, see [`find_hot_pixels`].
     """
     valid = ~np.isnan(plane) if plane.dtype.kind == "f" else np.ones(plane.shape, dtype=bool)
     if not valid.any():
         return InputChecks(0.0, 0, plane.size, 0, True, False, ["The image is empty: all its pixels are NaN."])
-    low, high = plane[valid].min(), plane[valid].max()
-    levels = len(np.unique(plane[valid]))
+    values = plane[valid]
+    levels = len(np.unique(values))
     result = InputChecks(
-        saturated=saturated_fraction(plane[valid], levels),
-        hot_pixels=len(find_hot_pixels(np.where(valid, plane, low).astype(np.float32))),
-        missing=int(plane.size - valid.sum()),
+        saturated=saturated_fraction(values, levels),
+        hot_pixels=hot_pixels,
+        missing=plane.size - values.size,
         grey_levels=levels,
-        is_blank=bool(low == high),
-        is_inverted=is_inverted(np.where(valid, plane, np.median(plane[valid])).astype(np.float32)),
+        is_blank=levels == 1,
+        is_inverted=is_inverted(np.where(valid, plane, np.median(values)).astype(np.float32)),
     )
     if result.is_blank:
         result.warnings.append("The image is blank: all its pixels have one value.")

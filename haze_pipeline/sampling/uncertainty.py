@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from haze_pipeline.utils.arrays import allocate
+from haze_pipeline.utils.arrays import BAND_ROWS, allocate
 
 
 INTENSITY_SIGMA = 4.0  # px, of the Gaussian that gives the local intensity; 2 to 32 px work about equally well
-ROWS_AT_ONCE = 1024  # rows processed at once
 FLOOR = 1e-6  # lower limit of spread and local intensity, for logarithms
 
 
@@ -78,7 +77,7 @@ def predict_stds(
     for spread, condition, unit in zip(spreads, hazy, units.expand(len(hazy), 1, 1, 1), strict=True):
         intensity = local_intensity(condition[0], unit.item())  # [H,W]
         # Band by band, since a large plane may not fit in memory twice.
-        for part, nearby in zip(spread[0].split(ROWS_AT_ONCE), intensity.split(ROWS_AT_ONCE), strict=True):
+        for part, nearby in zip(spread[0].split(BAND_ROWS), intensity.split(BAND_ROWS), strict=True):
             part.copy_(predicted_std(part, num_members, scale, offset, curve, nearby))
     return spreads
 

@@ -7,6 +7,9 @@ import psutil
 import torch
 
 
+BAND_ROWS = 1024  # rows of a plane processed at once, so that temporary arrays of large planes stay small
+
+
 def allocate(*shape: int) -> torch.Tensor:
     """
     Zeros of type float32. They lie in main memory or, if they need more than a quarter of the free memory, in a

@@ -3,11 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
-from .arrays import allocate
+from .arrays import BAND_ROWS, allocate
 from .bad_pixels import fill_masked
-
-
-BAND_ROWS = 1024  # rows processed at once, so that temporary arrays of large planes stay small
 
 
 def subtract_background(plane: np.ndarray, width: int) -> np.ndarray:

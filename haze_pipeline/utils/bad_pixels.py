@@ -3,6 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
+from .arrays import BAND_ROWS
+
 
 WINDOW = 11  # px, side of the surroundings that a pixel is compared with
 # Largest excess of the fourth brightest of 3 × 3 pixels: this fraction of that of the outlier, beside noise.
@@ -10,7 +12,6 @@ LARGEST_NEIGHBOUR = 0.05
 MIN_EXCESS = 12.0  # smallest excess of an outlier, standard deviations of the surroundings
 MIN_LEVELS = 8  # smallest excess, grey levels; if photons are few, a single one resembles a hot pixel
 SCREENING = 3.0  # smallest excess in the quick test that selects candidates, standard deviations
-BAND_HEIGHT = 1024  # rows processed at once
 
 
 def fill_masked(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -51,14 +52,14 @@ def find_hot_pixels(plane: np.ndarray) -> np.ndarray:
     found = [np.empty((0, 2), dtype=np.intp)]
     least = MIN_LEVELS * _grey_level(plane)
     margin = 32
-    for start in range(0, len(plane), BAND_HEIGHT):
+    for start in range(0, len(plane), BAND_ROWS):
         first = max(0, start - margin)
-        band = plane[first : start + BAND_HEIGHT + margin]
+        band = plane[first : start + BAND_ROWS + margin]
         excess = band - ndimage.uniform_filter(band, 5, mode="reflect")
         noise = ndimage.uniform_filter(np.square(excess), 31, mode="reflect")
         candidates = np.argwhere((excess > 0) & (np.square(excess) > SCREENING**2 * noise))
         rows = candidates[:, 0] + first
-        candidates = candidates[(rows >= start) & (rows < start + BAND_HEIGHT)]
+        candidates = candidates[(rows >= start) & (rows < start + BAND_ROWS)]
         found.append(candidates[_are_isolated(band, candidates, least)] + [first, 0])
     return np.concatenate(found)
 
