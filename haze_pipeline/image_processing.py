@@ -29,12 +29,19 @@ class Normalization:
     target_mean: torch.Tensor
     target_std: torch.Tensor
 
+    def expand(self, number: int) -> "Normalization":
+        """One map for each of `number` planes, from one map or as many."""
+        return Normalization(*(each.expand(number, 1, 1, 1).clone() for each in vars(self).values()))
+
+    def followed_by(self, other: "Normalization") -> "Normalization":
+        """The maps of both, in this order."""
+        return Normalization(*map(torch.cat, zip(vars(self).values(), vars(other).values(), strict=True)))
+
     def without(self, is_blank: list[bool]) -> "Normalization":
         """One map for each element of `is_blank`, such that every prediction of a blank plane is 0."""
-        maps = (each.expand(len(is_blank), 1, 1, 1).clone() for each in vars(self).values())
-        input_mean, input_std, target_mean, target_std = maps
-        target_mean[is_blank], target_std[is_blank] = 0, 0
-        return Normalization(input_mean, input_std, target_mean, target_std)
+        maps = self.expand(len(is_blank))
+        maps.target_mean[is_blank], maps.target_std[is_blank] = 0, 0
+        return maps
 
     def is_blank(self, plane: int) -> bool:
         """Whether every prediction of plane number `plane` is 0."""

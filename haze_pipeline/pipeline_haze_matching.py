@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from haze_pipeline.sampling.ensemble import Ensemble
-from haze_pipeline.sampling.initial_noise import draw_noise, replays
+from haze_pipeline.sampling.initial_noise import check_latents, draw_noise, replays
 from haze_pipeline.sampling.uncertainty import predict_stds
 from haze_pipeline.utils.arrays import allocate
 
@@ -175,15 +175,9 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         if isinstance(generator, list) and len(generator) != len(planes):
             raise ValueError(f"`generator` must have one entry per plane, {len(planes)}, got {len(generator)}.")
         if latents is not None:
-            if not isinstance(latents, (np.ndarray, torch.Tensor)):
-                raise ValueError(f"`latents` must be an array or a tensor, got {type(latents).__name__}.")
+            check_latents(latents, shape, ensemble_size)
             if generator is not None:
                 raise ValueError("`latents` and `generator` exclude each other: pass one of them.")
-            allowed = [(ensemble_size, *shape), shape] if ensemble_size == 1 else [(ensemble_size, *shape)]
-            if tuple(latents.shape) not in allowed:
-                raise ValueError(f"`latents` must have the shape {allowed[0]}, got {tuple(latents.shape)}.")
-            if not torch.isfinite(torch.as_tensor(latents)).all():
-                raise ValueError("`latents` must be finite, got NaN or infinite values.")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -208,28 +202,32 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         shape: tuple[int, ...],
         is_mean: bool,
+        sources: list[int],
     ) -> Iterator[torch.Tensor]:
         """
-        Initial states `[1, H, W]` of members (plane, member) of planes of `shape` `[N, 1, H, W]`: the `latents` if
-        given, zeros for the mean of a network trained with them, else noise. Noise is drawn for whole planes before
-        padding and tiling, which therefore do not change it. All planes share the noises of one generator, so that
-        equal planes have equal results. For a mean, noises come in antithetic pairs: every second one is the negative
-        of the first.
+        Initial states `[1, H, W]` of members (plane, member) of planes and copies of `shape` `[N + V, 1, H, W]`: the
+        `latents` if given, zeros for the mean of a network trained with them, else noise. Noise is drawn for whole
+        planes, so that padding and tiling do not change it. All planes share the noises of one generator; equal planes
+        have equal results. Copies have the noises of their `sources`. For a mean, every second noise is the negative
+        of the one before (antithetic pairs).
         """
+        number = shape[0] - len(sources)
+        plane_of = [*range(number), *sources]
         if latents is not None:
-            latents = torch.as_tensor(latents, dtype=torch.float32, device="cpu").reshape(-1, *shape)  # [E,N,1,H,W]
-        shared = None if isinstance(generator, list) else replays(generator)
+            latents = torch.as_tensor(latents, dtype=torch.float32, device="cpu").reshape(-1, number, *shape[1:])
+        generators = generator if isinstance(generator, list) else [generator]
+        replayed = [replays(each) for each in generators]
         noise = None
         for plane, member in members:
             if latents is not None:
-                yield latents[member, plane]
+                yield latents[member, plane_of[plane]]
             elif is_mean and self.config.zero_state_mean:
                 yield torch.zeros(shape[1:])
             elif is_mean and member % 2:
                 yield noise.neg_()
             else:
                 if member == 0:
-                    source = generator[plane] if shared is None else next(shared)
+                    source = next(replayed[plane_of[plane] % len(replayed)])
                 noise = draw_noise(shape[2:], self.config.noise_corner_frequency, source)
                 yield noise
 
@@ -242,6 +240,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         batch_size: int | None = None,
         ensembling_kwargs: dict | None = None,
         strength: float = 1.0,
+        restore_dim: bool = True,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
         latents: np.ndarray | torch.Tensor | None = None,
@@ -276,6 +275,9 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
             strength (`float`, defaults to `1.0`):
                 Fraction of the predicted haze that is removed: 0 returns the input, and values below 1 blend input and
                 result linearly in counts. The uncertainty is multiplied by it.
+            restore_dim (`bool`, defaults to `True`):
+                Restore regions that are dim beside others once more, with all that is brighter cut off, so that their
+                structures are not lost. Such planes take two to five times as long. See [`find_dim_regions`].
             tile_size (`int`, *optional*):
                 Largest side of the tiles, a multiple of the network's scale factor; 272 if omitted. Smaller fields are
                 not divided. Tiles share their GroupNorm statistics and the state of the solver, so that their size
@@ -313,14 +315,14 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         if isinstance(image, list):
             return self.call_each(
                 image, latents, generator, return_dict, num_inference_steps=steps, ensemble_size=ensemble_size,
-                batch_size=batch_size, ensembling_kwargs=reduction, strength=strength, tile_size=tile_size,
-                tile_overlap=tile_overlap, normalization=normalization, output_type=output_type,
+                batch_size=batch_size, ensembling_kwargs=reduction, strength=strength, restore_dim=restore_dim,
+                tile_size=tile_size, tile_overlap=tile_overlap, normalization=normalization, output_type=output_type,
                 output_uncertainty=output_uncertainty, output_samples=output_samples,
                 callback_on_step_end=callback_on_step_end,
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             )  # fmt: skip
 
-        # Shapes: N planes, E members, B of them in a batch, (H,W) the image, (h,w) the part in a network call.
+        # Shapes: N planes, V copies, E members, B of them in a batch, (H,W) the image, (h,w) the part in a network call.
 
         # 1. Check all inputs; cut the image into planes; find pixels without a measurement and outliers.
         planes = self.image_processor.preprocess(image, allow_masked=True)  # [N,1,H,W]
@@ -333,8 +335,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         masked = planes.isnan() if planes.isnan().any() else None  # [N,1,H,W]
         hot_pixels = self.image_processor.replace_hot_pixels(planes)
 
-        # 2. Normalise; choose tiles and batches of planes and members. Planes without contrast skip the network.
-        hazy, normalization = self.normalize(planes, normalization)  # [N,1,H,W]
+        # 2. Normalise, and append copies for dim regions; choose tiles and batches. Blank planes skip the network.
+        hazy, normalization, dim_regions = self.normalize(planes, normalization, restore_dim)  # [N+V,1,H,W]
         sampler = self.prepare_sampler(size, tile_size, tile_overlap, batch_size)
         active = [plane for plane in range(len(hazy)) if not normalization.is_blank(plane)]
         members = [(plane, member) for plane in active for member in range(ensemble_size)]
@@ -342,7 +344,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         median = reduction.get("reduction") == "median"
         ensemble = Ensemble(hazy.shape, ensemble_size, output_uncertainty, output_samples or median)
         num_calls = len(self.prepare_scheduler(steps).timesteps)
-        starts = self.prepare_latents(members, latents, generator, hazy.shape, num_calls == 1)
+        starts = self.prepare_latents(members, latents, generator, hazy.shape, num_calls == 1, dim_regions.sources)
 
         # 3. The flow: from the latents at t = 0 to a clear image at t = 1.
         def predict(network, latents, hazy, on_step=None):  # [B,1,h,w], [B,1,h,w]
@@ -377,9 +379,12 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         if output_uncertainty:
             calibration = [self.config[f"uncertainty_{name}"] for name in ("scale", "offset", "curve")]
             units = normalization.target_std / normalization.input_std  # unit of the prediction in units of the input
-            uncertainty = predict_stds(ensemble.spread(), ensemble_size, hazy, units, *calibration)  # [N,1,H,W]
+            uncertainty = predict_stds(ensemble.spread(), ensemble_size, hazy, units, *calibration)  # [N+V,1,H,W]
         samples = ensemble.samples if output_samples else None
-        finish = partial(self.postprocess, hazy=hazy, normalization=normalization, masked=masked, strength=strength)
+        finish = partial(
+            self.postprocess, hazy=hazy, normalization=normalization, dim_regions=dim_regions, masked=masked,
+            strength=strength,
+        )  # fmt: skip
         output = RestorationOutput(
             prediction=finish(prediction, shape, output_type),
             uncertainty=finish(uncertainty, shape, output_type, is_spread=True),

@@ -88,7 +88,7 @@ class HazeRegressionPipeline(RestorationPipeline):
         self.check_tiles(batch_size, tile_size, tile_overlap, output_type)
         masked = planes.isnan() if planes.isnan().any() else None  # [N,1,H,W]
         hot_pixels = self.image_processor.replace_hot_pixels(planes)
-        hazy, normalization = self.normalize(planes)  # [N,1,H,W]
+        hazy, normalization, dim_regions = self.normalize(planes)  # [N+V,1,H,W]
         sampler = self.prepare_sampler(hazy.shape[-2:], tile_size, tile_overlap, batch_size)
         ensemble = Ensemble(hazy.shape, 1, keep_spread=False, keep_samples=False)
 
@@ -102,6 +102,6 @@ class HazeRegressionPipeline(RestorationPipeline):
                 ensemble.add(plane, 0, result)
         self.maybe_free_model_hooks()
         return RestorationOutput(
-            prediction=self.postprocess(ensemble.mean, shape, output_type, hazy, normalization, masked),
+            prediction=self.postprocess(ensemble.mean, shape, output_type, hazy, normalization, dim_regions, masked),
             hot_pixels=hot_pixels,
         )

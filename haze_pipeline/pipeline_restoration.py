@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
+from haze_pipeline.sampling.dim_regions import DimRegions, find_dim_regions
 from haze_pipeline.sampling.tiled_sampler import FLIPS, TiledSampler
 from haze_pipeline.utils.bad_pixels import fill_masked
 
@@ -24,7 +25,7 @@ class RestorationPipeline(DiffusionPipeline):
     Base of pipelines that restore micrographs with one network. A call has the same steps in all of them:
 
     1. `image_processor.preprocess` cuts the image into planes `[N, 1, H, W]`.
-    2. [`normalize`] converts them to network units.
+    2. [`normalize`] converts them to network units, and appends copies for regions that are dim beside others.
     3. [`prepare_sampler`] divides fields into tiles. For every batch of planes and members, its `sample` calls the
        function `predict` of the subclass. `predict` receives fields `[B, 1, h, w]` and calls the network as if the
        network processed whole fields.
@@ -101,12 +102,16 @@ class RestorationPipeline(DiffusionPipeline):
             raise ValueError(f'`output_type` must be "np" or "pt", got {output_type!r}.')
 
     def normalize(
-        self, planes: torch.Tensor, normalization: Normalization | None = None
-    ) -> tuple[torch.Tensor, Normalization]:
+        self, planes: torch.Tensor, normalization: Normalization | None = None, restore_dim: bool = True
+    ) -> tuple[torch.Tensor, Normalization, DimRegions]:
         """
-        Convert planes `[N, 1, H, W]` to network units, in place, with the given maps or those of the checkpoint.
+        Convert planes `[N, 1, H, W]` to network units, with the given maps or those of the checkpoint. The copies of
+        [`find_dim_regions`] follow the planes, each normalised by itself, unless the checkpoint has fixed statistics.
         Pixels without a measurement (NaN) receive the value of the nearest valid pixel. The maps of a plane without
         contrast turn every prediction into 0.
+
+        Returns:
+            Planes and copies `[N + V, 1, H, W]`, their maps, and where the results of the copies are used.
 
         Raises:
             `ValueError`: If there is neither one map for all planes nor one for each plane.
@@ -118,12 +123,18 @@ class RestorationPipeline(DiffusionPipeline):
                 f"`normalization` must have one map for all planes or one for each of {len(planes)}, "
                 f"got {len(normalization.input_mean)}."
             )
+        restore_dim = restore_dim and self.config.normalization == "image"
+        dim_regions = find_dim_regions(planes if restore_dim else planes[:0])
+        if dim_regions.sources:
+            own = self.image_processor.compute_normalization(dim_regions.copies)
+            normalization = normalization.expand(len(planes)).followed_by(own)
+            planes = torch.cat([planes, dim_regions.copies])
         for plane in planes[:, 0].numpy():
             plane[:] = fill_masked(plane)[0]
         is_blank = (planes.amax(dim=(1, 2, 3)) == planes.amin(dim=(1, 2, 3))).tolist()
         if any(is_blank):
             normalization = normalization.without(is_blank)
-        return planes.sub_(normalization.input_mean).div_(normalization.input_std), normalization
+        return planes.sub_(normalization.input_mean).div_(normalization.input_std), normalization, dim_regions
 
     def prepare_sampler(
         self, size: tuple[int, int], tile_size: int | None, tile_overlap: int | None, batch_size: int | None
@@ -184,19 +195,21 @@ class RestorationPipeline(DiffusionPipeline):
         output_type: str,
         hazy: torch.Tensor,
         normalization: Normalization,
+        dim_regions: DimRegions,
         masked: torch.Tensor | None = None,
         strength: float = 1.0,
         is_spread: bool = False,
     ) -> np.ndarray | torch.Tensor | None:
         """
-        Convert results from network units to counts, in place.
+        Convert results from network units to counts, in place, and merge those of planes and copies.
 
         Args:
-            units (`torch.Tensor` of shape `[..., N, 1, H, W]`, *optional*): The results in network units.
+            units (`torch.Tensor` of shape `[..., N + V, 1, H, W]`, *optional*): The results in network units.
             shape (`tuple[int, ...]`): Shape to return.
             output_type (`str`): `"np"` or `"pt"`.
-            hazy (`torch.Tensor` of shape `[N, 1, H, W]`): The input in network units.
+            hazy (`torch.Tensor` of shape `[N + V, 1, H, W]`): The input in network units, as for the next two.
             normalization ([`Normalization`]): Maps between counts and network units.
+            dim_regions ([`DimRegions`]): Where the results of the copies are used.
             masked (`torch.Tensor` of shape `[N, 1, H, W]`, *optional*): Pixels that become NaN.
             strength (`float`, defaults to `1.0`): Fraction of the difference between input and result to apply.
             is_spread (`bool`, defaults to `False`): Whether the results are standard deviations, which have no offset.
@@ -208,8 +221,10 @@ class RestorationPipeline(DiffusionPipeline):
             units.mul_(strength)
         else:
             units.add_(normalization.target_mean)
+        units = dim_regions.merge(units)
         if strength < 1 and not is_spread:
-            units.lerp_(hazy * normalization.input_std + normalization.input_mean, 1 - strength)
+            counts = hazy * normalization.input_std + normalization.input_mean
+            units.lerp_(counts[: units.shape[-4]], 1 - strength)
         if masked is not None:
             units.masked_fill_(masked, torch.nan)
         units = units.reshape(shape)

@@ -1,12 +1,13 @@
 """
 Results as measurements: the recipes that users tried on other tools, with the checkpoint of the package. What is
-demanded of the network itself, which a training decides, stands in `bench/intensities.py`.
+demanded of the network itself, which a training decides, is measured by `bench/structures.py`.
 """
 
 import json
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from haze_pipeline import HazeMatchingPipeline
 from haze_pipeline.io.micrograph import Micrograph
@@ -108,6 +109,27 @@ def test_channels_stay_in_proportion(dehaze, base):
         if name == "bright":
             assert result[1].sum() / result[0].sum() == pytest.approx(5, rel=0.05)
     assert totals["noise"] == pytest.approx(totals["bright"], rel=1e-3)
+
+
+@pytest.mark.parametrize("divisor", [16, 64, 250])
+def test_a_dim_disc_beside_bright_ones_keeps_its_contrast(divisor):
+    rows, columns = np.mgrid[:160, :160]
+    rng = np.random.default_rng(0)
+
+    def disc(y, x, radius):
+        return ndimage.gaussian_filter((np.hypot(rows - y, columns - x) < radius).astype(float), 1.5)
+
+    dim, bright = disc(110, 40, 12), disc(110, 110, 12) + disc(40, 120, 16)
+    inner = np.hypot(rows - 110, columns - 40) < 8
+    ring = (np.hypot(rows - 110, columns - 40) > 17) & (np.hypot(rows - 110, columns - 40) < 22)
+    pipe = HazeMatchingPipeline.from_default()
+    pipe.set_progress_bar_config(disable=True)
+    contrasts = []
+    for light in (4000 / divisor * dim, 4000 / divisor * dim + 4000 * bright):
+        hazy = 100 + rng.poisson(light + 5).astype(np.float32)
+        result = pipe(hazy, num_inference_steps=1).prediction
+        contrasts.append(result[inner].mean() - result[ring].mean())
+    assert contrasts[1] == pytest.approx(contrasts[0], rel=0.2)
 
 
 def test_strength_is_linear_and_stored(dehaze, base):

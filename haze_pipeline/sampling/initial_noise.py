@@ -12,6 +12,7 @@ problem; known remedies are "offset noise" and the multi-resolution noise of Mar
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from haze_pipeline.utils.arrays import allocate
@@ -52,6 +53,20 @@ def draw_noise(
             part = noise[..., top : top + side, left : left + side]
             part += low_frequencies[: part.shape[-2], : part.shape[-1]]
     return noise
+
+
+def check_latents(latents: np.ndarray | torch.Tensor, shape: tuple[int, ...], ensemble_size: int) -> None:
+    """
+    Check initial noise `[E, *shape]` for an image of `shape`, or of `shape` if E is 1. Raises a `ValueError` for
+    anything else.
+    """
+    if not isinstance(latents, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"`latents` must be an array or a tensor, got {type(latents).__name__}.")
+    allowed = [(ensemble_size, *shape), shape] if ensemble_size == 1 else [(ensemble_size, *shape)]
+    if tuple(latents.shape) not in allowed:
+        raise ValueError(f"`latents` must have the shape {allowed[0]}, got {tuple(latents.shape)}.")
+    if not torch.isfinite(torch.as_tensor(latents)).all():
+        raise ValueError("`latents` must be finite, got NaN or infinite values.")
 
 
 def replays(generator: torch.Generator | None) -> Iterator[torch.Generator]:

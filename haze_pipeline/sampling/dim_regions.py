@@ -1,0 +1,83 @@
+"""
+Dim regions beside bright structures.
+
+The network sees a plane in units of its brightest structures. In these units, a structure that is 16 times as dim is
+hardly larger than the errors of the network, and is lost. Therefore, dim regions are restored again from a copy of the
+plane in which everything brighter is cut off at a ceiling. The copy is normalised by itself, so that the network sees
+the dim structures as large as it saw the bright ones. Ceilings fall by factors of four until they reach the noise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn.functional import avg_pool2d, interpolate
+
+from haze_pipeline.utils.bad_pixels import fill_masked
+from haze_pipeline.utils.noise_level import noise_deviation
+
+
+CEILING_RATIO = 4  # between one ceiling and the next. The network itself keeps structures of a quarter of the range.
+NUM_CEILINGS = 4  # at most
+MIN_CEILING = 12  # standard deviations of the noise above the background
+MIN_FRACTION = 0.02  # of a plane; a copy for a smaller region is not worth a network call
+# The result of a copy is used where all pixels nearby stay below half of its ceiling, and not at all where one exceeds
+# 0.7 of it.
+FULL_WEIGHT, NO_WEIGHT = 0.5, 0.7
+BLOCK = 4  # px, side of the blocks in which brightness is compared
+REACH = 5  # blocks around a pixel that must be dim
+
+
+@dataclass
+class DimRegions:
+    """
+    Copies of planes with the bright structures cut off, and the regions where their results are used.
+
+    Args:
+        copies (`torch.Tensor` of shape `[V, 1, H, W]`): The copies, in the units of the planes.
+        sources (`list[int]`): Number of the plane of every copy. The ceilings of a plane fall.
+        weights (`torch.Tensor` of shape `[V, 1, H, W]`): Weight of the result of every copy, 0 to 1.
+    """
+
+    copies: torch.Tensor
+    sources: list[int]
+    weights: torch.Tensor
+
+    def merge(self, results: torch.Tensor) -> torch.Tensor:
+        """
+        Blend results `[..., N + V, 1, H, W]` of planes and copies, in common units, to results `[..., N, 1, H, W]`.
+        The results are overwritten.
+        """
+        number = results.shape[-4] - len(self.sources)
+        for index, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True)):
+            results[..., source, :, :, :].lerp_(results[..., number + index, :, :, :], weight)
+        return results[..., :number, :, :, :]
+
+
+def find_dim_regions(planes: torch.Tensor) -> DimRegions:
+    """
+    Find the regions of planes `[N, 1, H, W]` that are dim beside others, and copy the planes with all brighter pixels
+    cut off. NaN marks pixels without a measurement. Results do not depend on gain and offset of the camera.
+    """
+    copies, sources, weights = [], [], []
+    for source, plane in enumerate(planes[:, 0]):
+        filled = torch.from_numpy(fill_masked(plane.numpy())[0])
+        blocks = avg_pool2d(filled[None, None], BLOCK, ceil_mode=True, count_include_pad=False)[0, 0].numpy()
+        background = float(np.quantile(blocks, 0.01))
+        contrast = float(blocks.max()) - background
+        lowest = MIN_CEILING * noise_deviation(filled.numpy())
+        nearby = ndimage.gaussian_filter(ndimage.maximum_filter(blocks, 2 * REACH + 1), 0.25 * REACH) - background
+        for step in range(1, NUM_CEILINGS + 1):
+            ceiling = contrast / CEILING_RATIO**step
+            weight = np.clip((NO_WEIGHT * ceiling - nearby) / ((NO_WEIGHT - FULL_WEIGHT) * max(ceiling, 1e-30)), 0, 1)
+            if ceiling <= lowest or (weight > 0.5).mean() < MIN_FRACTION:
+                break
+            copies.append(plane.clamp(max=background + ceiling))
+            sources.append(source)
+            weights.append(
+                interpolate(torch.from_numpy(weight)[None, None], size=plane.shape, mode="bilinear")[0].float()
+            )
+    if not sources:
+        return DimRegions(planes[:0], [], planes[:0])
+    return DimRegions(torch.stack(copies)[:, None], sources, torch.stack(weights))

@@ -1,0 +1,118 @@
+"""Copies of planes for regions that are dim beside others, and how pipelines use them."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_unet
+
+from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.sampling.dim_regions import DimRegions, find_dim_regions
+
+
+def bright_and_dim(noise=1.0):
+    """A plane `[1, 1, 64, 160]` with a bright square at the left, a dim one beside it, and background."""
+    plane = 100 + noise * torch.randn(1, 1, 64, 160, generator=torch.Generator().manual_seed(0))
+    plane[..., 20:40, 8:28] += 4000
+    plane[..., 20:40, 66:86] += 200
+    return plane
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_copies_are_cut_off_above_ever_lower_ceilings_and_used_away_from_what_is_brighter():
+    regions = find_dim_regions(bright_and_dim())
+    highest = regions.copies.amax(dim=(1, 2, 3))
+    assert regions.sources == [0, 0, 0, 0]
+    for step, top in enumerate(highest, start=1):
+        assert top == pytest.approx(100 + 4000 / 4**step, rel=0.05)
+    inside_bright, inside_dim = regions.weights[:, 0, 30, 18], regions.weights[:, 0, 30, 76]
+    assert (inside_bright == 0).all()
+    assert inside_dim.tolist() == [1, 0, 0, 0]  # 200 counts lie below half of 1,000, not of 250
+    assert (regions.weights[:, 0, 60, 150] == 1).all()
+    assert (regions.weights >= 0).all() and (regions.weights <= 1).all()
+
+
+@pytest.mark.parametrize(
+    "plane",
+    [
+        torch.full((1, 1, 64, 96), 7.0),
+        torch.full((1, 1, 64, 96), torch.nan),
+        torch.randn(1, 1, 64, 96, generator=torch.Generator().manual_seed(0)),
+        bright_and_dim(noise=400.0),  # the noise hides what is dim
+        torch.ones(1, 1, 1, 1),
+    ],
+)
+def test_planes_without_dim_regions_have_no_copies(plane):
+    assert find_dim_regions(plane).sources == []
+
+
+def test_gain_and_offset_of_the_camera_change_nothing():
+    plane = bright_and_dim()
+    first, second = find_dim_regions(plane), find_dim_regions(3 * plane + 50)
+    assert first.sources == second.sources
+    torch.testing.assert_close(first.weights, second.weights, atol=1e-3, rtol=0)
+    torch.testing.assert_close(3 * first.copies + 50, second.copies)
+
+
+def test_pixels_without_a_measurement_stay_marked():
+    plane = bright_and_dim()
+    plane[..., :5, :] = torch.nan
+    regions = find_dim_regions(plane)
+    assert regions.sources and (regions.copies.isnan() == plane.isnan()).all() and regions.weights.isfinite().all()
+
+
+def test_results_are_blended_in_turn():
+    weights = torch.tensor([0.5, 1.0]).reshape(2, 1, 1, 1)
+    regions = DimRegions(torch.zeros(2, 1, 1, 1), [1, 1], weights)
+    results = torch.tensor([3.0, 8.0, 4.0, 5.0]).reshape(1, 4, 1, 1, 1)  # two planes, two copies of the second
+    assert regions.merge(results).flatten().tolist() == [3, 5]
+    regions.weights[1] = 0
+    results = torch.tensor([3.0, 8.0, 4.0, 5.0]).reshape(1, 4, 1, 1, 1)
+    assert regions.merge(results).flatten().tolist() == [3, 6]
+
+
+def test_planes_of_a_stack_have_the_results_that_they_have_alone(pipe):
+    planes = [bright_and_dim()[0, 0].numpy(), 100 + np.random.default_rng(1).random((64, 160)).astype(np.float32)]
+    planes.append(planes[0][:, ::-1].copy())
+    arguments = {"num_inference_steps": 2, "ensemble_size": 3, "output_uncertainty": True, "output_samples": True}
+
+    def generators():
+        return [torch.Generator().manual_seed(seed) for seed in (4, 5, 6)]
+
+    together = pipe(np.stack(planes), generator=generators(), **arguments)
+    latents = torch.randn(3, 3, 64, 160, generator=torch.Generator().manual_seed(0))
+    given = pipe(np.stack(planes), latents=latents, **arguments)
+    for index, (plane, generator) in enumerate(zip(planes, generators(), strict=True)):
+        alone = pipe(plane, generator=generator, **arguments)
+        np.testing.assert_allclose(together.prediction[index], alone.prediction, rtol=1e-4, atol=0.1)
+        np.testing.assert_allclose(together.uncertainty[index], alone.uncertainty, rtol=1e-3, atol=0.1)
+        np.testing.assert_allclose(together.samples[:, index], alone.samples, rtol=1e-4, atol=0.1)
+        alone = pipe(plane, latents=latents[:, index], **arguments)
+        np.testing.assert_allclose(given.prediction[index], alone.prediction, rtol=1e-4, atol=0.1)
+
+
+def test_bright_regions_keep_their_results_and_fixed_statistics_need_no_copies(pipe):
+    plane = bright_and_dim()[0, 0].numpy()
+
+    def dehaze(pipe, **arguments):
+        calls = []
+        handle = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+        generator = torch.Generator().manual_seed(0)
+        result = pipe(plane, num_inference_steps=1, generator=generator, batch_size=1, **arguments).prediction
+        handle.remove()
+        return result, len(calls)
+
+    (with_copies, calls), (without, calls_without) = dehaze(pipe), dehaze(pipe, restore_dim=False)
+    assert (calls, calls_without) == (5, 1)
+    np.testing.assert_allclose(with_copies[20:40, 8:28], without[20:40, 8:28], rtol=1e-4, atol=0.1)
+    assert np.abs(with_copies - without)[:, 64:].max() > 1
+    fixed = HazeMatchingPipeline(
+        pipe.unet, FlowMatchODEScheduler(), normalization="fixed", input_mean=100.0, input_std=50.0
+    )
+    fixed.set_progress_bar_config(disable=True)
+    assert dehaze(fixed)[1] == 1
