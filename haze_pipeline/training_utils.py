@@ -128,7 +128,8 @@ def resume(
     Raises:
         `FileNotFoundError`: If there is no such checkpoint.
         `FileExistsError`: If `output_dir` holds later checkpoints, which could be mistaken for those of this training.
-        `ValueError`: If a fact differs, the checkpoint lies beyond `max_train_steps`, or FSDP shards the parameters.
+        `ValueError`: If a fact or the network differs, the checkpoint lies beyond `max_train_steps`, or FSDP shards
+            the parameters.
     """
     if name is None:
         return 0
@@ -171,7 +172,15 @@ def resume(
                 f"{checkpoint} was trained with {fact} {stored[fact]}, not {value}: resume with the same arguments "
                 "and data."
             )
-    accelerator.load_state(checkpoint)
+    try:
+        accelerator.load_state(checkpoint)
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise ValueError(
+            f"{checkpoint} holds the weights of another network: resume with the same network, or start a new "
+            "training in another --output_dir."
+        ) from error
     ema.to(accelerator.device)  # accelerate loads it to the CPU
     logger.info("resumed from %s", checkpoint)
     return step

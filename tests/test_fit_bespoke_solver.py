@@ -47,12 +47,14 @@ def test_the_fitted_solver_is_stored_and_beats_euler_on_other_images(tmp_path):
     assert errors["bespoke"] < 0.8 * errors["euler"]
 
 
-def test_one_step_and_missing_images_are_refused(tmp_path):
+def test_one_step_and_missing_models_and_images_are_refused(tmp_path):
     HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(tmp_path / "model")
     done = fit(tmp_path / "model", tmp_path, "--num_inference_steps", 1)
     assert done.returncode == 2 and "must be 2 or more" in done.stderr
+    done = fit(tmp_path / "none", tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("Error: ") and "none does not exist" in done.stderr
     done = fit(tmp_path / "model", tmp_path)
-    assert done.returncode == 1 and "holds no TIFFs" in done.stderr
+    assert done.returncode == 1 and "holds no TIFFs" in done.stderr and "Traceback" not in done.stderr
     write_pairs(tmp_path, 1, (24, 48))
     done = fit(tmp_path / "model", tmp_path)
     assert done.returncode == 1 and "smaller than --resolution 32" in done.stderr

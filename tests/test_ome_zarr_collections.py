@@ -283,7 +283,11 @@ def test_stores_of_any_protocol_of_fsspec(tmp_path):
     ("address", "error", "words"),
     [
         ("{server}/none.zarr", FileNotFoundError, "check the address"),
-        ("{server}/picture.tif", FileNotFoundError, "copied to this machine"),
+        ("{server}/picture", FileNotFoundError, "copied to this machine"),
+        *[
+            ("https://example.org/" + name, ValueError, "only OME-Zarr is read from remote stores: download it")
+            for name in ("a.tif", "a.ome.tiff", "a.BTF", "a.lsm", "a.stk", "a.czi", "a.lif", "a.nd2?version=1")
+        ],
         ("http://127.0.0.1:1/a.zarr", FileNotFoundError, "check the address"),
         ("nonsense://host/a.zarr", FileNotFoundError, "Protocol not known"),
         ("gs://bucket/a.zarr", ImportError, "pip install fsspec gcsfs"),
@@ -298,7 +302,7 @@ def test_addresses_that_cannot_be_read(server, tmp_path, address, error, words):
         else:
             pytest.skip("gcsfs is installed")
     address = address.format(server=server)
-    (tmp_path / "picture.tif").write_bytes(b"II*\0")
+    (tmp_path / "picture").write_bytes(b"II*\0")
     with pytest.raises(error, match=words) as refused:
         read_micrograph(address)
     assert f"`{address}`" in str(refused.value) and "\n" not in str(refused.value)

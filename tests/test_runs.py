@@ -136,14 +136,8 @@ def test_a_dry_run_writes_nothing(run, folder, model, tmp_path):
         (["in/none*.tif", "-o", "out"], "does not exist"),
         (["empty", "-o", "out"], "holds no micrographs: search its sub-folders with --recursive"),
         (["empty", "-o", "out", "--recursive"], "empty and its sub-folders hold no micrographs: name a folder"),
-        (
-            ["https://example.org/in/a.tif", "-o", "out"],
-            "only OME-Zarr is read from remote stores",
-        ),
-        (
-            ["s3://bucket/*.tif", "-o", "out"],
-            "only OME-Zarr is read from remote stores",
-        ),
+        (["https://example.org/in/a.czi", "-o", "out"], "only OME-Zarr is read from remote stores"),
+        (["s3://bucket/*.tif", "-o", "out"], "only OME-Zarr is read from remote stores"),
         (["in", "-o", "out.tif"], "name a folder"),
         (["in/a.tif", "-o", "out.png"], "must end in"),
         (["in", "-o", "out", "--preview", "x.png"], "one input"),

@@ -21,6 +21,7 @@ from haze_pipeline.data.hub_datasets import import_datasets, push_dataset, save_
 from haze_pipeline.data.specimen_datasets import build_specimen_dataset, specimen_rows
 from haze_pipeline.sharing.model_card import shareable_command
 from haze_pipeline.utils.atomic_files import replace_when_complete
+from haze_pipeline.utils.console import errors_in_one_line
 
 
 HERE = Path(__file__).parent
@@ -85,4 +86,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line():
+        main()

@@ -21,10 +21,12 @@ from scipy.optimize import minimize
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.data.pairs import load_pairs
+from haze_pipeline.loading import fetch_model
 from haze_pipeline.models.unet_haze_matching import check_network
 from haze_pipeline.sampling.initial_noise import draw_noise
 from haze_pipeline.sampling.tiled_sampler import predict_packed
 from haze_pipeline.utils.atomic_files import replace_when_complete
+from haze_pipeline.utils.console import errors_in_one_line
 from haze_pipeline.utils.devices import map_on_cores
 
 
@@ -51,7 +53,7 @@ def parse_args():
 def main():
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pipe = HazeMatchingPipeline.from_pretrained(args.model, low_cpu_mem_usage=False)
+    pipe = HazeMatchingPipeline.from_pretrained(fetch_model(str(args.model)), low_cpu_mem_usage=False)
     pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
     # Data: patches, one noise for each, and the converged trajectories that start from this noise.
@@ -143,4 +145,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line():
+        main()

@@ -39,6 +39,7 @@ from haze_pipeline.training_utils import (
     start_output,
     validate,
 )
+from haze_pipeline.utils.console import errors_in_one_line
 from haze_pipeline.utils.processes import PATIENCE, check_joined, meet_on_cpu
 
 
@@ -194,4 +195,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line():
+        main()

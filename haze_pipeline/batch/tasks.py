@@ -7,7 +7,14 @@ from glob import glob
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from haze_pipeline.io.micrograph_files import ZARR_SUFFIX, is_address, is_zarr, list_images, list_micrographs
+from haze_pipeline.io.micrograph_files import (
+    ZARR_SUFFIX,
+    check_address,
+    is_address,
+    is_zarr,
+    list_images,
+    list_micrographs,
+)
 
 
 # Longer suffixes come first, since they end in the shorter ones.
@@ -68,18 +75,15 @@ def find_inputs(
 
     Raises:
         `FileNotFoundError`: If an input does not exist, or a folder holds no micrographs.
-        `ValueError`: If an input is a URL, `output` does not suit the inputs, or two results
-            would have one name.
+        `ValueError`: If an input is a remote file of another format than OME-Zarr, `output` does not suit the inputs,
+            or two results would have one name.
     """
     is_file = output.name.lower().endswith(OUTPUT_SUFFIXES)
     found: list[tuple[Path | str, Path]] = []
     for text in inputs:
         path = Path(text)
         if is_address(text):
-            if name_of(text).lower().endswith((".tif", ".tiff")):
-                raise ValueError(
-                    f"{text} is remote, and only OME-Zarr is read from remote stores: download it, and name the copy."
-                )
+            check_address(text)
             found.append((text, Path(name_of(text))))
         elif is_zarr(path):
             found += _images_of_zarr(path, expand=not is_file and series is None)

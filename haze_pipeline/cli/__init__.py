@@ -1,12 +1,11 @@
 """The `haze-pipeline` command. Its sub-commands import large libraries when they run, so that `--help` is quick."""
 
-import sys
 import warnings
 from typing import Annotated
 
 import typer
 
-from haze_pipeline.utils.console import one_line
+from haze_pipeline.utils.console import errors_in_one_line
 from haze_pipeline.version import __version__
 
 from .calibrate import calibrate
@@ -53,11 +52,8 @@ def main():
     Exit codes: 0 done, 1 a file or a computation failed, 2 wrong usage, 130 interrupted.
     """
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {' '.join(str(message).split())}\n"
-    try:
+    with errors_in_one_line():
         app()
-    except (OSError, ValueError, MemoryError, ImportError) as error:  # ImportError: an extra is not installed
-        print(f"Error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from haze_pipeline.utils.atomic_files import replace_when_complete
 
 from .acquisition import Acquisition
-from .file_lists import BIOIO_SUFFIXES, ZARR_SUFFIX, list_micrographs, list_tiffs
+from .file_lists import BIOIO_SUFFIXES, TIFF_SUFFIXES, ZARR_SUFFIX, list_micrographs, list_tiffs
 from .micrograph import Micrograph, MicrographError, PlaneStack
 from .ome_tiff_writer import OmeTiffWriter, write_ome_tiff
 from .ome_zarr_collections import is_zarr, list_images
@@ -26,6 +26,7 @@ __all__ = [
     "Micrograph",
     "MicrographError",
     "PlaneStack",
+    "check_address",
     "is_address",
     "is_zarr",
     "list_images",
@@ -76,14 +77,16 @@ def open_micrograph(
     Raises:
         `FileNotFoundError`: If there is no such file, or no OME-Zarr at an address.
         `ImportError`: If it needs an extra that is not installed.
-        `MicrographError`: If it is no such file, is damaged or incomplete, needs a codec that is not installed, holds
-            several images and none is chosen, or holds something else than intensities (colours, complex or binary
-            values). Damage of a plane is found when it is read.
+        `MicrographError`: If it is no such file, is a remote file of another format than OME-Zarr, is damaged or
+            incomplete, needs a codec that is not installed, holds several images and none is chosen, or holds
+            something else than intensities (colours, complex or binary values). Damage of a plane is found when it is
+            read.
     """
     axes = axes and axes.upper()
     if is_address(path):
         from .ome_zarr import open_ome_zarr
 
+        check_address(str(path))
         source, opened = str(path), open_ome_zarr(str(path), series)
     else:
         source = Path(path)
@@ -99,6 +102,20 @@ def open_micrograph(
 def is_address(path: str | os.PathLike) -> bool:
     """Whether it is the address of a remote store, such as `s3://bucket/image.zarr`, and not a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(path)) is not None
+
+
+def check_address(address: str):
+    """
+    Check that an address may be that of an OME-Zarr. Files of other formats are read from this machine only.
+
+    Raises:
+        `MicrographError`: If its path ends in the suffix of another format.
+    """
+    path = re.split("[?#]", address)[0].rstrip("/")
+    if path.lower().endswith(TIFF_SUFFIXES + BIOIO_SUFFIXES):
+        raise MicrographError(
+            f"`{address}` is remote, and only OME-Zarr is read from remote stores: download it, and name the copy."
+        )
 
 
 def read_micrograph(path: str | os.PathLike, axes: str | None = None, series: int | None = None) -> Micrograph:

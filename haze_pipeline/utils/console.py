@@ -1,11 +1,32 @@
-"""Functions that the commands share: progress bars, checks of installed extras, and folders."""
+"""Functions that the commands share: errors, progress bars, checks of installed extras, and folders."""
 
-from contextlib import ExitStack
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """
+    Run a program. An error that its user can correct ends it with one sentence on standard error instead of a
+    traceback. Other errors are errors of the program and keep their traceback.
+
+    Exit codes: 1 after an error, 130 if interrupted.
+    """
+    try:
+        yield
+    except (OSError, ValueError, MemoryError, ImportError) as error:  # ImportError: an extra is not installed
+        print(f"Error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)  # the terminal has written ^C in the line
+        sys.exit(130)
 
 
 def progress_display(stack: ExitStack, visible: bool = True) -> Progress:
@@ -41,7 +62,9 @@ def require(extra: str, *modules: str):
 
 def one_line(error: BaseException) -> str:
     """The message of an error in one line; the name of its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    # torch puts the traceback of a process that loads data before the message.
+    message = re.sub(r"Caught \w+ in DataLoader worker.*\n[\w.]+: ", "", str(error), flags=re.DOTALL)
+    return " ".join(message.split()) or type(error).__name__
 
 
 def make_parents(path: Path):

@@ -103,11 +103,11 @@ def check_joined(number: int) -> None:
     not joined would repeat the same work and overwrite each other's results.
 
     Raises:
-        `RuntimeError`: If they were not.
+        `ValueError`: If they were not.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if number != launched:
-        raise RuntimeError(
+        raise ValueError(
             f"{launched} processes were started, but accelerate joined only {number} of them on these devices: start "
             "one process, or see training/accelerate_configs."
         )
