@@ -258,8 +258,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
 
         Args:
             image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`, or a list of them):
-                Hazy micrograph(s) of any size and real dtype, also as xarray, dask or one-channel PIL images. Planes
-                of the leading axes (T, Z, C, …) are dehazed independently. NaN marks pixels without a measurement.
+                Hazy micrograph(s) of any size and real dtype, also as xarray, dask or one-channel PIL images. Planes of
+                leading axes (T, Z, C, …) are dehazed independently. NaN marks pixels without a measurement.
             num_inference_steps (`int`, *optional*):
                 Solver steps of every sample; the checkpoint's default if omitted. **One step gives the posterior
                 mean**: noise + v(0, noise, hazy) = E[clear | hazy] (Liu et al. 2022; Albergo & Vanden-Eijnden 2022).
@@ -276,8 +276,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 Fraction of the predicted haze that is removed: 0 returns the input, and values below 1 blend input and
                 result linearly in counts. The uncertainty is multiplied by it.
             restore_dim (`bool`, defaults to `True`):
-                Restore regions that are dim beside others once more, with all that is brighter cut off, so that their
-                structures are not lost. Such planes take two to five times as long. See [`find_dim_regions`].
+                Restore regions that are dim beside others once more, with all that is brighter cut off. Their
+                structures would be lost otherwise. Such planes take two to five times as long. See [`DimRegions`].
             tile_size (`int`, *optional*):
                 Largest side of the tiles, a multiple of the network's scale factor; 272 if omitted. Smaller fields are
                 not divided. Tiles share their GroupNorm statistics and the state of the solver, so that their size
@@ -290,8 +290,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 CPU generator of the noise. All planes share the noises of one generator. Tile size, batch size and
                 device do not change them.
             normalization ([`Normalization`], *optional*):
-                Maps between image and network units, one for all planes or one for each, instead of the checkpoint's
-                own. The map of a whole stack, which keeps its planes comparable, is
+                Maps between image and network units, one for all planes or one for each, instead of the checkpoint's.
+                The map of a whole stack, which keeps its planes comparable, is
                 `normalization_from(pool(measure(preprocess(stack))))` with the methods of `pipe.image_processor`.
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
             output_uncertainty (`bool`, defaults to `False`):
@@ -322,7 +322,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             )  # fmt: skip
 
-        # Shapes: N planes, V copies, E members, B of them in a batch, (H,W) the image, (h,w) the part in a network call.
+        # Shapes: N planes, V copies, E members, B in a batch, (H,W) the image, (h,w) the part in a network call.
 
         # 1. Check all inputs; cut the image into planes; find pixels without a measurement and outliers.
         planes = self.image_processor.preprocess(image, allow_masked=True)  # [N,1,H,W]
@@ -378,13 +378,11 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         uncertainty = None
         if output_uncertainty:
             calibration = [self.config[f"uncertainty_{name}"] for name in ("scale", "offset", "curve")]
-            units = normalization.target_std / normalization.input_std  # unit of the prediction in units of the input
-            uncertainty = predict_stds(ensemble.spread(), ensemble_size, hazy, units, *calibration)  # [N+V,1,H,W]
+            ratio = normalization.target_std / normalization.input_std  # unit of the prediction in units of the input
+            uncertainty = predict_stds(ensemble.spread(), ensemble_size, hazy, ratio, *calibration)  # [N+V,1,H,W]
         samples = ensemble.samples if output_samples else None
-        finish = partial(
-            self.postprocess, hazy=hazy, normalization=normalization, dim_regions=dim_regions, masked=masked,
-            strength=strength,
-        )  # fmt: skip
+        units = {"hazy": hazy, "normalization": normalization, "dim_regions": dim_regions}
+        finish = partial(self.postprocess, masked=masked, strength=strength, **units)
         output = RestorationOutput(
             prediction=finish(prediction, shape, output_type),
             uncertainty=finish(uncertainty, shape, output_type, is_spread=True),
