@@ -8,6 +8,7 @@ import tifffile
 from format_files import NAMES, write_micromanager
 
 from haze_pipeline.io.micrograph_files import list_micrographs, read_micrograph
+from haze_pipeline.io.tiff_reader import list_series
 
 
 SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
@@ -72,6 +73,8 @@ def test_files_with_an_image_of_their_own_are_all_listed_and_hold_one(tmp_path):
     assert listed(tmp_path) == ["0.ome.tif", "1.ome.tif", "2.ome.tif"]
     for number in range(3):
         np.testing.assert_array_equal(read_micrograph(tmp_path / f"{number}.ome.tif").data, data[number])
+        with tifffile.TiffFile(tmp_path / f"{number}.ome.tif") as tif:
+            assert len(list_series(tif)) == 1
     np.testing.assert_array_equal(read_micrograph(tmp_path / "0.ome.tif", series=2).data, data[2])
 
 

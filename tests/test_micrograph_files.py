@@ -18,6 +18,7 @@ from haze_pipeline.io.micrograph_files import (
     replace_when_complete,
     write_ome_tiff,
 )
+from haze_pipeline.io.tiff_reader import list_series
 from haze_pipeline.version import __version__
 
 
@@ -383,6 +384,8 @@ def test_several_images(tmp_path):
             tif.write(values((17, 19)))
             tif.write(values((23, 29)))
         assert_refused(tmp_path / name, "holds 2 images")
+        with tifffile.TiffFile(tmp_path / name) as tif:
+            assert [series.shape for series in list_series(tif)] == [(17, 19), (23, 29)]
 
 
 def test_rows_and_columns_must_be_last(tmp_path):

@@ -104,11 +104,11 @@ def micrograph(*leading: int, size: int = 96, seed: int = 0) -> np.ndarray:
     return np.stack([plane.numpy() for plane in planes]).astype(np.uint16).reshape(*leading, size, size)
 
 
-def dehazed(pipe, image: np.ndarray, preset: Preset, members: int | None = None, seed: int = 0):
+def dehazed(pipe, image: np.ndarray, preset: Preset, members: int | None = None, seed: int = 0, strength: float = 1):
     """The result of the pipeline itself."""
     prepared, steps, members = with_preset(pipe, preset, ensemble_size=members)
     generator = torch.Generator().manual_seed(seed)
-    return prepared(image, steps, members, generator=generator, output_uncertainty=steps > 1)
+    return prepared(image, steps, members, generator=generator, output_uncertainty=steps > 1, strength=strength)
 
 
 def test_a_plane_of_a_stack_is_dehazed_as_by_the_pipeline(space, pipe, tmp_path):
@@ -138,6 +138,55 @@ def test_a_plane_of_a_stack_is_dehazed_as_by_the_pipeline(space, pipe, tmp_path)
     tifffile.imwrite(tmp_path / "other.tif", image[0, 0, :50])
     with pytest.raises(AppError, match=r"no plane|planes 1 to 1|belongs to another file"):
         space.client().predict(handle_file(tmp_path / "other.tif"), [handle_file(files[0])], 25, api_name="/profile")
+
+
+@pytest.mark.parametrize("strength", [0, 0.4])
+def test_strength_removes_a_fraction_of_the_haze(space, pipe, tmp_path, strength):
+    image = micrograph(1)[0]
+    tifffile.imwrite(tmp_path / "image.tif", image)
+    source, arguments = handle_file(tmp_path / "image.tif"), {"preset": "balanced", "members": 2}
+    files, _, _, _, _, note, *_ = space.client().predict(source, **arguments, strength=strength, api_name="/dehaze")
+    result, deviation = (read_micrograph(file) for file in files)
+    expected = dehazed(pipe, image, Preset.balanced, 2, strength=strength)
+    np.testing.assert_array_equal(result.data, expected.prediction)
+    np.testing.assert_array_equal(deviation.data, expected.uncertainty)
+    assert result.provenance["strength"] == strength
+    assert "does not include the haze that remains" in note
+    if strength == 0:
+        np.testing.assert_allclose(result.data, image, rtol=1e-5)
+
+
+def two_images(path: Path) -> list[np.ndarray]:
+    """Write a file of two images: a stack, and a smaller plane."""
+    images = [micrograph(2, size=64), micrograph(1, size=48, seed=1)[0]]
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(images[0], metadata={"axes": "ZYX"})
+        file.write(images[1], metadata={"axes": "YX"})
+    return images
+
+
+def test_each_image_of_a_file_can_be_chosen(space, pipe, tmp_path):
+    source = tmp_path / "two.ome.tif"
+    first, second = two_images(source)
+    client = space.client()
+    for arguments, image in (({"plane": 2}, first[1]), ({"image_number": 2}, second)):
+        files, *_ = client.predict(handle_file(source), **arguments, api_name="/dehaze")
+        result = read_micrograph(files[0])
+        np.testing.assert_array_equal(result.data, dehazed(pipe, image, Preset.fast).prediction)
+        assert result.provenance["image_number"] == arguments.get("image_number", 1)
+        # The profile is that of the image that was dehazed.
+        plot = client.predict(handle_file(source), [handle_file(files[0])], 25, api_name="/profile")
+        assert plot["plot"].startswith("data:image/")
+    *_, files = client.predict(handle_file(source), image_number=2, api_name="/compare")
+    ours = read_micrograph(files[0])
+    np.testing.assert_array_equal(ours.data, dehazed(pipe, second, Preset.fast).prediction)
+    assert ours.provenance["image_number"] == 2
+    for arguments, message in (
+        ({"image_number": 3}, r"`two.ome.tif` has no image 3: choose from images 1 to 2"),
+        ({"image_number": 2, "plane": 2}, "planes 1 to 1"),
+    ):
+        with pytest.raises(AppError, match=message):
+            client.predict(handle_file(source), **arguments, api_name="/dehaze")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float32", "float64"])
@@ -265,6 +314,8 @@ def test_arguments_out_of_range_get_one_sentence(space, tmp_path):
         ("image.tif", {"channel": 0}, "less than minimum"),
         ("image.tif", {"members": 51}, "greater than maximum"),
         ("image.tif", {"seed": -1}, "less than minimum"),
+        ("image.tif", {"strength": 1.5}, "greater than maximum"),
+        ("image.tif", {"image_number": 2}, "has no image 2"),
         ("image.tif", {"preset": "best"}, "not in the list of choices"),
         ("large.tif", {"members": 9}, "choose at most 8"),
     ):
@@ -287,7 +338,7 @@ def test_200_megabytes_are_refused_while_they_are_sent(space, tmp_path):
 def call(space, path: str) -> str:
     """The answer of the endpoint to a path on the server instead of an upload."""
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    data = {"data": [file, 1, 1, "fast", 1, 0]}
+    data = {"data": [file, 1, 1, "fast", 1, 0, 1, 1]}
     response = httpx.post(f"{space.url}/gradio_api/call/dehaze", json=data, timeout=60)
     if response.status_code != 200:
         return response.text
@@ -488,7 +539,34 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     page.get_by_text("Sampling: step").wait_for(state="hidden")
     assert not complaints and not outside, (complaints, outside)
 
-    # 6. Files that cannot be dehazed cause error toasts.
+    # 6. Choose the second image of a file that holds two. It has no planes to choose from.
+    two_images(tmp_path / "two.ome.tif")
+    page.get_by_label("Clear").first.click()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "two.ome.tif")
+    page.get_by_label("number input for Plane, 1 to 2").wait_for()
+    number = page.get_by_label("number input for Image of the file, 1 to 2")
+    number.fill("2")
+    number.blur()
+    page.get_by_label("number input for Plane, 1 to 2").wait_for(state="hidden")
+    page.wait_for_function(
+        "[...document.querySelectorAll('textarea, input')].some(e => e.value.startsWith('YX 48 × 48'))"
+    )
+    assert number.input_value() == "2"
+    look("second_image")
+    page.get_by_label("number input for Strength").fill("0.5")
+    page.get_by_label("fast").check()
+    page.wait_for_function("e => e.value !== '50'", arg=members.element_handle())
+    page.get_by_role("button", name="Dehaze", exact=True).click()
+    page.get_by_text("Can it be trusted?").wait_for()
+    with page.expect_download() as download:
+        page.locator('a[download="two_clear.ome.tif"]').first.click()
+    download.value.save_as(tmp_path / "two_clear.ome.tif")
+    provenance = read_micrograph(tmp_path / "two_clear.ome.tif").provenance
+    assert (provenance["image_number"], provenance["strength"]) == (2, 0.5)
+    look("half_strength")
+    assert not complaints and not outside, (complaints, outside)
+
+    # 7. Files that cannot be dehazed cause error toasts.
     (tmp_path / "text.tif").write_text("no image")
     with (tmp_path / "large.tif").open("wb") as file:
         file.truncate(200 * 2**20)

@@ -95,16 +95,23 @@ def _describe(tif: tifffile.TiffFile, path: Path, number: int | None, stated_axe
     return Micrograph(planes[()] if planes.ndim == 2 else planes, axes, channels_last=channels_last, **metadata)
 
 
+def list_series(tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
+    """
+    The images of a file from which one must be chosen. Thumbnails are not listed. Of a data set of several files, each
+    with an image of its own, only the image in this file is listed.
+    """
+    images = _all_images(tif)
+    here = [each for each in images if each.pages[0] is not None and _is_of(each.pages[0], tif)]
+    return here if len(here) == 1 else images
+
+
+def _all_images(tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
+    return [each for each in tif.series if not _is_extra(each)] or tif.series
+
+
 def _choose_image(tif: tifffile.TiffFile, number: int | None, path: Path) -> tifffile.TiffPageSeries:
-    """
-    The image of a number. Thumbnails are not counted. Of a data set of several files, each with an image of its own,
-    the one in this file is meant if none is chosen.
-    """
-    images = [each for each in tif.series if not _is_extra(each)] or tif.series
-    if number is None and len(images) > 1:
-        here = [each for each in images if each.pages[0] is not None and _is_of(each.pages[0], tif)]
-        if len(here) == 1:
-            return here[0]
+    """The image of a number, which may be in another file of the data set, or the only image if there is no number."""
+    images = list_series(tif) if number is None else _all_images(tif)
     return images[choose_series(len(images), number, path)]
 
 

@@ -12,10 +12,19 @@ from tempfile import TemporaryDirectory
 
 
 # The package `spaces` of ZeroGPU must be imported before torch.
-from sampling import PIPE, posterior_mean, sample  # isort: skip
+from sampling import PIPE, describe_uncertainty, posterior_mean, sample  # isort: skip
 import gradio as gr
 import numpy as np
-from uploads import EXPIRY, MAX_FILE, choose_plane, count_planes, delete_expired_files, open_upload, read_plane
+from uploads import (
+    EXPIRY,
+    MAX_FILE,
+    REFUSE_LARGE_FILES,
+    choose_plane,
+    count_planes,
+    delete_expired_files,
+    open_upload,
+    read_plane,
+)
 
 from haze_pipeline.evaluation.baselines import richardson_lucy, rolling_ball
 from haze_pipeline.evaluation.figures import plot_profile, plot_uncertainty
@@ -41,18 +50,6 @@ MICROSCOPE = Optics(
 
 pictures = PIPE.image_processor.visualize_together
 
-# Without this script, Gradio would show an error without a message. The server refuses such files anyway.
-REFUSE_LARGE_FILES = f"""() => {{
-    for (const kind of ["change", "drop"]) document.addEventListener(kind, event => {{
-        const files = [...(event.target.files ?? event.dataTransfer?.files ?? [])];
-        if (!files.some(file => file.size > {MAX_FILE})) return;
-        event.preventDefault();
-        event.stopImmediatePropagation();
-        if (event.target.files) event.target.value = "";
-        document.querySelector("#too_large").click();
-    }}, true);
-}}"""
-
 
 @contextmanager
 def one_sentence(path: str | None = None) -> Iterator[None]:
@@ -66,17 +63,20 @@ def one_sentence(path: str | None = None) -> Iterator[None]:
         raise gr.Error(html.escape(message, quote=False), print_exception=False) from error
 
 
-def show_file(path: str | None) -> tuple:
-    """Describe a chosen file, show its first plane, and hide the results of another file."""
+def show_image(path: str | None, image_number: int = 1) -> tuple:
+    """Describe an image of a file, show its first plane, and hide the results of another image."""
     if path is None:
-        return "", *(gr.update(visible=False) for _ in range(4))
-    with one_sentence(path), open_upload(path) as micrograph:
+        return "", *(gr.update(visible=False) for _ in range(5))
+    with one_sentence(path), open_upload(path, image_number) as (micrograph, images):
         numbers, channels = count_planes(micrograph)
         first = choose_plane(micrograph, 1, 1).data
     size = " × ".join(map(str, micrograph.data.shape))
     pixels = f"pixels of {micrograph.pixel_size_um:.3g} µm" if micrograph.pixel_size_um else "pixel size not stated"
     return (
         f"{micrograph.axes} {size}, {micrograph.data.dtype}, {pixels}",
+        gr.update(
+            value=image_number, maximum=max(2, images), visible=images > 1, label=f"Image of the file, 1 to {images}"
+        ),
         gr.update(value=1, maximum=max(2, numbers), visible=numbers > 1, label=f"Plane, 1 to {numbers}"),
         gr.update(value=1, maximum=max(2, channels), visible=channels > 1, label=f"Channel, 1 to {channels}"),
         gr.update(value=pictures({"input": first})[0][0], label="Input", visible=True),
@@ -90,32 +90,35 @@ def refuse_large_file():
         raise ValueError(f"The file is larger than {MAX_FILE >> 20} MB: crop it or save fewer planes.")
 
 
-def show_plane(path: str | None, plane: int, channel: int) -> tuple:
+def show_plane(path: str | None, plane: int, channel: int, image_number: int) -> tuple:
     """Show the chosen plane, and hide the results of another one."""
     if path is None:
         return gr.update(visible=False), gr.update(visible=False)
     with one_sentence(path):
-        [picture], _ = pictures({"input": read_plane(path, plane, channel).data})
+        [picture], _ = pictures({"input": read_plane(path, plane, channel, image_number).data})
     return gr.update(value=picture, label="Input", visible=True), gr.update(visible=False)
 
 
-def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed: int):
+def dehaze(
+    path: str, plane: int, channel: int, preset: str, members: int, seed: int, strength: float, image_number: int
+):
     """
     Dehaze one plane of a TIFF.
 
     Returns the OME-TIFFs (the result and, except for the preset fast, its standard deviation), an assessment of the
     result, pictures of input and result, a map of the standard deviation, and posterior samples. While it computes, it
-    returns the state of the sampling.
+    returns the state of the sampling. Images of a file, planes and channels are counted from 1. `strength` is the
+    fraction of the predicted haze to remove.
     """
     with one_sentence(path), TemporaryDirectory() as folder:
-        micrograph = read_plane(path, plane, channel)
+        micrograph = read_plane(path, plane, channel, image_number)
         hazy, pixel_size = micrograph.data, micrograph.pixel_size_um
         if hazy.size * members > MAX_WORK:
             most = MAX_WORK // hazy.size
             raise ValueError(
                 f"{members} members are too many for a plane of this size: choose at most {most}, or crop the image."
             )
-        for state, result in sample(hazy, Preset(preset), members, seed, pixel_size):
+        for state, result in sample(hazy, Preset(preset), members, seed, pixel_size, strength):
             if state is not None:
                 step, steps, plane_state = state
                 [picture], _ = pictures({"state": plane_state})
@@ -123,7 +126,7 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
             elif result is None:
                 yield {live: gr.skip()}
         output, assessment, provenance = result
-        provenance |= {"source": Path(path).name, "plane": plane, "channel": channel}
+        provenance |= {"source": Path(path).name, "image_number": image_number, "plane": plane, "channel": channel}
 
         files = []
         for name, content, data in (
@@ -138,7 +141,6 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
         members_shown = [] if output.samples is None else output.samples[:NUM_SHOWN]
         names = [f"sample {number} of {members}" for number in range(1, len(members_shown) + 1)]
         sample_pictures, _ = pictures({"result": output.prediction, **dict(zip(names, members_shown, strict=True))})
-        ensemble = {"ensemble_size": members, "num_inference_steps": provenance["num_inference_steps"]}
         yield {
             live: gr.update(visible=False),
             outcome: gr.update(visible=True),
@@ -147,14 +149,7 @@ def dehaze(path: str, plane: int, channel: int, preset: str, members: int, seed:
             same_contrast: True,
             verdict: f"**Can it be trusted?** {assessment.verdict}",
             downloads: files,
-            uncertainty_note: (
-                "The preset fast gives only the mean. The presets balanced and quality also give a standard deviation "
-                "for every pixel."
-                if output.uncertainty is None
-                else "Calibrated on average over images like those of the calibration."
-                if PIPE.config.calibrated_for == ensemble
-                else "Not calibrated for this number of members and steps: errors may be several times larger."
-            ),
+            uncertainty_note: describe_uncertainty(output, members, provenance["num_inference_steps"], strength),
             uncertainty_map: gr.update(
                 value=None if output.uncertainty is None else plot_uncertainty(output.uncertainty, pixel_size),
                 visible=output.uncertainty is not None,
@@ -175,7 +170,7 @@ def read_results(path: str, results: list[str] | None) -> tuple[np.ndarray, Micr
         raise ValueError("There is no result yet: press Dehaze first.")
     prediction, *deviation = (read_micrograph(result) for result in results)
     made = prediction.provenance or {}
-    hazy = read_plane(path, made.get("plane", 1), made.get("channel", 1)).data
+    hazy = read_plane(path, *(made.get(name, 1) for name in ("plane", "channel", "image_number"))).data
     if hazy.shape != prediction.data.shape:
         raise ValueError("The result belongs to another file: press Dehaze again.")
     return hazy, prediction, deviation[0].data if deviation else None
@@ -225,10 +220,10 @@ def dehaze_simulated(specimen: int, pinhole: float):
         return shown, f"Range-invariant PSNR to the in-focus signal: {before:.1f} dB before, {after:.1f} dB after."
 
 
-def compare(path: str, plane: int, channel: int, ball: float, airy_radius: float, iterations: int):
+def compare(path: str, plane: int, channel: int, ball: float, airy_radius: float, iterations: int, image_number: int):
     """Dehaze the centre of a plane with three methods. Returns pictures and OME-TIFFs."""
     with one_sentence(path), TemporaryDirectory() as folder:
-        micrograph = read_plane(path, plane, channel)
+        micrograph = read_plane(path, plane, channel, image_number)
         top, left = (max(0, (side - CROP) // 2) for side in micrograph.data.shape)
         hazy = micrograph.data[top : top + CROP, left : left + CROP]
         results = {
@@ -236,9 +231,9 @@ def compare(path: str, plane: int, channel: int, ball: float, airy_radius: float
             "rolling_ball": rolling_ball(hazy, radius=ball).prediction,
             "richardson_lucy": richardson_lucy(hazy, airy_radius, iterations).prediction,
         }
+        source = {"source": Path(path).name, "image_number": image_number, "plane": plane, "channel": channel}
         for name, data in results.items():
-            provenance = {"content": name, "source": Path(path).name, "plane": plane, "channel": channel}
-            write_ome_tiff(f"{folder}/{name}.ome.tif", replace(micrograph, data=data), provenance)
+            write_ome_tiff(f"{folder}/{name}.ome.tif", replace(micrograph, data=data), {"content": name, **source})
         shown, caption = pictures({"input": hazy} | {name.replace("_", " "): data for name, data in results.items()})
         yield *shown, caption, [f"{folder}/{name}.ome.tif" for name in results]
 
@@ -263,6 +258,7 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                     sorted(map(str, (Path(__file__).parent / "examples").glob("*.tif"))), file, label="Examples"
                 )
                 facts = gr.Textbox(label="Contents", interactive=False, lines=1)
+                image_number = gr.Slider(1, 10_000, 1, step=1, precision=0, label="Image of the file", visible=False)
                 plane = gr.Slider(1, 10_000, 1, step=1, precision=0, label="Plane", visible=False)
                 channel = gr.Slider(1, 100, 1, step=1, precision=0, label="Channel", visible=False)
                 preset = gr.Radio(
@@ -272,6 +268,9 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                     1, MAX_MEMBERS, choose_members(PIPE, Preset.fast), step=1, precision=0, label="Members"
                 )
                 seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed")
+                strength = gr.Slider(
+                    0, 1, 1, step=0.05, label="Strength", info="fraction of the predicted haze to remove"
+                )
                 with gr.Row():
                     start = gr.Button("Dehaze", variant="primary", min_width=120)
                     cancel = gr.Button("Cancel", min_width=120)
@@ -348,18 +347,21 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
         compared_files = gr.File(label="Download (OME-TIFF)", file_count="multiple", interactive=False)
 
     image = [file, plane, channel]
+    shown_image = [facts, image_number, plane, channel, live, outcome]
     computing = {"concurrency_id": "computing", "concurrency_limit": 1}
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
-    file.change(show_file, file, [facts, plane, channel, live, outcome], **quiet)
+    file.change(show_image, file, shown_image, **quiet)
+    image_number.release(show_image, [file, image_number], shown_image, **quiet)
     too_large.click(refuse_large_file, **quiet)
-    gr.on([plane.release, channel.release], show_plane, image, [live, outcome], **quiet)
+    gr.on([plane.release, channel.release], show_plane, [*image, image_number], [live, outcome], **quiet)
     preset.change(lambda name: choose_members(PIPE, Preset(name)), preset, members, **quiet)
     results = [downloads, verdict, slider, contrast, uncertainty_map, uncertainty_note, samples, samples_note, live]
     results += [same_contrast, outcome]
     run = start.click(
-        dehaze, [*image, preset, members, seed], results, api_name="dehaze", show_progress="minimal", **computing
-    )
-    cancel.click(show_plane, image, [live, outcome], cancels=run, **quiet)
+        dehaze, [*image, preset, members, seed, strength, image_number], results,
+        api_name="dehaze", show_progress="minimal", **computing,
+    )  # fmt: skip
+    cancel.click(show_plane, [*image, image_number], [live, outcome], cancels=run, **quiet)
     same_contrast.input(change_contrast, [file, downloads, same_contrast], [slider, contrast], **quiet)
     gr.on(
         [downloads.change, position.change], draw_profile, [file, downloads, position], profile,
@@ -375,7 +377,7 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
         dehaze_simulated, [specimen, pinhole], [simulated_result, score], api_name="dehaze_simulated", **computing
     )
     compare_button.click(
-        compare, [*image, ball, airy_radius, iterations], [*panels, compared_contrast, compared_files],
+        compare, [*image, ball, airy_radius, iterations, image_number], [*panels, compared_contrast, compared_files],
         api_name="compare", **computing,
     )  # fmt: skip
 

@@ -34,7 +34,9 @@ NETWORK = ThreadPoolExecutor(1)  # one at a time: a cancelled request may still 
 
 
 @GPU
-def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size: float | None) -> Iterator[tuple]:
+def sample(
+    hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size: float | None, strength: float = 1.0
+) -> Iterator[tuple]:
     """
     Dehaze a plane and report the progress.
 
@@ -56,6 +58,7 @@ def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size
             hazy,
             num_inference_steps=steps,
             ensemble_size=members,
+            strength=strength,
             generator=torch.Generator().manual_seed(seed),
             output_uncertainty=steps > 1 and members > 1,
             output_samples=steps > 1,
@@ -79,9 +82,24 @@ def sample(hazy: np.ndarray, preset: Preset, members: int, seed: int, pixel_size
     output, assessment = future.result()
     provenance = {
         **sampling_facts(pipe, MODEL, REVISION, seed, steps, members),
+        "strength": strength,
         "assessment": assessment.to_dict(),
     }
     yield None, (output, assessment, provenance)
+
+
+def describe_uncertainty(output: HazeMatchingOutput, members: int, steps: int, strength: float) -> str:
+    """Tell what the standard deviation of a result includes, and whether it is calibrated."""
+    if output.uncertainty is None:
+        return (
+            "The preset fast gives only the mean. The presets balanced and quality also give a standard deviation for "
+            "every pixel."
+        )
+    if strength < 1:
+        return "The standard deviation is multiplied by the strength. It does not include the haze that remains."
+    if PIPE.config.calibrated_for == {"ensemble_size": members, "num_inference_steps": steps}:
+        return "Calibrated on average over images like those of the calibration."
+    return "Not calibrated for this number of members and steps: errors may be several times larger."
 
 
 def posterior_mean(hazy: np.ndarray) -> np.ndarray:

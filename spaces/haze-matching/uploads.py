@@ -13,12 +13,25 @@ import numpy as np
 import tifffile
 
 from haze_pipeline.io.micrograph_files import Micrograph, open_micrograph
+from haze_pipeline.io.tiff_reader import list_series
 
 
 MAX_FILE = 100 * 2**20  # bytes
 MAX_UNPACKED = 2**30  # bytes
 MAX_PIXELS = 2048**2  # of a plane
 EXPIRY = int(os.environ.get("HAZE_EXPIRY", 3600))  # seconds
+
+# Without this script, Gradio would show an error without a message. The server refuses such files anyway.
+REFUSE_LARGE_FILES = f"""() => {{
+    for (const kind of ["change", "drop"]) document.addEventListener(kind, event => {{
+        const files = [...(event.target.files ?? event.dataTransfer?.files ?? [])];
+        if (!files.some(file => file.size > {MAX_FILE})) return;
+        event.preventDefault();
+        event.stopImmediatePropagation();
+        if (event.target.files) event.target.value = "";
+        document.querySelector("#too_large").click();
+    }}, true);
+}}"""
 
 FILES = TemporaryDirectory(prefix="haze-space-")  # private, and deleted when the server ends
 os.environ["GRADIO_TEMP_DIR"] = FILES.name
@@ -39,25 +52,32 @@ def delete_expired_files():
 
 
 @contextmanager
-def open_upload(path: str | None) -> Iterator[Micrograph]:
-    """Open a micrograph whose planes are read only when they are accessed."""
+def open_upload(path: str | None, image_number: int = 1) -> Iterator[tuple[Micrograph, int]]:
+    """
+    Open one image of a file. Its planes are read only when they are accessed. Images are counted from 1.
+
+    Yields the image and the number of images in the file.
+    """
     if path is None:
         raise ValueError("There is no image: choose a TIFF file or an example.")
     name = Path(path).name
     if os.path.getsize(path) > MAX_FILE:
         raise ValueError(f"`{name}` is larger than {MAX_FILE >> 20} MB: crop it or save fewer planes.")
-    unpacked = 0
+    unpacked, images = 0, 1
     with suppress(Exception), tifffile.TiffFile(path) as tif:  # errors of the file are reported below
         unpacked = sum(series.nbytes for series in tif.series)
+        images = max(1, len(list_series(tif)))
     if unpacked > MAX_UNPACKED:
         raise ValueError(
             f"`{name}` unpacks to {unpacked >> 20} MB, more than {MAX_UNPACKED >> 20} MB: save fewer planes."
         )
-    with open_micrograph(path) as micrograph:
+    if not 1 <= image_number <= images:
+        raise ValueError(f"`{name}` has no image {image_number}: choose from images 1 to {images}.")
+    with open_micrograph(path, series=image_number - 1 if images > 1 else None) as micrograph:
         if math.prod(micrograph.data.shape[-2:]) > MAX_PIXELS:
             size = " × ".join(map(str, micrograph.data.shape[-2:]))
             raise ValueError(f"`{name}` has planes of {size} pixels, more than 2048 × 2048: crop it.")
-        yield micrograph
+        yield micrograph, images
 
 
 def count_planes(micrograph: Micrograph) -> tuple[int, int]:
@@ -82,7 +102,7 @@ def choose_plane(micrograph: Micrograph, plane: int, channel: int) -> Micrograph
     return replace(chosen, data=chosen.data[index], axes="YX", z_step=None, time_interval=None)
 
 
-def read_plane(path: str | None, plane: int, channel: int) -> Micrograph:
-    """Read one plane of a file, see [`choose_plane`]."""
-    with open_upload(path) as micrograph:
+def read_plane(path: str | None, plane: int, channel: int, image_number: int = 1) -> Micrograph:
+    """Read one plane of a file, see [`open_upload`] and [`choose_plane`]."""
+    with open_upload(path, image_number) as (micrograph, _):
         return choose_plane(micrograph, plane, channel)
