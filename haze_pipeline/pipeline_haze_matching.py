@@ -258,8 +258,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
 
         Args:
             image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`, or a list of them):
-                Hazy micrograph(s) of any size and real dtype, also as xarray, dask or one-channel PIL images. Planes of
-                leading axes (T, Z, C, …) are dehazed independently. NaN marks pixels without a measurement.
+                Hazy micrograph(s) of any size and real dtype, also as xarray, dask or one-channel PIL images. Planes
+                of other axes (T, Z, C, …) are dehazed independently. NaN marks pixels without a measurement.
             num_inference_steps (`int`, *optional*):
                 Solver steps of every sample; the checkpoint's default if omitted. **One step gives the posterior
                 mean**: noise + v(0, noise, hazy) = E[clear | hazy] (Liu et al. 2022; Albergo & Vanden-Eijnden 2022).

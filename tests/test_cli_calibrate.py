@@ -45,6 +45,23 @@ def test_the_calibrated_copy_predicts_its_errors_and_is_otherwise_the_same(run, 
         assert json.loads(again)[name] == facts[name]
 
 
+def test_the_gain_is_fitted_to_pairs_of_several_sources(run, model, pairs, tmp_path):
+    (tmp_path / "more").mkdir()
+    more = write_pairs(tmp_path / "more", 48, (32, 32))
+    arguments = ("--model", model, "--num-inference-steps", 2, "--ensemble-size", 2, "--json")
+    code, out, error = run("calibrate", pairs, "-o", tmp_path / "one", *arguments)
+    assert code == 0, error
+    alone = json.loads(out)
+    code, out, error = run("calibrate", pairs, "--gain-pairs", more, "-o", tmp_path / "two", *arguments)
+    assert code == 0, error
+    both = json.loads(out)
+    assert alone["benefit"] is None and both["benefit"]["limit"] < 100
+    assert HazeMatchingPipeline.from_pretrained(tmp_path / "two").config.benefit == both["benefit"]
+    assert both["specimens"] == alone["specimens"] and both["uncertainty_curve"] == alone["uncertainty_curve"]
+    code, _, error = run("calibrate", pairs, "--gain-pairs", tmp_path / "none", "-o", tmp_path / "three", *arguments)
+    assert code == 1 and "none" in error and not (tmp_path / "three").exists()
+
+
 def test_clear_images_in_another_unit_and_broken_ones_are_named(run, model, pairs, tmp_path):
     arguments = ("--model", model, "-o", tmp_path / "out", "--num-inference-steps", 2, "--ensemble-size", 2)
     other = tmp_path / "other"

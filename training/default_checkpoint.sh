@@ -56,7 +56,7 @@ if [ ! -e "$RUN/third/model_index.json" ]; then
 fi
 
 # 3. The solver of the preset `balanced` and the calibration, on a copy of the network. Simulation seeds: 1, 6 and 7 for training, 2 for
-# validation, 5 for tests.
+# validation, 8 for the prediction of the gain, 3 and 5 for tests.
 if [ ! -e "$RUN/solved" ]; then
     [ -e "$RUN/pairs" ] || make_pairs pairs train 1 12 192
     rm -rf "$RUN/solving"
@@ -68,7 +68,9 @@ if [ ! -e "$RUN/solved" ]; then
 fi
 if [ ! -e "$RUN/calibrated" ]; then
     [ -e "$RUN/calibration_pairs" ] || make_pairs calibration_pairs validation 4 120 192
-    "$PYTHON" -m haze_pipeline calibrate "$RUN/calibration_pairs" --model "$RUN/solved" --preset balanced -o "$RUN/calibrated"
+    [ -e "$RUN/simulated_pairs" ] || "$PYTHON" -m haze_pipeline simulate "$RUN/simulated_pairs" --seed 8 --num-images 200 --size 192
+    "$PYTHON" -m haze_pipeline calibrate "$RUN/calibration_pairs" --gain-pairs "$RUN/simulated_pairs" --model "$RUN/solved" \
+        --preset balanced -o "$RUN/calibrated"
     finish "next: the checkpoint of the package"
 fi
 

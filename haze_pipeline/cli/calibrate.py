@@ -2,7 +2,7 @@
 
 import json
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +41,15 @@ def calibrate(
             rich_help_panel=MAIN,
         ),
     ] = Preset.balanced,
+    gain_pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gain-pairs",
+            metavar="PAIRS",
+            help="More pairs, such as simulated ones, for the prediction of the gain only. Can be repeated.",
+            rich_help_panel=MAIN,
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -66,7 +75,10 @@ def calibrate(
         ),
     ] = None,
     max_pairs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Largest number of pairs to use.", rich_help_panel=QUALITY)
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Largest number of pairs to use from each source.", rich_help_panel=QUALITY
+        ),
     ] = 500,
     device: DeviceOption = Device.auto,
     dtype: DTypeOption = DType.auto,
@@ -106,24 +118,24 @@ def calibrate(
         require("eval", "matplotlib")
         from haze_pipeline.evaluation.figures import plot_calibration
     pairs = load_pairs(source, split)
+    more_pairs = [load_pairs(each, split) for each in gain_pairs or ()]
     pipe = place_pipeline(load_pipeline(model), device, dtype)
     pipe, steps, members = with_preset(pipe, preset, num_inference_steps, ensemble_size)
     pipe.set_progress_bar_config(disable=True)
 
+    def counted(pairs):
+        for pair in pairs:
+            yield pair
+            advance(1)
+
     with ExitStack() as stack:
         advance = progress_bar("Calibrating", None, stack)
-
-        def counted():
-            for pair in islice(pairs, max_pairs):
-                yield pair
-                advance(1)
-
-        specimens = calibration.measure_errors(pipe, counted(), steps, members, seed)
+        specimens = calibration.measure_errors(pipe, counted(islice(pairs, max_pairs)), steps, members, seed)
     fitted = calibration.calibrate(specimens, members, steps)
     with ExitStack() as stack:
         advance = progress_bar("Predicting the gain", None, stack)
-        pairs = load_pairs(source, split)
-        features, gains, names = benefit.measure_benefit(pipe, counted())
+        pairs = chain.from_iterable(islice(each, max_pairs) for each in (load_pairs(source, split), *more_pairs))
+        features, gains, names = benefit.measure_benefit(pipe, counted(pairs))
     fitted["benefit"] = benefit.fit_benefit(features, gains, names)
     line = {"scale": fitted["uncertainty_scale"], "offset": fitted["uncertainty_offset"]}
     curves = {
