@@ -69,7 +69,9 @@ def measure_errors(
             unit = pipe.image_processor.compute_normalization(planes).target_std.item()
             if unit == 0:
                 continue
-            out = pipe(pair.hazy, num_inference_steps, ensemble_size, generator=generator, output_samples=True)
+            # The calibration holds in network units. Copies for dim regions are further planes, with units of their own.
+            how = {"restore_dim": False, "output_samples": True}
+            out = pipe(pair.hazy, num_inference_steps, ensemble_size, generator=generator, **how)
         except ValueError as error:
             raise ValueError(f"{pair.source}: {error}") from error
         spread = out.samples.std(axis=0, ddof=1).ravel() / unit
