@@ -273,18 +273,25 @@ def trust():
         "images", "n", "with a warning", "area under the ROC curve", "distance from training images",
         "structure predicted from noise",
     ]  # fmt: skip
-    real = results["real specimens"]
-    harmed, improved = real["lose more than 2 dB"], real["gain more than 1 dB"]
     prediction = [
         "",
-        f"The prediction of the gain was tested on {real['num_images']} pairs of real specimens that neither the "
-        f"training nor its fit used. It warns of {100 * harmed['warned of harm']:.0f} % of the "
-        f"{harmed['num_images']} images that lose more than 2 dB, and of {100 * improved['warned of harm']:.0f} % of "
-        f"the {improved['num_images']} images that gain more than 1 dB. The area under the ROC curve is "
-        f"{real['area_under_curve']['lose more than 2 dB']:.2f}.",
+        "The prediction of the gain was tested on pairs that neither the training nor its fit used:",
         "",
-        "![ROC curve of the predicted gain](images/trust.png)",
-    ]
+        *table(
+            ["pairs", "n", "warned of harm: of those that lose more than 2 dB", "of those that gain more than 1 dB",
+             "area under the ROC curve"],
+            [
+                [name, str(values["num_images"]),
+                 *(f"{100 * values[group]['warned of harm']:.0f} % of {values[group]['num_images']}"
+                   for group in ("lose more than 2 dB", "gain more than 1 dB")),
+                 f"{values['area_under_curve']['lose more than 2 dB']:.2f}"]
+                for name in ("real specimens", "simulated images")
+                for values in (results[name],)
+            ],
+        ),
+        "",
+        "![ROC curves of the predicted gain](images/trust.png)",
+    ]  # fmt: skip
     return [*table(header, rows), *prediction, *note_if_earlier(results)]
 
 

@@ -5,9 +5,9 @@ Measure whether the assessment warns of images that the default checkpoint does 
 
 Known images: simulated pairs of a seed that no training used. Unknown images: noise of cameras without a specimen,
 photographs, the known images inverted, and the known images as a microscope with pixels ten times as fine would show
-them (enlarged, with new photon noise). Results that do harm or good: pairs of real specimens that neither the training
-nor the fit of the prediction saw. Writes `bench/trust.json` (fractions of each kind with a warning, and areas under
-the receiver operating characteristic) and `docs/images/trust.png` (that characteristic).
+them (enlarged, with new photon noise). Results that do harm or good: pairs of real specimens and simulated pairs that
+neither the training nor the fit of the prediction saw. Writes `bench/trust.json` (fractions of each kind with a
+warning, and areas under the receiver operating characteristic) and `docs/images/trust.png` (that characteristic).
 """
 
 import argparse
@@ -77,42 +77,24 @@ def enlarged(image):
     return np.random.default_rng(0).poisson(np.maximum(light, 0)).astype(np.float32)
 
 
-def benefit_of_warnings(pipe, files, number):
-    """Gains, predicted gains and warnings for pairs of real specimens, and how well the second tell the first."""
-    gains, predicted, warned, harm_warned = [], [], [], []
-    for _, pair in make_pairs(files, number):
-        hazy, clear = pair.hazy.numpy(), pair.clear.numpy()
+def benefit_of_warnings(pipe, pairs):
+    """
+    Gains, predicted gains and warnings for pairs of arrays (hazy, clear): how well the second tell the first, and
+    fractions of images with warnings. Returns them with the points of the receiver operating characteristic.
+    """
+    gains, predicted, warned = [], [], []
+    for hazy, clear in pairs:
         generator = torch.Generator().manual_seed(0)
         out = pipe(hazy, num_inference_steps=1, ensemble_size=choose_members(pipe, Preset.fast), generator=generator)
         gains.append(range_invariant_psnr(clear, out.prediction) - range_invariant_psnr(clear, hazy))
         assessment = assess(pipe, hazy, out)
         predicted.append(assessment.predicted_gain)
         warned.append(bool(assessment.warnings))
-        harm_warned.append(assessment.predicted_gain < pipe.config.benefit["limit"])
-    gains, predicted, warned, harm_warned = map(np.array, (gains, predicted, warned, harm_warned))
-    harmed, improved = gains < HARM, gains > BENEFIT
-    below = gains < 0
-
-    def areas(group):
-        return float(
-            stats.mannwhitneyu(-predicted[group], -predicted[improved]).statistic / group.sum() / improved.sum()
-        )
-
-    limits = np.sort(predicted)
-    curve = {
-        "false alarms": [float((predicted[improved] < limit).mean()) for limit in limits],
-        "harm found": [float((predicted[harmed] < limit).mean()) for limit in limits],
-    }
-    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
-    axes.plot(curve["false alarms"], curve["harm found"], color="black")
-    axes.plot((harm_warned[improved].mean(),), (harm_warned[harmed].mean(),), "o", color="black", label="the limit")
-    axes.plot((0, 1), (0, 1), ":", color="gray", label="chance")
-    axes.set(
-        xlabel="warned of, of images that gain more than 1 dB", ylabel="warned of, of images that lose more than 2 dB"
-    )
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(HERE.parent / "docs" / "images" / "trust.png", dpi=120)
-    return {
+    gains, predicted, warned = map(np.array, (gains, predicted, warned))
+    harm_warned = predicted < pipe.config.benefit["limit"]
+    groups = {"lose more than 2 dB": gains < HARM, "lose": gains < 0, "gain more than 1 dB": gains > BENEFIT}
+    harmed, _, improved = groups.values()
+    results = {
         "num_images": len(gains),
         "correlation of predicted and true gain": float(np.corrcoef(gains, predicted)[0, 1]),
         **{
@@ -121,17 +103,34 @@ def benefit_of_warnings(pipe, files, number):
                 "warned of harm": float(harm_warned[group].mean()),
                 "warned of anything": float(warned[group].mean()),
             }
-            for name, group in {
-                "lose more than 2 dB": harmed,
-                "lose": below,
-                "gain more than 1 dB": improved,
-            }.items()
-            if group.any()
+            for name, group in groups.items()
         },
         "area_under_curve": {
-            name: areas(group) for name, group in {"lose more than 2 dB": harmed, "lose": below}.items() if group.any()
+            name: float(
+                stats.mannwhitneyu(-predicted[groups[name]], -predicted[improved]).statistic
+                / groups[name].sum()
+                / improved.sum()
+            )
+            for name in ("lose more than 2 dB", "lose")
         },
     }
+    limits = np.sort(predicted)
+    curve = [[(predicted[group] < limit).mean() for limit in limits] for group in (improved, harmed)]
+    return results, curve, (harm_warned[improved].mean(), harm_warned[harmed].mean())
+
+
+def draw_characteristics(found):
+    """Receiver operating characteristics of the predicted gain, with the limit of the checkpoint as a dot."""
+    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    for (name, (_, curve, limit)), color in zip(found.items(), ("black", "tab:blue"), strict=True):
+        axes.plot(*curve, color=color, label=name)
+        axes.plot(*limit, "o", color=color)
+    axes.plot((0, 1), (0, 1), ":", color="gray", label="chance")
+    axes.set(
+        xlabel="warned of, of images that gain more than 1 dB", ylabel="warned of, of images that lose more than 2 dB"
+    )
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(HERE.parent / "docs" / "images" / "trust.png", dpi=120)
 
 
 def main():
@@ -144,7 +143,11 @@ def main():
     pipe.scheduler = FlowMatchODEScheduler()
     pipe.set_progress_bar_config(disable=True)
 
-    known = [pair.hazy.astype(np.float32) for pair in islice(simulated_series(SEED, SIDE, 0), args.num_images)]
+    simulated = [
+        (pair.hazy.astype(np.float32), pair.clear)
+        for pair in islice(simulated_series(SEED, SIDE, 0), 2 * args.num_images)
+    ]
+    known = [hazy for hazy, _ in simulated[: args.num_images]]
     sets = {
         "known": known,
         "empty field": list(empty_fields(args.num_images // 3)),
@@ -175,6 +178,14 @@ def main():
         pairs = len(values) * len(scores["known"])
         return float(stats.mannwhitneyu(values, scores["known"]).statistic / pairs)
 
+    specimens = make_pairs(read_split(args.images_dir, "test"), 2 * args.num_images)
+    found = {
+        "real specimens": benefit_of_warnings(
+            pipe, [(pair.hazy.numpy(), pair.clear.numpy()) for _, pair in specimens]
+        ),
+        "simulated images": benefit_of_warnings(pipe, simulated),
+    }
+    draw_characteristics(found)
     results = {
         "checkpoint": weights_hash(pipe.unet.state_dict()),
         "sets": {
@@ -189,7 +200,7 @@ def main():
             for name, group in assessments.items()
         },
         "area_under_curve": {name: area_under_curve(values) for name, values in unknown.items()},
-        "real specimens": benefit_of_warnings(pipe, read_split(args.images_dir, "test"), 2 * args.num_images),
+        **{name: facts for name, (facts, _, _) in found.items()},
     }
     print(json.dumps(results, indent=2))
     (HERE / "trust.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -126,9 +126,9 @@ class RestorationPipeline(DiffusionPipeline):
         restore_dim = restore_dim and self.config.normalization == "image"
         dim_regions = find_dim_regions(planes if restore_dim else planes[:0])
         if dim_regions.sources:
-            own = self.image_processor.compute_normalization(dim_regions.copies)
-            normalization = normalization.expand(len(planes)).followed_by(own)
-            planes = torch.cat([planes, dim_regions.copies])
+            number, planes = len(planes), dim_regions.followed_by_copies(planes)
+            own = self.image_processor.compute_normalization(planes[number:])
+            normalization = normalization.expand(number).followed_by(own)
         for plane in planes[:, 0].numpy():
             plane[:] = fill_masked(plane)[0]
         is_blank = (planes.amax(dim=(1, 2, 3)) == planes.amin(dim=(1, 2, 3))).tolist()

@@ -25,16 +25,18 @@ def pipe():
 
 
 def test_copies_are_cut_off_above_ever_lower_ceilings_and_used_away_from_what_is_brighter():
-    regions = find_dim_regions(bright_and_dim())
-    highest = regions.copies.amax(dim=(1, 2, 3))
-    assert regions.sources == [0, 0, 0, 0]
-    for step, top in enumerate(highest, start=1):
-        assert top == pytest.approx(100 + 4000 / 4**step, rel=0.05)
-    inside_bright, inside_dim = regions.weights[:, 0, 30, 18], regions.weights[:, 0, 30, 76]
-    assert (inside_bright == 0).all()
-    assert inside_dim.tolist() == [1, 0, 0, 0]  # 200 counts lie below half of 1,000, not of 250
-    assert (regions.weights[:, 0, 60, 150] == 1).all()
-    assert (regions.weights >= 0).all() and (regions.weights <= 1).all()
+    plane = bright_and_dim()
+    regions = find_dim_regions(plane)
+    copies = regions.followed_by_copies(plane)
+    assert regions.sources == [0, 0, 0, 0] and copies.shape == (5, 1, 64, 160) and (copies[:1] == plane).all()
+    for step, copy in enumerate(copies[1:], start=1):
+        assert copy.max() == pytest.approx(100 + 4000 / 4**step, rel=0.05)
+        assert (copy == plane[0].clamp(max=copy.max())).all()
+    weights = torch.stack(regions.weights)  # [4,16,40], blocks of 4 px
+    assert (weights[:, 7, 4] == 0).all()  # the bright square
+    assert weights[:, 7, 19].tolist() == [1, 0, 0, 0]  # 200 counts lie below half of 1,000, not of 250
+    assert (weights[:, 15, 37] == 1).all()  # background
+    assert (weights >= 0).all() and (weights <= 1).all()
 
 
 @pytest.mark.parametrize(
@@ -56,22 +58,23 @@ def test_gain_and_offset_of_the_camera_change_nothing():
     first, second = find_dim_regions(plane), find_dim_regions(3 * plane + 50)
     assert first.sources == second.sources
     torch.testing.assert_close(first.weights, second.weights, atol=1e-3, rtol=0)
-    torch.testing.assert_close(3 * first.copies + 50, second.copies)
+    assert second.ceilings == pytest.approx([3 * ceiling + 50 for ceiling in first.ceilings])
 
 
 def test_pixels_without_a_measurement_stay_marked():
     plane = bright_and_dim()
     plane[..., :5, :] = torch.nan
     regions = find_dim_regions(plane)
-    assert regions.sources and (regions.copies.isnan() == plane.isnan()).all() and regions.weights.isfinite().all()
+    assert regions.sources and torch.stack(regions.weights).isfinite().all()
+    assert (regions.followed_by_copies(plane).isnan() == plane.isnan()).all()
 
 
 def test_results_are_blended_in_turn():
-    weights = torch.tensor([0.5, 1.0]).reshape(2, 1, 1, 1)
-    regions = DimRegions(torch.zeros(2, 1, 1, 1), [1, 1], weights)
+    weights = [torch.tensor([[0.5]]), torch.tensor([[1.0]])]
+    regions = DimRegions([1, 1], [2.0, 1.0], weights)
     results = torch.tensor([3.0, 8.0, 4.0, 5.0]).reshape(1, 4, 1, 1, 1)  # two planes, two copies of the second
     assert regions.merge(results).flatten().tolist() == [3, 5]
-    regions.weights[1] = 0
+    regions.weights[1] *= 0
     results = torch.tensor([3.0, 8.0, 4.0, 5.0]).reshape(1, 4, 1, 1, 1)
     assert regions.merge(results).flatten().tolist() == [3, 6]
 

@@ -69,7 +69,7 @@ def measure_errors(
             unit = pipe.image_processor.compute_normalization(planes).target_std.item()
             if unit == 0:
                 continue
-            # The calibration holds in network units. Copies for dim regions are further planes, with units of their own.
+            # The calibration holds in network units. Copies for dim regions are further planes with their own units.
             how = {"restore_dim": False, "output_samples": True}
             out = pipe(pair.hazy, num_inference_steps, ensemble_size, generator=generator, **how)
         except ValueError as error:

@@ -14,6 +14,7 @@ import torch
 from scipy import ndimage
 from torch.nn.functional import avg_pool2d, interpolate
 
+from haze_pipeline.utils.arrays import allocate
 from haze_pipeline.utils.bad_pixels import fill_masked
 from haze_pipeline.utils.noise_level import noise_deviation
 
@@ -35,14 +36,25 @@ class DimRegions:
     Copies of planes with the bright structures cut off, and the regions where their results are used.
 
     Args:
-        copies (`torch.Tensor` of shape `[V, 1, H, W]`): The copies, in the units of the planes.
         sources (`list[int]`): Number of the plane of every copy. The ceilings of a plane fall.
-        weights (`torch.Tensor` of shape `[V, 1, H, W]`): Weight of the result of every copy, 0 to 1.
+        ceilings (`list[float]`): Largest intensity in every copy, in the units of the planes.
+        weights (`list[torch.Tensor]`): Weight of the result of every copy, 0 to 1, `[h, w]`, one value for each block.
     """
 
-    copies: torch.Tensor
     sources: list[int]
-    weights: torch.Tensor
+    ceilings: list[float]
+    weights: list[torch.Tensor]
+
+    def followed_by_copies(self, planes: torch.Tensor) -> torch.Tensor:
+        """Planes `[N, 1, H, W]` and, after them, their copies: `[N + V, 1, H, W]`."""
+        if not self.sources:
+            return planes
+        number = len(planes)
+        together = allocate(number + len(self.sources), *planes.shape[1:])
+        together[:number] = planes
+        for copy, source, ceiling in zip(together[number:], self.sources, self.ceilings, strict=True):
+            torch.clamp(planes[source], max=ceiling, out=copy)
+        return together
 
     def merge(self, results: torch.Tensor) -> torch.Tensor:
         """
@@ -50,34 +62,33 @@ class DimRegions:
         The results are overwritten.
         """
         number = results.shape[-4] - len(self.sources)
-        for index, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True)):
-            results[..., source, :, :, :].lerp_(results[..., number + index, :, :, :], weight)
+        for index, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True), start=number):
+            weight = interpolate(weight[None, None], size=results.shape[-2:], mode="bilinear")[0]  # [1,H,W]
+            results[..., source, :, :, :].lerp_(results[..., index, :, :, :], weight)
         return results[..., :number, :, :, :]
 
 
 def find_dim_regions(planes: torch.Tensor) -> DimRegions:
     """
-    Find the regions of planes `[N, 1, H, W]` that are dim beside others, and copy the planes with all brighter pixels
-    cut off. NaN marks pixels without a measurement. Results do not depend on gain and offset of the camera.
+    Find the regions of planes `[N, 1, H, W]` that are dim beside others. NaN marks pixels without a measurement.
+    Regions do not depend on gain and offset of the camera.
     """
-    copies, sources, weights = [], [], []
-    for source, plane in enumerate(planes[:, 0]):
-        filled = torch.from_numpy(fill_masked(plane.numpy())[0])
-        blocks = avg_pool2d(filled[None, None], BLOCK, ceil_mode=True, count_include_pad=False)[0, 0].numpy()
+    found = DimRegions([], [], [])
+    for source, plane in enumerate(planes[:, 0].numpy()):
+        filled, _ = fill_masked(plane)
+        blocks = avg_pool2d(torch.from_numpy(filled)[None], BLOCK, ceil_mode=True, count_include_pad=False)[0].numpy()
         background = float(np.quantile(blocks, 0.01))
         contrast = float(blocks.max()) - background
-        lowest = MIN_CEILING * noise_deviation(filled.numpy())
+        lowest = MIN_CEILING * noise_deviation(filled)
         nearby = ndimage.gaussian_filter(ndimage.maximum_filter(blocks, 2 * REACH + 1), 0.25 * REACH) - background
         for step in range(1, NUM_CEILINGS + 1):
-            ceiling = contrast / CEILING_RATIO**step
-            weight = np.clip((NO_WEIGHT * ceiling - nearby) / ((NO_WEIGHT - FULL_WEIGHT) * max(ceiling, 1e-30)), 0, 1)
-            if ceiling <= lowest or (weight > 0.5).mean() < MIN_FRACTION:
+            ceiling = contrast / CEILING_RATIO**step  # above the background
+            if ceiling <= lowest:
                 break
-            copies.append(plane.clamp(max=background + ceiling))
-            sources.append(source)
-            weights.append(
-                interpolate(torch.from_numpy(weight)[None, None], size=plane.shape, mode="bilinear")[0].float()
-            )
-    if not sources:
-        return DimRegions(planes[:0], [], planes[:0])
-    return DimRegions(torch.stack(copies)[:, None], sources, torch.stack(weights))
+            weight = np.clip((NO_WEIGHT * ceiling - nearby) / ((NO_WEIGHT - FULL_WEIGHT) * ceiling), 0, 1)
+            if (weight > 0.5).mean() < MIN_FRACTION:
+                break
+            found.sources.append(source)
+            found.ceilings.append(background + ceiling)
+            found.weights.append(torch.from_numpy(weight))
+    return found
