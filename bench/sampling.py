@@ -28,7 +28,8 @@ from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.presets import PRESETS, Preset, choose_members
 from haze_pipeline.sampling.initial_noise import draw_noise
-from haze_pipeline.sampling.tiled_sampler import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE, predict_packed
+from haze_pipeline.sampling.pixel_packing import predict_packed
+from haze_pipeline.sampling.tiled_sampler import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE
 from haze_pipeline.sampling.tiling import tile_intervals
 from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 from haze_pipeline.utils.devices import fastest_dtype, map_on_cores

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
 from haze_pipeline.sampling.dim_regions import DimRegions, find_dim_regions
+from haze_pipeline.sampling.pixel_packing import remove_lattice
 from haze_pipeline.sampling.tiled_sampler import FLIPS, TiledSampler
 from haze_pipeline.utils.bad_pixels import fill_masked
 
@@ -201,7 +202,8 @@ class RestorationPipeline(DiffusionPipeline):
         is_spread: bool = False,
     ) -> np.ndarray | torch.Tensor | None:
         """
-        Convert results from network units to counts, in place, and merge those of planes and copies.
+        Convert results from network units to counts, in place, and merge those of planes and copies. The lattice of a
+        network on squares of 2 × 2 pixels is removed.
 
         Args:
             units (`torch.Tensor` of shape `[..., N + V, 1, H, W]`, *optional*): The results in network units.
@@ -222,6 +224,9 @@ class RestorationPipeline(DiffusionPipeline):
         else:
             units.add_(normalization.target_mean)
         units = dim_regions.merge(units)
+        if self.config.pixel_packing == 2 and not is_spread:
+            for index in np.ndindex(*units.shape[:-3]):
+                units[index] = remove_lattice(units[index][None])[0]
         if strength < 1 and not is_spread:
             counts = hazy * normalization.input_std + normalization.input_mean
             units.lerp_(counts[: units.shape[-4]], 1 - strength)

@@ -24,7 +24,7 @@ from haze_pipeline.data.pairs import load_pairs
 from haze_pipeline.loading import fetch_model
 from haze_pipeline.models.unet_haze_matching import check_network
 from haze_pipeline.sampling.initial_noise import draw_noise
-from haze_pipeline.sampling.tiled_sampler import predict_packed
+from haze_pipeline.sampling.pixel_packing import predict_packed
 from haze_pipeline.utils.atomic_files import replace_when_complete
 from haze_pipeline.utils.console import errors_in_one_line
 from haze_pipeline.utils.devices import map_on_cores

@@ -43,7 +43,7 @@ from haze_pipeline.loading import fetch_model
 from haze_pipeline.models.unet_haze_matching import add_gain, build_unet, check_network
 from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.reliability.out_of_domain import fit_domain
-from haze_pipeline.sampling.tiled_sampler import predict_packed
+from haze_pipeline.sampling.pixel_packing import predict_packed
 from haze_pipeline.sharing.model_card import make_model_card, shareable_command
 from haze_pipeline.sharing.publishing import push_pipeline
 from haze_pipeline.training_utils import (

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 from diffusers.utils import logging
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from haze_pipeline.utils.arrays import allocate
 from haze_pipeline.utils.devices import free_memory, is_out_of_memory, map_on_cores
 
+from .pixel_packing import predict_packed
 from .shared_group_norm import FixGroupNorms, GroupNormStatistics, MeasureGroupNorms
 from .tiling import spread_patches, tile_slices, tile_weights
 
@@ -39,32 +39,6 @@ Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # `predict(network, latents, hazy, on_step)` maps latents and hazy images `[B, 1, h, w]` to restored images, by one or
 # more network calls.
 Predict = Callable[[Network, torch.Tensor, torch.Tensor, Callable | None], torch.Tensor]
-
-
-def predict_packed(
-    unet: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], states: torch.Tensor, t: torch.Tensor, packing: int
-) -> torch.Tensor:
-    """
-    Predict with a network that receives squares of `packing` × `packing` pixels as the channels of one pixel.
-
-    A network with two outputs predicts a gain of the hazy image and a remainder to add. An image without haze can then
-    pass unchanged at any intensity. Layers that normalise their features could hardly learn this otherwise.
-
-    Args:
-        unet (`Callable`): Maps `[B, C·packing², h / packing, w / packing]` and the time to packed outputs.
-        states (`torch.Tensor` of shape `[B, C, h, w]`): States and conditions; the last channel is the hazy image.
-        t (`torch.Tensor`): Time, one value or one per element of the batch.
-        packing (`int`): Side of the squares, pixels.
-
-    Returns:
-        `torch.Tensor` of shape `[B, 1, h, w]`, float32.
-    """
-    packed = unet(pixel_unshuffle(states, packing), t)
-    predicted = pixel_shuffle(packed.float(), packing)  # [B,1 or 2,h,w]
-    if predicted.shape[1] == 1:
-        return predicted.contiguous()
-    remainder, gain = predicted.chunk(2, dim=1)
-    return remainder + gain * states[:, -1:]
 
 
 class TiledSampler:

@@ -16,7 +16,8 @@ from torch import nn
 from haze_pipeline.image_processing import HazeImageProcessor
 from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 from haze_pipeline.sampling.initial_noise import draw_noise
-from haze_pipeline.sampling.tiled_sampler import FLIPS, predict_packed
+from haze_pipeline.sampling.pixel_packing import predict_packed, remove_lattice
+from haze_pipeline.sampling.tiled_sampler import FLIPS
 from haze_pipeline.utils.console import require
 
 
@@ -42,12 +43,14 @@ class PosteriorMean(nn.Module):
     """
     The result of the preset `fast` as one function of the image: the posterior mean E[clear | hazy] by one step. The
     step starts from zeros or, for a checkpoint that needs noise, from two fixed antithetic pairs of noises. If the
-    checkpoint was trained for it, the network sees each member mirrored along other axes.
+    checkpoint was trained for it, the network sees each member mirrored along other axes. Regions that are dim beside
+    others are not restored again, see [`DimRegions`].
 
     Args:
         velocity (`nn.Module`): Maps `[B, 2, h, w]` to `[B, 1, h, w]`, where h and w are multiples of `scale_factor`.
         noise (`torch.Tensor` of shape `[E, 1, n, n]`): Noise of the members, or zeros.
         flips (`list[list[int]]`): For each member, the axes along which the network sees it mirrored.
+        pixel_packing (`int`): Side of the squares of pixels that the network receives as the channels of one.
         scale_factor (`int`): The sides of the network's input must be multiples of this number of pixels.
         fixed (`bool`): Normalise with `input_mean` and `input_std` instead of with the statistics of the image.
         input_mean (`float`): Mean of the hazy training images in counts; only used if `fixed`.
@@ -64,6 +67,7 @@ class PosteriorMean(nn.Module):
         velocity: nn.Module,
         noise: torch.Tensor,
         flips: list[list[int]],
+        pixel_packing: int,
         scale_factor: int,
         fixed: bool,
         input_mean: float,
@@ -75,6 +79,7 @@ class PosteriorMean(nn.Module):
         self.velocity = velocity
         self.register_buffer("noise", noise)
         self.flips = flips
+        self.pixel_packing = pixel_packing
         self.scale_factor = scale_factor
         self.fixed = fixed
         self.input_mean = input_mean
@@ -107,7 +112,8 @@ class PosteriorMean(nn.Module):
             inputs = torch.cat([noise, normalized], dim=1).flip(self.flips[member])  # [B,2,h,w]
             sample = noise + self.velocity(inputs).flip(self.flips[member])  # [B,1,h,w]
             mean = mean + sample[:, :, :height, :width] / len(self.flips)
-        return (mean * self.target_std + self.target_mean) * unit
+        clear = (mean * self.target_std + self.target_mean) * unit
+        return remove_lattice(clear) if self.pixel_packing == 2 else clear
 
     def mirror(self, length: int, before: int, after: int, device: torch.device) -> torch.Tensor:
         """
@@ -167,6 +173,7 @@ def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> torch.ji
                 velocity,
                 noise,
                 [list(flip) if config.mirror_members else [] for flip in flips],
+                config.pixel_packing,
                 pipe.unet_scale_factor,
                 config.normalization == "fixed",
                 float(config.input_mean or 0.0),

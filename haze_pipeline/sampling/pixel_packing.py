@@ -1,0 +1,67 @@
+"""
+Networks on packed pixels: squares of pixels are the channels of one (space to depth).
+
+Such a network sees further at the same cost. It computes the pixels of a square with different weights, which leaves a
+faint lattice with the period of the squares in its results.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import avg_pool2d, conv2d, pad, pixel_shuffle, pixel_unshuffle
+
+
+def predict_packed(
+    unet: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], states: torch.Tensor, t: torch.Tensor, packing: int
+) -> torch.Tensor:
+    """
+    Predict with a network that receives squares of `packing` × `packing` pixels as the channels of one pixel.
+
+    A network with two outputs predicts a gain of the hazy image and a remainder to add. An image without haze can then
+    pass unchanged at any intensity. Layers that normalise their features could hardly learn this otherwise.
+
+    Args:
+        unet (`Callable`): Maps `[B, C·packing², h / packing, w / packing]` and the time to packed outputs.
+        states (`torch.Tensor` of shape `[B, C, h, w]`): States and conditions; the last channel is the hazy image.
+        t (`torch.Tensor`): Time, one value or one per element of the batch.
+        packing (`int`): Side of the squares, pixels.
+
+    Returns:
+        `torch.Tensor` of shape `[B, 1, h, w]`, float32.
+    """
+    packed = unet(pixel_unshuffle(states, packing), t)
+    predicted = pixel_shuffle(packed.float(), packing)  # [B,1 or 2,h,w]
+    if predicted.shape[1] == 1:
+        return predicted.contiguous()
+    remainder, gain = predicted.chunk(2, dim=1)
+    return remainder + gain * states[:, -1:]
+
+
+def remove_lattice(planes: torch.Tensor, smoothing: int = 8) -> torch.Tensor:
+    """
+    Remove the lattice of squares of 2 × 2 pixels from results. TorchScript can compile this function.
+
+    Three patterns of alternating sign have this period: columns, rows and a checkerboard. The amplitude of each is
+    measured around every square, and the pattern is subtracted. The filters of the measurement suppress smooth
+    structures, and images of a microscope hold next to nothing at these frequencies.
+
+    Args:
+        planes (`torch.Tensor` of shape `[B, 1, H, W]`): Results. Planes of less than 4 pixels a side stay as they are.
+        smoothing (`int`, defaults to `8`): Side, in squares, of the box filter that smooths the amplitude three times.
+    """
+    height, width = planes.shape[-2], planes.shape[-1]
+    if min(height, width) < 4:
+        return planes
+    smooth, alternating = torch.tensor([0.25, 0.5, 0.25]), torch.tensor([-0.25, 0.5, -0.25])
+    vertical = torch.stack([smooth, alternating, alternating])[:, None, :, None]
+    horizontal = torch.stack([alternating, smooth, alternating])[:, None, None, :]
+    filters = (vertical * horizontal).to(planes)  # [3,1,3,3] for columns, rows and the checkerboard
+    amplitudes = conv2d(pad(planes, (1, 1, 1, 1), mode="reflect"), filters, stride=2)  # [B,3,h,w]
+    before, after = smoothing // 2, (smoothing - 1) // 2
+    for _ in range(3):
+        padded = pad(amplitudes, (before, after, before, after), mode="replicate")
+        amplitudes = avg_pool2d(padded, smoothing, stride=1)
+    # Signs of the three in the pixels of a square: upper left and right, lower left and right.
+    signs = torch.tensor([[1.0, 1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]]).to(planes)
+    lattice = pixel_shuffle(conv2d(amplitudes, signs[:, :, None, None]), 2)  # [B,1,H,W], or one more row or column
+    return planes - lattice[..., :height, :width]
