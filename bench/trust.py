@@ -93,6 +93,8 @@ def benefit_of_warnings(pipe, pairs):
     gains, predicted, warned = map(np.array, (gains, predicted, warned))
     harm_warned = predicted < pipe.config.benefit["limit"]
     groups = {"lose more than 2 dB": gains < HARM, "lose": gains < 0, "gain more than 1 dB": gains > BENEFIT}
+    if not all(group.any() for group in groups.values()):
+        raise SystemExit("Too few images: none of them loses more than 2 dB, or none gains more than 1 dB.")
     harmed, _, improved = groups.values()
     results = {
         "num_images": len(gains),

@@ -30,7 +30,7 @@ class Normalization:
     target_std: torch.Tensor
 
     def expand(self, number: int) -> "Normalization":
-        """One map for each of `number` planes, from one map or as many."""
+        """Repeat a single map for `number` planes; `number` maps stay."""
         return Normalization(*(each.expand(number, 1, 1, 1).clone() for each in vars(self).values()))
 
     def followed_by(self, other: "Normalization") -> "Normalization":

@@ -1,7 +1,7 @@
 """HazeMatching: dehazing of widefield micrographs to confocal-like ones by guided conditional flow matching."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -202,7 +202,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         shape: tuple[int, ...],
         is_mean: bool,
-        sources: list[int],
+        sources: Sequence[int] = (),
     ) -> Iterator[torch.Tensor]:
         """
         Initial states `[1, H, W]` of members (plane, member) of planes and copies of `shape` `[N + V, 1, H, W]`: the
@@ -240,7 +240,6 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         batch_size: int | None = None,
         ensembling_kwargs: dict | None = None,
         strength: float = 1.0,
-        restore_dim: bool = True,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
         latents: np.ndarray | torch.Tensor | None = None,
@@ -251,6 +250,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         output_samples: bool = False,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+        restore_dim: bool = True,
         return_dict: bool = True,
     ) -> RestorationOutput | tuple:
         r"""
@@ -259,7 +259,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         Args:
             image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`, or a list of them):
                 Hazy micrograph(s) of any size and real dtype, also as xarray, dask or one-channel PIL images. Planes
-                of other axes (T, Z, C, …) are dehazed independently. NaN marks pixels without a measurement.
+                along other axes (T, Z, C, …) are dehazed independently. NaN marks pixels without a measurement.
             num_inference_steps (`int`, *optional*):
                 Solver steps of every sample; the checkpoint's default if omitted. **One step gives the posterior
                 mean**: noise + v(0, noise, hazy) = E[clear | hazy] (Liu et al. 2022; Albergo & Vanden-Eijnden 2022).
@@ -275,9 +275,6 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
             strength (`float`, defaults to `1.0`):
                 Fraction of the predicted haze that is removed: 0 returns the input, and values below 1 blend input and
                 result linearly in counts. The uncertainty is multiplied by it.
-            restore_dim (`bool`, defaults to `True`):
-                Restore regions that are dim beside others once more, with all that is brighter cut off. Their
-                structures would be lost otherwise. Such planes take two to five times as long. See [`DimRegions`].
             tile_size (`int`, *optional*):
                 Largest side of the tiles, a multiple of the network's scale factor; 272 if omitted. Smaller fields are
                 not divided. Tiles share their GroupNorm statistics and the state of the solver, so that their size
@@ -302,6 +299,9 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 for every batch of members, and for every block of a field of more than 2048 pixels a side. `step`
                 counts all these calls. `latents` in the returned dictionary replaces the state.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`): Tensors for the callback.
+            restore_dim (`bool`, defaults to `True`):
+                Restore much dimmer regions again, from copies of the plane in which brighter intensities are cut off.
+                Such planes take two to five times as long. The copies follow the planes in further batches.
             return_dict (`bool`, defaults to `True`): Return an output object rather than a tuple.
 
         Returns:

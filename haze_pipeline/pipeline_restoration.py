@@ -9,7 +9,6 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
 from haze_pipeline.sampling.dim_regions import DimRegions, find_dim_regions
-from haze_pipeline.sampling.pixel_packing import remove_lattice
 from haze_pipeline.sampling.tiled_sampler import FLIPS, TiledSampler
 from haze_pipeline.utils.bad_pixels import fill_masked
 
@@ -125,7 +124,7 @@ class RestorationPipeline(DiffusionPipeline):
                 f"got {len(normalization.input_mean)}."
             )
         restore_dim = restore_dim and self.config.normalization == "image"
-        dim_regions = find_dim_regions(planes if restore_dim else planes[:0])
+        dim_regions = find_dim_regions(planes) if restore_dim else DimRegions()
         if dim_regions.sources:
             number, planes = len(planes), dim_regions.followed_by_copies(planes)
             own = self.image_processor.compute_normalization(planes[number:])
@@ -202,8 +201,7 @@ class RestorationPipeline(DiffusionPipeline):
         is_spread: bool = False,
     ) -> np.ndarray | torch.Tensor | None:
         """
-        Convert results from network units to counts, in place, and merge those of planes and copies. The lattice of a
-        network on squares of 2 × 2 pixels is removed.
+        Convert results from network units to counts, in place, and merge those of planes and copies.
 
         Args:
             units (`torch.Tensor` of shape `[..., N + V, 1, H, W]`, *optional*): The results in network units.
@@ -224,12 +222,10 @@ class RestorationPipeline(DiffusionPipeline):
         else:
             units.add_(normalization.target_mean)
         units = dim_regions.merge(units)
-        if self.config.pixel_packing == 2 and not is_spread:
-            for index in np.ndindex(*units.shape[:-3]):
-                units[index] = remove_lattice(units[index][None])[0]
         if strength < 1 and not is_spread:
-            counts = hazy * normalization.input_std + normalization.input_mean
-            units.lerp_(counts[: units.shape[-4]], 1 - strength)
+            number = units.shape[-4]  # without the copies
+            counts = hazy[:number] * normalization.input_std[:number] + normalization.input_mean[:number]
+            units.lerp_(counts, 1 - strength)
         if masked is not None:
             units.masked_fill_(masked, torch.nan)
         units = units.reshape(shape)

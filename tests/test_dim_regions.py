@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
+from torch.nn.functional import interpolate
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.sampling.dim_regions import DimRegions, find_dim_regions
 
 
 def bright_and_dim(noise=1.0):
-    """A plane `[1, 1, 64, 160]` with a bright square at the left, a dim one beside it, and background."""
+    """A plane `[1, 1, 64, 160]` with a bright square at the left, a dim one beside it, and a very dim one."""
     plane = 100 + noise * torch.randn(1, 1, 64, 160, generator=torch.Generator().manual_seed(0))
     plane[..., 20:40, 8:28] += 4000
     plane[..., 20:40, 66:86] += 200
+    plane[..., 20:40, 120:140] += 20
     return plane
 
 
@@ -28,14 +30,14 @@ def test_copies_are_cut_off_above_ever_lower_ceilings_and_used_away_from_what_is
     plane = bright_and_dim()
     regions = find_dim_regions(plane)
     copies = regions.followed_by_copies(plane)
-    assert regions.sources == [0, 0, 0, 0] and copies.shape == (5, 1, 64, 160) and (copies[:1] == plane).all()
+    assert regions.sources == [0, 0, 0] and copies.shape == (4, 1, 64, 160) and (copies[:1] == plane).all()
     for step, copy in enumerate(copies[1:], start=1):
         assert copy.max() == pytest.approx(100 + 4000 / 4**step, rel=0.05)
         assert (copy == plane[0].clamp(max=copy.max())).all()
-    weights = torch.stack(regions.weights)  # [4,16,40], blocks of 4 px
+    weights = torch.stack(regions.weights)  # [3,16,40], blocks of 4 px
     assert (weights[:, 7, 4] == 0).all()  # the bright square
-    assert weights[:, 7, 19].tolist() == [1, 0, 0, 0]  # 200 counts lie below half of 1,000, not of 250
-    assert (weights[:, 15, 37] == 1).all()  # background
+    assert weights[:, 7, 19].tolist() == [1, 0, 0]  # 200 counts lie below half of 1,000, not of 250
+    assert (weights[:, 7, 32] == 1).all()  # the very dim square
     assert (weights >= 0).all() and (weights <= 1).all()
 
 
@@ -47,10 +49,35 @@ def test_copies_are_cut_off_above_ever_lower_ceilings_and_used_away_from_what_is
         torch.randn(1, 1, 64, 96, generator=torch.Generator().manual_seed(0)),
         bright_and_dim(noise=400.0),  # the noise hides what is dim
         torch.ones(1, 1, 1, 1),
+        torch.where(bright_and_dim() > 3000, 255.0, 0.0),  # no noise: most pixels are equal
+        torch.where(bright_and_dim() > 3000, bright_and_dim(), 100 + torch.randn(1, 1, 64, 160)),  # nothing dim
     ],
 )
 def test_planes_without_dim_regions_have_no_copies(plane):
     assert find_dim_regions(plane).sources == []
+
+
+def test_bright_points_are_never_cut_off():
+    plane = bright_and_dim()
+    for offset, column in enumerate((112, 129, 146)):  # at other places in the blocks of 4 px
+        rows, columns = np.mgrid[:64, :160]
+        spot = np.exp(-((rows - 30 - offset) ** 2 + (columns - column) ** 2) / (2 * 0.85**2))
+        plane += 3000 * torch.from_numpy(spot).float()
+    regions = find_dim_regions(plane)
+    for ceiling, weight in zip(regions.ceilings, regions.weights, strict=True):
+        weight = interpolate(weight[None, None], size=(64, 160), mode="bilinear")[0, 0]
+        assert (weight[plane[0, 0] > ceiling] == 0).all()
+
+
+def test_copies_fade_in_as_structures_rise_above_the_noise():
+    highest = []
+    for signal in np.linspace(0, 8, 33):
+        plane = bright_and_dim()
+        plane[..., 120:140] -= 20 * (plane[..., 120:140] > 110)
+        plane[..., 20:40, 120:140] += signal
+        weights = find_dim_regions(plane).weights
+        highest.append(float(weights[1].max()) if len(weights) > 1 else 0.0)
+    assert highest[0] == 0 and highest[-1] > 0.9 and max(np.diff(highest)) < 0.3
 
 
 def test_gain_and_offset_of_the_camera_change_nothing():
@@ -111,7 +138,7 @@ def test_bright_regions_keep_their_results_and_fixed_statistics_need_no_copies(p
         return result, len(calls)
 
     (with_copies, calls), (without, calls_without) = dehaze(pipe), dehaze(pipe, restore_dim=False)
-    assert (calls, calls_without) == (5, 1)
+    assert (calls, calls_without) == (4, 1)
     np.testing.assert_allclose(with_copies[20:40, 8:28], without[20:40, 8:28], rtol=1e-4, atol=0.1)
     assert np.abs(with_copies - without)[:, 64:].max() > 1
     fixed = HazeMatchingPipeline(

@@ -31,6 +31,14 @@ def test_planes_too_small_for_a_measurement_stay(shape):
     np.testing.assert_array_equal(clean(lattice(shape)), lattice(shape))
 
 
+def test_gradients_stay_up_to_the_border():
+    rows, columns = np.mgrid[:64, :65]
+    ramp = (10 * columns + 3 * rows).astype(np.float32)
+    np.testing.assert_allclose(clean(ramp), ramp, atol=1e-3)
+    cell = (800 * np.exp(-((rows - 30) ** 2 + columns**2) / (2 * 8**2))).astype(np.float32)  # cut by the border
+    assert np.abs(clean(cell) - cell).max() < 0.005 * 800
+
+
 def test_structures_of_a_microscope_stay():
     rng = np.random.default_rng(0)
     spots = (rng.random((128, 160)) > 0.99).astype(np.float32)

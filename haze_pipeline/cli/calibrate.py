@@ -118,24 +118,26 @@ def calibrate(
         require("eval", "matplotlib")
         from haze_pipeline.evaluation.figures import plot_calibration
     pairs = load_pairs(source, split)
-    more_pairs = [load_pairs(each, split) for each in gain_pairs or ()]
+    for each in gain_pairs or ():
+        next(load_pairs(each, split))  # fails before the long measurement if it must fail
     pipe = place_pipeline(load_pipeline(model), device, dtype)
     pipe, steps, members = with_preset(pipe, preset, num_inference_steps, ensemble_size)
     pipe.set_progress_bar_config(disable=True)
 
-    def counted(pairs):
+    def counted(pairs, advance):
         for pair in pairs:
             yield pair
             advance(1)
 
     with ExitStack() as stack:
         advance = progress_bar("Calibrating", None, stack)
-        specimens = calibration.measure_errors(pipe, counted(islice(pairs, max_pairs)), steps, members, seed)
+        specimens = calibration.measure_errors(pipe, counted(islice(pairs, max_pairs), advance), steps, members, seed)
     fitted = calibration.calibrate(specimens, members, steps)
     with ExitStack() as stack:
         advance = progress_bar("Predicting the gain", None, stack)
-        pairs = chain.from_iterable(islice(each, max_pairs) for each in (load_pairs(source, split), *more_pairs))
-        features, gains, names = benefit.measure_benefit(pipe, counted(pairs))
+        sources = (source, *(gain_pairs or ()))
+        pairs = chain.from_iterable(islice(load_pairs(each, split), max_pairs) for each in sources)
+        features, gains, names = benefit.measure_benefit(pipe, counted(pairs, advance))
     fitted["benefit"] = benefit.fit_benefit(features, gains, names)
     line = {"scale": fitted["uncertainty_scale"], "offset": fitted["uncertainty_offset"]}
     curves = {

@@ -69,9 +69,12 @@ def measure_errors(
             unit = pipe.image_processor.compute_normalization(planes).target_std.item()
             if unit == 0:
                 continue
-            # The calibration holds in network units. Copies for dim regions are further planes with their own units.
-            how = {"restore_dim": False, "output_samples": True}
-            out = pipe(pair.hazy, num_inference_steps, ensemble_size, generator=generator, **how)
+            # Without copies for dim regions, a plane has one unit, in which spread and error are measured. The
+            # pipeline applies the calibration to every copy in the unit of that copy.
+            out = pipe(
+                pair.hazy, num_inference_steps, ensemble_size, generator=generator, output_samples=True,
+                restore_dim=False,
+            )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{pair.source}: {error}") from error
         spread = out.samples.std(axis=0, ddof=1).ravel() / unit

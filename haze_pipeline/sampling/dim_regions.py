@@ -4,15 +4,15 @@ Dim regions beside bright structures.
 The network sees a plane in units of its brightest structures. In these units, a structure that is 16 times as dim is
 hardly larger than the errors of the network, and is lost. Therefore, dim regions are restored again from a copy of the
 plane in which everything brighter is cut off at a ceiling. The copy is normalised by itself, so that the network sees
-the dim structures as large as it saw the bright ones. Ceilings fall by factors of four until they reach the noise.
+the dim structures with the contrast that the bright ones had. Ceilings fall by factors of four down to the noise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from scipy import ndimage
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
 from haze_pipeline.utils.arrays import allocate
 from haze_pipeline.utils.bad_pixels import fill_masked
@@ -21,7 +21,8 @@ from haze_pipeline.utils.noise_level import noise_deviation
 
 CEILING_RATIO = 4  # between one ceiling and the next. The network itself keeps structures of a quarter of the range.
 NUM_CEILINGS = 4  # at most
-MIN_CEILING = 12  # standard deviations of the noise above the background
+MIN_CEILING = 8  # standard deviations of the noise above the background
+MIN_SIGNAL = 8  # standard deviations of the mean of a block; a region of dimmer blocks shows nothing but noise
 MIN_FRACTION = 0.02  # of a plane; a copy for a smaller region is not worth a network call
 # The result of a copy is used where all pixels nearby stay below half of its ceiling, and not at all where one exceeds
 # 0.7 of it.
@@ -41,9 +42,9 @@ class DimRegions:
         weights (`list[torch.Tensor]`): Weight of the result of every copy, 0 to 1, `[h, w]`, one value for each block.
     """
 
-    sources: list[int]
-    ceilings: list[float]
-    weights: list[torch.Tensor]
+    sources: list[int] = field(default_factory=list)
+    ceilings: list[float] = field(default_factory=list)
+    weights: list[torch.Tensor] = field(default_factory=list)
 
     def followed_by_copies(self, planes: torch.Tensor) -> torch.Tensor:
         """Planes `[N, 1, H, W]` and, after them, their copies: `[N + V, 1, H, W]`."""
@@ -59,13 +60,15 @@ class DimRegions:
     def merge(self, results: torch.Tensor) -> torch.Tensor:
         """
         Blend results `[..., N + V, 1, H, W]` of planes and copies, in common units, to results `[..., N, 1, H, W]`.
-        The results are overwritten.
+        The results are overwritten, and those of the copies are not kept in memory.
         """
+        if not self.sources:
+            return results
         number = results.shape[-4] - len(self.sources)
         for index, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True), start=number):
             weight = interpolate(weight[None, None], size=results.shape[-2:], mode="bilinear")[0]  # [1,H,W]
             results[..., source, :, :, :].lerp_(results[..., index, :, :, :], weight)
-        return results[..., :number, :, :, :]
+        return allocate(*results.shape[:-4], number, *results.shape[-3:]).copy_(results[..., :number, :, :, :])
 
 
 def find_dim_regions(planes: torch.Tensor) -> DimRegions:
@@ -73,22 +76,32 @@ def find_dim_regions(planes: torch.Tensor) -> DimRegions:
     Find the regions of planes `[N, 1, H, W]` that are dim beside others. NaN marks pixels without a measurement.
     Regions do not depend on gain and offset of the camera.
     """
-    found = DimRegions([], [], [])
+    found = DimRegions()
     for source, plane in enumerate(planes[:, 0].numpy()):
-        filled, _ = fill_masked(plane)
-        blocks = avg_pool2d(torch.from_numpy(filled)[None], BLOCK, ceil_mode=True, count_include_pad=False)[0].numpy()
+        filled, valid = fill_masked(plane)
+        noise = noise_deviation(filled, valid)
+        if noise == 0:  # most pixels are equal, so that the noise is unknown
+            continue
+        image = torch.from_numpy(filled)[None]
+        blocks = avg_pool2d(image, BLOCK, ceil_mode=True, count_include_pad=False)[0].numpy()
+        # The largest pixel of a block decides where it is dim, since the mean hides a bright point.
+        peaks = max_pool2d(image, BLOCK, ceil_mode=True)[0].numpy()
         background = float(np.quantile(blocks, 0.01))
         contrast = float(blocks.max()) - background
-        lowest = MIN_CEILING * noise_deviation(filled)
-        nearby = ndimage.gaussian_filter(ndimage.maximum_filter(blocks, 2 * REACH + 1), 0.25 * REACH) - background
+        nearby = ndimage.gaussian_filter(ndimage.maximum_filter(peaks, 2 * REACH + 1), 0.25 * REACH) - background
         for step in range(1, NUM_CEILINGS + 1):
             ceiling = contrast / CEILING_RATIO**step  # above the background
-            if ceiling <= lowest:
-                break
             weight = np.clip((NO_WEIGHT * ceiling - nearby) / ((NO_WEIGHT - FULL_WEIGHT) * ceiling), 0, 1)
-            if (weight > 0.5).mean() < MIN_FRACTION:
+            region = weight > 0
+            if region.mean() < MIN_FRACTION:
+                break
+            # The weight fades in with what stands out from the noise, so that a movie does not change abruptly.
+            brightest = float(blocks[region].max()) - background
+            weight *= np.clip(ceiling / (MIN_CEILING * noise) - 1, 0, 1)
+            weight *= np.clip(brightest / (MIN_SIGNAL * noise / BLOCK) - 1, 0, 1)
+            if not weight.any():
                 break
             found.sources.append(source)
             found.ceilings.append(background + ceiling)
-            found.weights.append(torch.from_numpy(weight))
+            found.weights.append(torch.from_numpy(weight).float())
     return found

@@ -56,7 +56,9 @@ def remove_lattice(planes: torch.Tensor, smoothing: int = 8) -> torch.Tensor:
     vertical = torch.stack([smooth, alternating, alternating])[:, None, :, None]
     horizontal = torch.stack([alternating, smooth, alternating])[:, None, None, :]
     filters = (vertical * horizontal).to(planes)  # [3,1,3,3] for columns, rows and the checkerboard
-    amplitudes = conv2d(pad(planes, (1, 1, 1, 1), mode="reflect"), filters, stride=2)  # [B,3,h,w]
+    # Squares at the border would take a gradient for a pattern: they get the amplitude of their neighbours.
+    amplitudes = conv2d(planes[..., 1:, 1:], filters, stride=2)
+    amplitudes = pad(amplitudes, (1, width % 2, 1, height % 2), mode="replicate")  # [B,3,h,w]
     before, after = smoothing // 2, (smoothing - 1) // 2
     for _ in range(3):
         padded = pad(amplitudes, (before, after, before, after), mode="replicate")
