@@ -13,7 +13,7 @@ class Preset(StrEnum):
 
 
 # `fast`: the posterior mean by one step (Liu et al. 2022) from two antithetic pairs of noises. A checkpoint that was
-# trained to need no noise takes a single network call, see [`choose_members`].
+# trained to need no noise takes a single network call, see [`choose_members`]. Copies for dim regions take more calls.
 # `balanced`: the solver with 6 network calls that was fitted to the checkpoint (bench/solvers.py, bench/sampling.py).
 # `quality`: 19 Euler steps and 50 posterior samples, as in the paper.
 PRESETS = {

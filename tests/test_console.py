@@ -11,7 +11,7 @@ class DamagedImages(torch.utils.data.Dataset):
         return 1
 
     def __getitem__(self, index):
-        raise ValueError("a.tif is damaged:\n  copy it again.")
+        raise ValueError("a.tif is damaged:\n  copy it again.\nhint: check the disk")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -19,7 +19,7 @@ def test_an_error_of_the_user_becomes_one_sentence(capsys, workers):
     with pytest.raises(SystemExit) as ended, errors_in_one_line():
         next(iter(torch.utils.data.DataLoader(DamagedImages(), num_workers=workers)))
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "Error: a.tif is damaged: copy it again.\n"
+    assert capsys.readouterr().err == "Error: a.tif is damaged: copy it again. hint: check the disk\n"
 
 
 def test_an_interrupt_ends_with_its_exit_code(capsys):

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline import FlowMatchODEScheduler
 from haze_pipeline.data.pairs import load_pairs
-from haze_pipeline.loading import fetch_model
+from haze_pipeline.loading import load_pipeline
 from haze_pipeline.models.unet_haze_matching import check_network
 from haze_pipeline.sampling.initial_noise import draw_noise
 from haze_pipeline.sampling.pixel_packing import predict_packed
@@ -53,7 +53,9 @@ def parse_args():
 def main():
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pipe = HazeMatchingPipeline.from_pretrained(fetch_model(str(args.model)), low_cpu_mem_usage=False)
+    if not args.model.is_dir():
+        raise ValueError(f"--model {args.model} is not a pipeline folder on this machine; its scheduler is rewritten.")
+    pipe = load_pipeline(str(args.model))
     pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
     # Data: patches, one noise for each, and the converged trajectories that start from this noise.

@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
-from haze_pipeline.loading import fetch_model
+from haze_pipeline.loading import load_pipeline
 from haze_pipeline.models.unet_haze_matching import add_gain, build_unet, check_network
 from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.reliability.out_of_domain import fit_domain
@@ -314,7 +314,7 @@ def train(args, command, accelerator, output_dir):
     max_train_steps = DRY_RUN_STEPS if args.dry_run else args.max_train_steps
 
     # Data, in the units of the initial pipeline or, without one, in units computed from the data.
-    initial = None if args.init_from is None else HazeMatchingPipeline.from_pretrained(fetch_model(args.init_from))
+    initial = None if args.init_from is None else load_pipeline(args.init_from)
     data = load_data(args)
     if initial is not None:
         image_processor = initial.image_processor

@@ -41,7 +41,8 @@ def export_bioimageio(
     Write a package for bioimage.io, which Fiji, deepImageJ and other programs run.
 
     The package gives the posterior mean of a plane. The same image always gives the same result, without uncertainty.
-    The package is written only if it passes the tests of bioimage.io.
+    Unlike the preset fast, it does not restore dim regions again: structures that are much dimmer than others in the
+    plane may be lost. The package is written only if it passes the tests of bioimage.io.
 
     Example: haze-pipeline export-bioimageio runs/first/best -o microscope.zip --license apache-2.0
     """

@@ -114,7 +114,8 @@ def check_address(address: str):
     path = re.split("[?#]", address)[0].rstrip("/")
     if path.lower().endswith(TIFF_SUFFIXES + BIOIO_SUFFIXES):
         raise MicrographError(
-            f"`{address}` is remote, and only OME-Zarr is read from remote stores: download it, and name the copy."
+            f"`{address}` is remote, and only OME-Zarr is read from remote stores: download it, and pass the path "
+            "of the copy."
         )
 
 

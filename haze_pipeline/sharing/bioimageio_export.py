@@ -296,7 +296,8 @@ The input is a whole plane{size}. {unit}
 The network normalises over all pixels of its input, so that tiles of one image give different results. Process an
 image as a whole, or in tiles as large as the memory allows. The same image always gives the same result.
 
-The network may remove structures of a kind it has not seen in training as haze, or invent structures.
+The network may remove structures of a kind it has not seen in training as haze, or invent structures. Structures that
+are much dimmer than others in the plane may be lost; the preset fast of haze-pipeline restores them again.
 
 ## Validation
 

@@ -293,7 +293,7 @@ def _smooth_field(
     )
     noise = torch.randn(depth, height, width, generator=generator)
     spectrum = torch.fft.rfftn(noise) * (-2 * (math.pi * scale) ** 2 * squared).exp()
-    # Not `irfftn`: over planes of more than 512 pixels a side, MKL's transform of several axes at once (torch 2.13 on
+    # Not `irfftn`: over planes of more than 512 pixels a side, MKL's inverse real transform of three axes (torch 2.13,
     # CPUs with AVX-512) writes beyond its buffer, and the process crashes or computes wrong values later.
     field = torch.fft.irfft2(torch.fft.ifft(spectrum, dim=0), s=(height, width))[: shape[0], : shape[1], : shape[2]]
     return (field - field.mean()) / field.std().clamp(min=1e-8)

@@ -1,5 +1,6 @@
 """Functions that the commands share: errors, progress bars, checks of installed extras, and folders."""
 
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -14,14 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """
-    Run a program. An error that its user can correct ends it with one sentence on standard error instead of a
-    traceback. Other errors are errors of the program and keep their traceback.
+    Run a program. `OSError`, `ValueError`, `MemoryError` and `ImportError`, which its user can mostly correct, end it
+    with one sentence on standard error instead of a traceback. The traceback is logged at level DEBUG. Other errors
+    keep it.
 
     Exit codes: 1 after an error, 130 if interrupted.
     """
     try:
         yield
     except (OSError, ValueError, MemoryError, ImportError) as error:  # ImportError: an extra is not installed
+        logging.getLogger(__name__).debug("The error came from here:", exc_info=True)
         print(f"Error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -63,7 +66,8 @@ def require(extra: str, *modules: str):
 def one_line(error: BaseException) -> str:
     """The message of an error in one line; the name of its type where it has none."""
     # torch puts the traceback of a process that loads data before the message.
-    message = re.sub(r"Caught \w+ in DataLoader worker.*\n[\w.]+: ", "", str(error), flags=re.DOTALL)
+    of_worker = r"Caught \w+ in DataLoader worker.*\n[\w.]*(?:Error|Exception|Interrupt): "
+    message = re.sub(of_worker, "", str(error), flags=re.DOTALL)
     return " ".join(message.split()) or type(error).__name__
 
 

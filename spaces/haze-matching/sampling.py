@@ -95,11 +95,12 @@ def describe_uncertainty(output: HazeMatchingOutput, members: int, steps: int, s
             "The preset fast gives only the mean. The presets balanced and quality also give a standard deviation for "
             "every pixel."
         )
-    if strength < 1:
-        return "The standard deviation is multiplied by the strength. It does not include the haze that remains."
+    note = "Not calibrated for this number of members and steps: errors may be several times larger."
     if PIPE.config.calibrated_for == {"ensemble_size": members, "num_inference_steps": steps}:
-        return "Calibrated on average over images like those of the calibration."
-    return "Not calibrated for this number of members and steps: errors may be several times larger."
+        note = "Calibrated on average over images like those of the calibration."
+    if strength < 1:
+        note += " The standard deviation is multiplied by the strength. It does not include the haze that remains."
+    return note
 
 
 def posterior_mean(hazy: np.ndarray) -> np.ndarray:
