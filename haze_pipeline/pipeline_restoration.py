@@ -221,7 +221,7 @@ class RestorationPipeline(DiffusionPipeline):
             units.mul_(strength)
         else:
             units.add_(normalization.target_mean)
-        units = dim_regions.merge(units)
+        units = dim_regions.merge(units, have_offset=not is_spread)
         if strength < 1 and not is_spread:
             number = units.shape[-4]  # without the copies
             counts = hazy[:number] * normalization.input_std[:number] + normalization.input_mean[:number]

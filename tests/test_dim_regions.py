@@ -100,10 +100,18 @@ def test_results_are_blended_in_turn():
     weights = [torch.tensor([[0.5]]), torch.tensor([[1.0]])]
     regions = DimRegions([1, 1], [2.0, 1.0], weights)
     results = torch.tensor([3.0, 8.0, 4.0, 5.0]).reshape(1, 4, 1, 1, 1)  # two planes, two copies of the second
-    assert regions.merge(results).flatten().tolist() == [3, 5]
+    assert regions.merge(results, have_offset=False).flatten().tolist() == [3, 5]
     regions.weights[1] *= 0
     results = torch.tensor([3.0, 8.0, 4.0, 5.0]).reshape(1, 4, 1, 1, 1)
-    assert regions.merge(results).flatten().tolist() == [3, 6]
+    assert regions.merge(results, have_offset=False).flatten().tolist() == [3, 6]
+
+
+def test_results_agree_where_they_meet():
+    weights = [torch.linspace(0, 1, 64).repeat(16, 1)]
+    rows = torch.arange(256.0).repeat(64, 1)
+    plane, copy = 4000 + 2 * rows, 2 * rows  # the same structure with another offset
+    merged = DimRegions([0], [1.0], weights).merge(torch.stack([plane, copy])[:, None])
+    torch.testing.assert_close(merged[0, 0], copy, atol=0.01, rtol=0)
 
 
 def test_planes_of_a_stack_have_the_results_that_they_have_alone(pipe):
@@ -139,7 +147,8 @@ def test_bright_regions_keep_their_results_and_fixed_statistics_need_no_copies(p
 
     (with_copies, calls), (without, calls_without) = dehaze(pipe), dehaze(pipe, restore_dim=False)
     assert (calls, calls_without) == (4, 1)
-    np.testing.assert_allclose(with_copies[20:40, 8:28], without[20:40, 8:28], rtol=1e-4, atol=0.1)
+    shift = (with_copies - without)[20:40, 8:28]  # one offset for all of the bright square
+    assert np.ptp(shift) < 0.1
     assert np.abs(with_copies - without)[:, 64:].max() > 1
     fixed = HazeMatchingPipeline(
         pipe.unet, FlowMatchODEScheduler(), normalization="fixed", input_mean=100.0, input_std=50.0

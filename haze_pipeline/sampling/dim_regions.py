@@ -29,6 +29,7 @@ MIN_FRACTION = 0.02  # of a plane; a copy for a smaller region is not worth a ne
 FULL_WEIGHT, NO_WEIGHT = 0.5, 0.7
 BLOCK = 4  # px, side of the blocks in which brightness is compared
 REACH = 5  # blocks around a pixel that must be dim
+DISC = np.hypot(*np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1]) <= REACH + 0.5
 
 
 @dataclass
@@ -57,17 +58,24 @@ class DimRegions:
             torch.clamp(planes[source], max=ceiling, out=copy)
         return together
 
-    def merge(self, results: torch.Tensor) -> torch.Tensor:
+    def merge(self, results: torch.Tensor, have_offset: bool = True) -> torch.Tensor:
         """
         Blend results `[..., N + V, 1, H, W]` of planes and copies, in common units, to results `[..., N, 1, H, W]`.
         The results are overwritten, and those of the copies are not kept in memory.
+
+        The background of the brightest structures is the least exact. If results have an offset, unlike standard
+        deviations, what was restored before is shifted so that it agrees with the copy where both meet.
         """
         if not self.sources:
             return results
         number = results.shape[-4] - len(self.sources)
         for index, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True), start=number):
             weight = interpolate(weight[None, None], size=results.shape[-2:], mode="bilinear")[0]  # [1,H,W]
-            results[..., source, :, :, :].lerp_(results[..., index, :, :, :], weight)
+            before, copy = results[..., source, :, :, :], results[..., index, :, :, :]
+            border = weight * (1 - weight)
+            if have_offset and border.any():
+                before += ((copy - before) * border).sum(dim=(-3, -2, -1), keepdim=True) / border.sum()
+            before.lerp_(copy, weight)
         return allocate(*results.shape[:-4], number, *results.shape[-3:]).copy_(results[..., :number, :, :, :])
 
 
@@ -88,7 +96,8 @@ def find_dim_regions(planes: torch.Tensor) -> DimRegions:
         peaks = max_pool2d(image, BLOCK, ceil_mode=True)[0].numpy()
         background = float(np.quantile(blocks, 0.01))
         contrast = float(blocks.max()) - background
-        nearby = ndimage.gaussian_filter(ndimage.maximum_filter(peaks, 2 * REACH + 1), 0.25 * REACH) - background
+        nearby = ndimage.maximum_filter(peaks, footprint=DISC, mode="reflect")
+        nearby = ndimage.gaussian_filter(nearby, 0.25 * REACH) - background
         for step in range(1, NUM_CEILINGS + 1):
             ceiling = contrast / CEILING_RATIO**step  # above the background
             weight = np.clip((NO_WEIGHT * ceiling - nearby) / ((NO_WEIGHT - FULL_WEIGHT) * ceiling), 0, 1)
