@@ -53,9 +53,9 @@ def parse_args():
 def main():
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not args.model.is_dir():
-        raise ValueError(f"--model {args.model} is not a pipeline folder on this machine; its scheduler is rewritten.")
     pipe = load_pipeline(str(args.model))
+    if not args.model.is_dir():
+        raise ValueError(f"--model {args.model} is on the Hub: download it first, since its scheduler is rewritten.")
     pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
     # Data: patches, one noise for each, and the converged trajectories that start from this noise.
