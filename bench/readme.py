@@ -97,7 +97,7 @@ def summary():
 def structures():
     results = json.loads((HERE / "structures.json").read_text())
     nuclei, dim, detail = (results[key] for key in ("core over rim of nuclei", "dim discs", "fine detail"))
-    mean = results["means without noise"]
+    mean, saturated = results["means without noise"], results["core over rim of saturated discs"]
     discs = ", ".join(
         f"{min(values):.2f} to {max(values):.2f} ({haze})"
         for haze, values in results["core over rim of discs"].items()
@@ -111,6 +111,8 @@ def structures():
                 ["discs, core over rim", discs, "1"],
                 [f"{nuclei['number']} real nuclei, core over rim against the clear image: median (10 to 90 % of them)",
                  "{:.2f} ({:.2f} to {:.2f})".format(*(nuclei["quantiles"][q] for q in ("0.5", "0.1", "0.9"))), "1"],
+                ["discs cut off at the top, core over rim",
+                 f"{min(saturated):.2f} to {max(saturated):.2f}", "1"],
                 ["contrast of a dim disc beside bright discs over its contrast alone (brightness ratio)",
                  contrasts, "1"],
                 ["height of spots over their true height (full width)", heights, "1"],
@@ -119,6 +121,8 @@ def structures():
                 ["power of a 2 × 2 checkerboard over its surroundings", f"{detail['checkerboard']:.2f}", "≤ 1"],
                 ["difference between four identical frames, between two seeds",
                 f"{mean['identical frames']:.1g}, {mean['seeds']:.1g}", "0"],
+                ["standard deviation of the totals of frames that differ in photon noise only, in five scenes",
+                 ", ".join(f"{100 * each:.1f} %" for each in results["flicker"]), "0"],
             ],
         ),
         *note_if_earlier(results),

@@ -44,7 +44,7 @@ class FileDehazer:
         tile_size (`int`, *optional*): Largest side of the tiles in pixels, see the pipeline.
         normalization (`str`):
             Intensity statistics that set the network's units. `"stack"`: those of all planes of a channel, so that
-            brightness does not flicker. `"plane"`: those of each plane. `"percentile"`: as stack, with intensities
+            planes stay comparable. `"plane"`: those of each plane. `"percentile"`: as stack, with intensities
             clipped to their percentiles 0.1 and 99.9. `"checkpoint"`: the fixed statistics in the checkpoint.
         camera_offset (`float`): Counts of the camera in the dark, subtracted from the input.
         background_width (`int`, *optional*):

@@ -218,8 +218,8 @@ def dehaze(
         Statistics | None,
         typer.Option(
             metavar="NAME",
-            help="How brightness and contrast are measured. stack: over all planes of a channel, so that a stack does "
-            "not flicker. plane: for each plane by itself. percentile: as stack, with intensities clipped to their "
+            help="How brightness and contrast are measured. stack: over all planes of a channel, so that planes stay "
+            "comparable. plane: for each plane by itself. percentile: as stack, with intensities clipped to their "
             "percentiles 0.1 and 99.9. checkpoint: the fixed values in the checkpoint.",
             show_default="checkpoint if it has fixed values, else stack",
             rich_help_panel=QUALITY,
@@ -229,8 +229,8 @@ def dehaze(
         str,
         typer.Option(
             metavar="AXES",
-            help="Axes along which all planes share one noise, so that equal planes have equal results and movies do "
-            'not flicker. "" gives every plane its own noise.',
+            help="Axes along which all planes share one noise, so that equal planes have equal results. "
+            '"" gives every plane its own noise.',
             rich_help_panel=QUALITY,
         ),
     ] = "TZC",

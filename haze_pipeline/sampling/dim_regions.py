@@ -38,7 +38,7 @@ class DimRegions:
     Copies of planes with the bright structures cut off, and the regions where their results are used.
 
     Args:
-        sources (`list[int]`): Number of the plane of every copy. The ceilings of a plane fall.
+        sources (`list[int]`): Number of the plane of every copy. Of one plane, the highest ceiling comes first.
         ceilings (`list[float]`): Largest intensity in every copy, in the units of the planes.
         weights (`list[torch.Tensor]`): Weight of the result of every copy, 0 to 1, `[h, w]`, one value for each block.
     """
