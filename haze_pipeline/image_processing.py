@@ -1,11 +1,12 @@
 """Conversion of micrographs to planes in network units and of results to counts, and display of planes."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
+from scipy.fft import dctn, idctn
 
 from haze_pipeline.utils.arrays import BAND_ROWS, allocate
 from haze_pipeline.utils.bad_pixels import fill_masked, replace_hot_pixels
@@ -225,19 +226,37 @@ def _band_pass_std(plane: np.ndarray, valid: np.ndarray | None) -> float:
     measures the fine structure, without most of the noise and of the haze.
     """
     total = squares = 0.0
-    margin = 40  # px, reach of SciPy's Gaussian of 10 px
+    margin = 40  # px, reach of the Gaussian of 10 px
     for start in range(0, len(plane), BAND_ROWS):
         stop = min(start + BAND_ROWS, len(plane))
         first = max(0, start - margin)
-        band = plane[first : stop + margin]
-        fine = ndimage.gaussian_filter(band, 1.0, mode="reflect")
-        coarse = ndimage.gaussian_filter(band, 10.0, mode="reflect")
-        difference = (fine - coarse)[start - first : stop - first].astype(np.float64)
+        difference = _difference_of_gaussians(plane[first : stop + margin])[start - first : stop - first]
         if valid is not None:
             difference = difference[valid[start:stop]]
-        total += difference.sum()
-        squares += np.square(difference).sum()
+        total += difference.sum(dtype=np.float64)
+        squares += np.square(difference).sum(dtype=np.float64)
     size = plane.size if valid is None else max(1, np.count_nonzero(valid))
     std = float(np.sqrt(max(0.0, squares / size - (total / size) ** 2)))
     # Rounding errors of a constant plane are not structure.
     return std if std > 1e-6 * float(max(-plane.min(), plane.max())) else 0.0
+
+
+def _difference_of_gaussians(plane: np.ndarray) -> np.ndarray:
+    """
+    Difference of a plane filtered with Gaussians of 1 px and of 10 px, as with the mode `reflect` of
+    `scipy.ndimage.gaussian_filter`: the cosine transform mirrors planes in the same way, and is several times as fast.
+    """
+    workers = torch.get_num_threads()
+    spectrum = dctn(plane, norm="ortho", workers=workers)
+    fine, coarse = ([_gaussian_response(side, sigma) for side in plane.shape] for sigma in (1.0, 10.0))
+    spectrum *= fine[0][:, None] * fine[1] - coarse[0][:, None] * coarse[1]
+    return idctn(spectrum, norm="ortho", overwrite_x=True, workers=workers)
+
+
+@lru_cache(maxsize=32)
+def _gaussian_response(length: int, sigma: float) -> np.ndarray:
+    """Factors `[length]` of a Gaussian, cut off at 4 σ, at the frequencies of the cosine transform."""
+    offsets = np.arange(1, int(4 * sigma + 0.5) + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    cosines = np.cos(np.pi / length * np.outer(np.arange(length), offsets))
+    return ((1 + 2 * cosines @ weights) / (1 + 2 * weights.sum())).astype(np.float32)

@@ -276,9 +276,9 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 Fraction of the predicted haze that is removed: 0 returns the input, and values below 1 blend input and
                 result linearly in counts. The uncertainty is multiplied by it.
             tile_size (`int`, *optional*):
-                Largest side of the tiles, a multiple of the network's scale factor; 272 if omitted. Smaller fields are
-                not divided. Tiles share their GroupNorm statistics and the state of the solver, so that their size
-                hardly changes the result.
+                Largest side of the tiles, a multiple of the network's scale factor. If omitted, 272 times the packing,
+                or the whole field up to twice that. Tiles share GroupNorm statistics and the state of the solver, so
+                that their size hardly changes the result.
             tile_overlap (`int`, *optional*):
                 Pixels shared by neighbouring tiles; 16, or a quarter of the tile if that is less, if omitted.
             latents (`np.ndarray` or `torch.Tensor` of shape `[E, *image.shape]`, *optional*):

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event, Lock
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from haze_pipeline.io.ome_tiff_writer import OME_DTYPES
 from haze_pipeline.reliability.assessment import assess
 from haze_pipeline.utils.atomic_files import replace_when_complete
 from haze_pipeline.utils.background import subtract_background
+from haze_pipeline.utils.devices import free_memory, map_on_cores
 from haze_pipeline.utils.processes import Processes
 from haze_pipeline.utils.provenance import sampling_facts, weights_digest
 
@@ -24,6 +26,10 @@ from .tasks import Outputs, name_of
 
 # So many planes of a file, evenly spread, are assessed if no map of unexplained structure is written.
 MAX_ASSESSED_PLANES = 4
+
+# Planes of more pixels a side than this are dehazed one after another, since their tiles keep all cores busy.
+LARGE_PLANE = 2048
+BYTES_PER_PIXEL = 400  # that dehazing needs at its peak
 
 # The statistics of a stack are measured on this many of its planes, evenly spread, so that large stacks start at once.
 MAX_MEASURED_PLANES = 8
@@ -180,28 +186,33 @@ class FileDehazer:
                             )
                             writers[path] = stack.enter_context(writer)
 
-            # 3. Dehaze plane by plane.
+            # 3. Dehaze plane by plane. Planes are read and dehazed in the background while results are written.
             counts, assessments = Counter(), {}
             with processes.together():
                 numbered = list(enumerate(np.ndindex(shape[:-2])))
                 mine = numbered[processes.index :: processes.number]
                 assessed = self._assessed_planes(len(numbered), outputs)
-                for number, index in mine:
-                    try:
+                reading, stopped = Lock(), Event()
+
+                def on_step(pipe, *_) -> None:
+                    pipe._interrupt = stopped.is_set()
+                    on_progress(1 / pipe.num_timesteps, len(mine))
+
+                def dehaze(job: tuple[int, tuple[int, ...]]) -> tuple:
+                    number, index = job
+                    with reading:  # readers are not made for several threads
                         plane = self._read(micrograph, index)
-                        results, hot_pixels, assessment = self._dehaze(
-                            plane,
-                            micrograph,
-                            index,
-                            normalizations,
-                            outputs,
-                            number in assessed,
-                            lambda part: on_progress(part, len(mine)),
+                    try:
+                        return plane, *self._dehaze(
+                            plane, micrograph, index, normalizations, outputs, number in assessed, on_step
                         )
                     except MicrographError:
                         raise
                     except ValueError as error:
                         raise ValueError(f"{source}, plane {number}: {error}") from error
+
+                dehazed = map_on_cores(dehaze, mine, self._planes_at_once(shape), in_background=True, stopped=stopped)
+                for (number, index), (plane, results, hot_pixels, assessment) in zip(mine, dehazed, strict=True):
                     for path, result in results.items():
                         stored, below, above = convert(result, contents[path][1], self.mask_value)
                         writers[path].write(index, stored)
@@ -261,6 +272,13 @@ class FileDehazer:
             plane = plane - np.float32(self.camera_offset)
         return plane if masked is None or not masked.any() else np.where(masked, np.float32(np.nan), plane)
 
+    def _planes_at_once(self, shape: tuple[int, ...]) -> int:
+        """Number of planes to dehaze at once: one per core if they are small, so that each core has its own plane."""
+        if self.pipe.device.type != "cpu":
+            return 1
+        fitting = free_memory(self.pipe.device) // 2 // (BYTES_PER_PIXEL * shape[-2] * shape[-1])
+        return max(1, min(torch.get_num_threads(), fitting)) if max(shape[-2:]) <= LARGE_PLANE else 1
+
     def _assessed_planes(self, number: int, outputs: Outputs) -> set[int]:
         """Numbers of the planes to assess."""
         if outputs.unexplained is not None:
@@ -301,7 +319,7 @@ class FileDehazer:
         return normalizations
 
     def _dehaze(
-        self, plane, micrograph, index, normalizations, outputs, is_assessed, on_progress
+        self, plane, micrograph, index, normalizations, outputs, is_assessed, on_step
     ) -> tuple[dict, int, dict | None]:
         """The results of a plane by output, its number of hot pixels, and its assessment."""
         out = self.pipe(
@@ -314,7 +332,7 @@ class FileDehazer:
             normalization=normalizations.get(_channel_of(index, micrograph.axes)),
             output_uncertainty=outputs.uncertainty is not None,
             output_samples=bool(outputs.samples),
-            callback_on_step_end=lambda pipe, *_: on_progress(1 / pipe.num_timesteps),
+            callback_on_step_end=on_step,
         )
         results, assessment = {outputs.prediction: out.prediction}, None
         if outputs.uncertainty is not None:

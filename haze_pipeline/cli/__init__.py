@@ -1,5 +1,6 @@
 """The `haze-pipeline` command. Its sub-commands import large libraries when they run, so that `--help` is quick."""
 
+import os
 import warnings
 from typing import Annotated
 
@@ -19,6 +20,11 @@ from .info import info
 from .push import push
 from .simulate import simulate
 
+
+# torch reads these settings when it is imported. Threads that wait for each other leave their cores to other programs;
+# and large memory pages save the time to map many small ones.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 app = typer.Typer(
     help="Turn hazy (widefield) fluorescence micrographs into clear, confocal-like ones.",

@@ -267,7 +267,16 @@ def dehaze(
         typer.Option(
             min=1,
             metavar="N",
-            help="Largest side of the tiles in pixels, by default 272. It hardly changes the result.",
+            help="Largest side of the tiles in pixels, by default 544. Planes up to twice as large are not divided.",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="CPU threads of a process, by default one per core that it may use.",
             rich_help_panel=SPEED,
         ),
     ] = None,
@@ -287,6 +296,8 @@ def dehaze(
 
     Example: haze-pipeline dehaze "day1/*.tif" -o day1_clear --skip-existing --workers 4
     """
+    import torch
+
     from haze_pipeline.batch.file_dehazing import FileDehazer
     from haze_pipeline.batch.runs import dehaze_files, print_findings, print_plan
     from haze_pipeline.batch.tasks import find_inputs, plan
@@ -336,6 +347,7 @@ def dehaze(
     tasks = processes.broadcast(tasks)
 
     # 3. Load the checkpoint.
+    torch.set_num_threads(threads or min(torch.get_num_threads(), launching.available_cores()))
     pipe = place_pipeline(load_pipeline(model), processes.device or device, dtype)
     pipe, steps, members = with_preset(pipe, preset, num_inference_steps, ensemble_size)
     pipe.set_progress_bar_config(disable=True)

@@ -8,7 +8,7 @@ faint lattice with the period of the squares in its results.
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import avg_pool2d, conv2d, pad, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import conv1d, conv2d, pad, pixel_shuffle, pixel_unshuffle
 
 
 def predict_packed(
@@ -59,10 +59,12 @@ def remove_lattice(planes: torch.Tensor, smoothing: int = 8) -> torch.Tensor:
     # Squares at the border would take a gradient for a pattern: they get the amplitude of their neighbours.
     amplitudes = conv2d(planes[..., 1:, 1:], filters, stride=2)
     amplitudes = pad(amplitudes, (1, width % 2, 1, height % 2), mode="replicate")  # [B,3,h,w]
-    before, after = smoothing // 2, (smoothing - 1) // 2
-    for _ in range(3):
-        padded = pad(amplitudes, (before, after, before, after), mode="replicate")
-        amplitudes = avg_pool2d(padded, smoothing, stride=1)
+    box = torch.full((1, 1, smoothing), 1 / smoothing)
+    thrice = conv1d(conv1d(box, box, padding=smoothing - 1), box, padding=smoothing - 1).to(planes)  # [1,1,K]
+    before, after = 3 * (smoothing // 2), 3 * ((smoothing - 1) // 2)
+    amplitudes = pad(amplitudes, (before, after, before, after), mode="replicate")
+    amplitudes = conv2d(amplitudes, thrice.reshape(1, 1, -1, 1).repeat(3, 1, 1, 1), groups=3)
+    amplitudes = conv2d(amplitudes, thrice.reshape(1, 1, 1, -1).repeat(3, 1, 1, 1), groups=3)
     # Signs of the three in the pixels of a square: upper left and right, lower left and right.
     signs = torch.tensor([[1.0, 1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]]).to(planes)
     lattice = pixel_shuffle(conv2d(amplitudes, signs[:, :, None, None]), 2)  # [B,1,H,W], or one more row or column

@@ -19,7 +19,9 @@ from .tiling import spread_patches, tile_slices, tile_weights
 
 logger = logging.get_logger(__name__)
 
-# A convolution on a tile of this size fits into the cache of a CPU, and 4 × 4 such tiles cover 1024 px.
+# In pixels of the network, which are packed. Smaller tiles cost more per pixel; the features of larger ones do not fit
+# into the cache of a CPU. A field of up to twice this size is not divided: the network then measures the statistics of
+# GroupNorm on the whole field at no cost, and is as fast if all cores share its layers.
 DEFAULT_TILE_SIZE = 272
 DEFAULT_TILE_OVERLAP = 16
 
@@ -52,7 +54,9 @@ class TiledSampler:
         size (`tuple[int, int]`):
             Height and width of the fields, pixels. Fields are extended by mirroring to multiples of `scale_factor`.
         patch_size (`int`, *optional*): Side of the training patches, pixels; 128 if omitted.
-        tile_size (`int`, *optional*): Largest side of the tiles, pixels, a multiple of `scale_factor`; 272 if omitted.
+        tile_size (`int`, *optional*):
+            Largest side of the tiles, pixels, a multiple of `scale_factor`. If omitted, 272 pixels of the network, or
+            the whole field if it has at most twice as many.
         tile_overlap (`int`, *optional*):
             Pixels shared by neighbouring tiles; 16, or a quarter of the tile if that is less, if omitted.
         batch_size (`int`, *optional*):
@@ -78,7 +82,9 @@ class TiledSampler:
         self.size = (size[0] + self.padding[0], size[1] + self.padding[1])
         self.patch_size = -(-(patch_size or DEFAULT_PATCH_SIZE) // scale_factor) * scale_factor
         if tile_size is None:
-            tile_size = DEFAULT_TILE_SIZE // scale_factor * scale_factor
+            tile_size = DEFAULT_TILE_SIZE * pixel_packing // scale_factor * scale_factor
+            if max(self.size) <= 2 * tile_size:
+                tile_size = max(self.size)
         if tile_overlap is None:
             tile_overlap = min(DEFAULT_TILE_OVERLAP, tile_size // 4)
         self.tile_size, self.tile_overlap = tile_size, tile_overlap
@@ -96,7 +102,8 @@ class TiledSampler:
             self.tiles_per_call = batch_size or in_flight
             self.workers = 1
         # The members of a tiled field are restored one after another.
-        self.fields_per_batch = 1 if self.is_tiled else batch_size or max(1, 2**20 // (self.size[0] * self.size[1]))
+        fields = batch_size or max(self.workers, 2**20 // (self.size[0] * self.size[1]))
+        self.fields_per_batch = 1 if self.is_tiled else fields
 
     @property
     def is_tiled(self) -> bool:
@@ -249,9 +256,10 @@ class TiledSampler:
         channels_last = channels_last or self.unet.dtype != torch.float32
 
         def unet(packed: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            packed = packed.to(self.unet.dtype)
             if channels_last:
                 packed = packed.contiguous(memory_format=torch.channels_last)
-            return self.unet(packed.to(self.unet.dtype), t, return_dict=False)[0]
+            return self.unet(packed, t, return_dict=False)[0]
 
         return predict_packed(unet, states, t, self.pixel_packing)
 

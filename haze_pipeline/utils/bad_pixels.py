@@ -1,7 +1,9 @@
 """Pixels without a valid measurement: missing pixels (NaN), hot pixels and hits of cosmic rays."""
 
 import numpy as np
+import torch
 from scipy import ndimage
+from torch.nn.functional import avg_pool2d
 
 from .arrays import BAND_ROWS
 
@@ -11,7 +13,8 @@ WINDOW = 11  # px, side of the surroundings that a pixel is compared with
 LARGEST_NEIGHBOUR = 0.05
 MIN_EXCESS = 12.0  # smallest excess of an outlier, standard deviations of the surroundings
 MIN_LEVELS = 8  # smallest excess, grey levels; if photons are few, a single one resembles a hot pixel
-SCREENING = 3.0  # smallest excess in the quick test that selects candidates, standard deviations
+SCREENED = 32  # px, side of the blocks of the quick test
+SCREENING = 6.0  # smallest excess in the quick test that selects candidates, mean absolute deviations of a block
 
 
 def fill_masked(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -55,13 +58,22 @@ def find_hot_pixels(plane: np.ndarray) -> np.ndarray:
     for start in range(0, len(plane), BAND_ROWS):
         first = max(0, start - margin)
         band = plane[first : start + BAND_ROWS + margin]
-        excess = band - ndimage.uniform_filter(band, 5, mode="reflect")
-        noise = ndimage.uniform_filter(np.square(excess), 31, mode="reflect")
-        candidates = np.argwhere((excess > 0) & (np.square(excess) > SCREENING**2 * noise))
+        excess = band - _mean_around(band, 5)
+        blocks = torch.from_numpy(np.abs(excess))[None]
+        blocks = avg_pool2d(blocks, SCREENED, ceil_mode=True, count_include_pad=False)[0].numpy()
+        noise = blocks.repeat(SCREENED, axis=0)[: band.shape[0]].repeat(SCREENED, axis=1)[:, : band.shape[1]]
+        candidates = np.argwhere(excess > SCREENING * noise)
         rows = candidates[:, 0] + first
         candidates = candidates[(rows >= start) & (rows < start + BAND_ROWS)]
         found.append(candidates[_are_isolated(band, candidates, least)] + [first, 0])
     return np.concatenate(found)
+
+
+def _mean_around(plane: np.ndarray, side: int) -> np.ndarray:
+    """Mean of the `side` × `side` pixels around each pixel. Sums of shifted planes are faster than SciPy's filter."""
+    mirrored = np.pad(plane, side // 2, mode="symmetric")
+    rows = sum(mirrored[shift : shift + plane.shape[0]] for shift in range(side))
+    return sum(rows[:, shift : shift + plane.shape[1]] for shift in range(side)) / np.float32(side**2)
 
 
 def replace_hot_pixels(plane: np.ndarray) -> int:
@@ -98,9 +110,11 @@ def _are_isolated(plane: np.ndarray, candidates: np.ndarray, least: float) -> np
     for start in range(0, len(candidates), 2**14):
         chosen = candidates[start : start + 2**14]
         values = plane[tuple(chosen.T)]
-        fourth = np.partition(_surroundings(plane, chosen, 3), -4, axis=1)[:, -4]
-        # Most candidates belong to structures. This test excludes them at little cost.
-        rank = np.flatnonzero(values > fourth)
+        nearest = np.partition(_surroundings(plane, chosen, 3), (0, -4), axis=1)
+        fourth = nearest[:, -4]
+        # Most candidates belong to structures, whose brightness changes gradually. This test excludes them at little
+        # cost.
+        rank = np.flatnonzero(values - fourth > 2 * (fourth - nearest[:, 0]))
         around = np.sort(_surroundings(plane, chosen[rank], WINDOW), axis=1)[:, :-4].astype(np.float64)
         excess = values[rank] - np.median(around, axis=1)
         noise = around.std(axis=1)

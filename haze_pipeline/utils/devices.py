@@ -1,8 +1,10 @@
 """Capabilities of this machine: free memory, the fastest arithmetic, and parallel work on all cores."""
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 
 import psutil
 import torch
@@ -40,14 +42,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and re.search(messages, str(error), re.IGNORECASE) is not None
 
 
-def map_on_cores(function: Callable, jobs: Iterable, workers: int) -> Iterator:
+def map_on_cores(
+    function: Callable, jobs: Iterable, workers: int, in_background: bool = False, stopped: Event | None = None
+) -> Iterator:
     """
     Apply `function` to every job on `workers` threads, and yield the results in order. The threads share the cores
     evenly. For networks on small tiles, one tile per core is faster than all cores on one tile.
+
+    Args:
+        function (`Callable`): What to apply.
+        jobs (iterable): Its arguments, one each.
+        workers (`int`): Number of threads. One worker means the calling thread, unless `in_background`.
+        in_background (`bool`, defaults to `False`): Work on the next jobs while the caller handles a result.
+        stopped (`Event`, *optional*): Set when no further results are wanted, so that running jobs may end early.
     """
     jobs = list(jobs)
     workers = min(workers, len(jobs))
-    if workers <= 1:
+    if workers < 1 or (workers == 1 and not in_background):
         yield from map(function, jobs)
         return
     threads = torch.get_num_threads()
@@ -61,8 +72,16 @@ def map_on_cores(function: Callable, jobs: Iterable, workers: int) -> Iterator:
             return function(job)
 
     pool = ThreadPoolExecutor(workers, initializer=initialize)
+    results: deque[Future] = deque()
     try:
-        yield from pool.map(run, jobs)
+        for job in jobs:
+            results.append(pool.submit(run, job))
+            if len(results) > workers + 1:  # results that wait take memory
+                yield results.popleft().result()
+        while results:
+            yield results.popleft().result()
     finally:
+        if stopped is not None:
+            stopped.set()
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, jobs that have not begun are dropped
         torch.set_num_threads(threads)  # the setting above also became the default of new threads

@@ -1,7 +1,9 @@
 """Estimation of the noise level of an image."""
 
 import numpy as np
-from scipy import ndimage
+
+
+MAX_VALUES = 2**18  # whose median is taken; more would not make it more exact
 
 
 def noise_deviation(image: np.ndarray, valid: np.ndarray | None = None) -> float:
@@ -11,5 +13,9 @@ def noise_deviation(image: np.ndarray, valid: np.ndarray | None = None) -> float
     median of the absolute values, on which sparse structure has little influence. If `valid` is given, the median is
     that of these pixels.
     """
-    difference = ndimage.convolve(image, np.outer([1, -2, 1], [1, -2, 1]), mode="reflect")
-    return float(1.4826 * np.median(np.abs(difference if valid is None else difference[valid])) / 6)
+    mirrored = np.pad(image.astype(np.float32, copy=False), 1, mode="symmetric")
+    curvature = mirrored[2:] - 2 * mirrored[1:-1] + mirrored[:-2]
+    difference = curvature[:, 2:] - 2 * curvature[:, 1:-1] + curvature[:, :-2]
+    values = (difference if valid is None else difference[valid]).ravel()
+    step = values.size // MAX_VALUES | 1  # odd, so that the sample holds all columns
+    return float(1.4826 * np.median(np.abs(values[::step])) / 6)

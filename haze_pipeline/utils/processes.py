@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from .console import require
@@ -113,6 +114,16 @@ def check_joined(number: int) -> None:
         )
 
 
+def available_cores() -> int:
+    """Number of cores that this process may use: those it is bound to, or fewer if its container has a quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:  # Linux control groups, version 2
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
 def launch(number: int, arguments: list[str]) -> int:
     """
     Run `haze-pipeline` with these arguments in `number` processes on this machine, as torchrun would. Return the exit
@@ -126,7 +137,7 @@ def launch(number: int, arguments: list[str]) -> int:
     # The processes print their own errors.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Processes that each use all cores would slow each other down.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // number)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
