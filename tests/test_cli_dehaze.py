@@ -80,6 +80,17 @@ def test_dehaze_writes_uncertainty_samples_and_preview(run, stack, model, tmp_pa
     assert Image.open(preview).format == "PNG"
 
 
+def test_the_number_of_threads_does_not_change_the_result(run, stack, model, tmp_path):
+    threads = torch.get_num_threads()
+    results = []
+    for number in ("1", "2"):
+        output = tmp_path / f"{number}.ome.tif"
+        assert run("dehaze", stack, "-o", output, "--model", model, "--threads", number)[0] == 0
+        results.append(read_micrograph(output).data)
+    torch.set_num_threads(threads)
+    np.testing.assert_allclose(results[0].astype(float), results[1].astype(float), rtol=1e-3, atol=1)
+
+
 def test_dehaze_warns_of_unreliable_results(run, stack, model, tmp_path):
     output = tmp_path / "clear.ome.tif"
     code, out, err = run("dehaze", stack, "-o", output, "--model", model, "--assess")

@@ -76,3 +76,19 @@ def test_errors_of_jobs_are_raised_and_the_remaining_jobs_are_dropped():
     with pytest.raises(ValueError, match="first"):
         list(devices.map_on_cores(job, range(1000), workers=2))
     assert len(done) < 100
+
+
+def test_jobs_in_the_background_run_ahead_of_the_caller_and_stop_early():
+    started, stopped = [], threading.Event()
+
+    def job(number):
+        started.append(number)
+        return number
+
+    results = devices.map_on_cores(job, range(1000), workers=1, in_background=True, stopped=stopped)
+    assert next(results) == 0
+    while len(started) < 3:  # while the caller handles the first result
+        time.sleep(0.001)
+    assert not stopped.is_set()
+    results.close()
+    assert stopped.is_set() and len(started) < 10

@@ -1,13 +1,14 @@
 """Processes that share a run."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-from haze_pipeline.utils.processes import Processes
+from haze_pipeline.utils.processes import Processes, available_cores
 
 
 def test_a_process_without_a_launcher_is_the_only_one():
@@ -16,6 +17,14 @@ def test_a_process_without_a_launcher_is_the_only_one():
     assert processes.gather("a") == ["a"] and processes.broadcast("a") == "a"
     with pytest.raises(KeyError), processes.together():
         raise KeyError
+
+
+def test_a_process_bound_to_one_core_may_use_one():
+    assert 1 <= available_cores() <= os.cpu_count()
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from haze_pipeline.utils.processes import available_cores; print(available_cores())"
+    if hasattr(os, "sched_setaffinity"):
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
 
 
 def test_launched_processes_share_values_and_failures(tmp_path):
