@@ -10,6 +10,11 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import conv1d, conv2d, pad, pixel_shuffle, pixel_unshuffle
 
+from haze_pipeline.utils.arrays import BAND_ROWS
+
+
+REACH_OF_LATTICE = 32  # px, even; the lattice at a pixel depends on no pixels that are further away
+
 
 def predict_packed(
     unet: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], states: torch.Tensor, t: torch.Tensor, packing: int
@@ -69,3 +74,13 @@ def remove_lattice(planes: torch.Tensor, smoothing: int = 8) -> torch.Tensor:
     signs = torch.tensor([[1.0, 1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]]).to(planes)
     lattice = pixel_shuffle(conv2d(amplitudes, signs[:, :, None, None]), 2)  # [B,1,H,W], or one more row or column
     return planes - lattice[..., :height, :width]
+
+
+def remove_lattice_in_bands(planes: torch.Tensor) -> torch.Tensor:
+    """The same for planes `[B, 1, H, W]` of any size, in bands of 1024 rows, to save memory."""
+    cleaned = torch.empty_like(planes)
+    for start in range(0, planes.shape[-2], BAND_ROWS):
+        first, stop = max(0, start - REACH_OF_LATTICE), start + BAND_ROWS
+        band = remove_lattice(planes[..., first : stop + REACH_OF_LATTICE, :])
+        cleaned[..., start:stop, :] = band[..., start - first : stop - first, :]
+    return cleaned

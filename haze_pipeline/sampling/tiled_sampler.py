@@ -12,7 +12,7 @@ from diffusers.utils import logging
 from haze_pipeline.utils.arrays import allocate
 from haze_pipeline.utils.devices import free_memory, is_out_of_memory, map_on_cores
 
-from .pixel_packing import predict_packed, remove_lattice
+from .pixel_packing import predict_packed, remove_lattice_in_bands
 from .shared_group_norm import FixGroupNorms, GroupNormStatistics, MeasureGroupNorms
 from .tiling import spread_patches, tile_slices, tile_weights
 
@@ -141,7 +141,7 @@ class TiledSampler:
         while True:
             try:
                 restored = self._sample(predict, latents, hazy, flips, on_step)[..., :height, :width]
-                return remove_lattice(restored) if self.pixel_packing == 2 else restored
+                return remove_lattice_in_bands(restored) if self.pixel_packing == 2 else restored
             except Exception as error:
                 if not is_out_of_memory(error) or not self._shrink():
                     raise
