@@ -350,6 +350,20 @@ def trust():
         ),
         "",
         "![ROC curves of the predicted gain](images/trust.png)",
+        "",
+        "With `--protect`, the strength rises from 0 to 1 as the predicted gain rises from −1 to 3 dB. On the same "
+        "pairs:",
+        "",
+        *table(
+            ["pairs", "", "mean gain, dB", "median", "below input", "lose more than 2 dB", "worst"],
+            [
+                [name, mode, f"{values['mean']:+.1f}", f"{values['median']:+.1f}",
+                 f"{100 * values['fraction below input']:.0f} %",
+                 f"{100 * values['fraction that loses more than 2 dB']:.0f} %", f"{values['worst']:+.1f}"]
+                for name in ("real specimens", "simulated images")
+                for mode, values in results[name]["gains"].items()
+            ],
+        ),
     ]  # fmt: skip
     return [*table(header, rows), *prediction, *note_if_earlier(results)]
 

@@ -29,7 +29,7 @@ from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.loading import load_pipeline
 from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.reliability.assessment import MAX_DISTANCE, MAX_INVENTED, assess
-from haze_pipeline.reliability.benefit import BENEFIT, HARM
+from haze_pipeline.reliability.benefit import BENEFIT, HARM, strength_for
 
 
 HERE = Path(__file__).parent
@@ -77,12 +77,23 @@ def enlarged(image):
     return np.random.default_rng(0).poisson(np.maximum(light, 0)).astype(np.float32)
 
 
+def summary(gains):
+    """What counts about the gains of many images, in dB."""
+    return {
+        "mean": float(gains.mean()),
+        "median": float(np.median(gains)),
+        "fraction below input": float((gains < 0).mean()),
+        "fraction that loses more than 2 dB": float((gains < HARM).mean()),
+        "worst": float(gains.min()),
+    }
+
+
 def benefit_of_warnings(pipe, pairs):
     """
     Gains, predicted gains and warnings for pairs of arrays (hazy, clear): how well the second tell the first, and
     fractions of images with warnings. Returns them with the points of the receiver operating characteristic.
     """
-    gains, predicted, warned = [], [], []
+    gains, predicted, warned, protected = [], [], [], []
     for hazy, clear in pairs:
         generator = torch.Generator().manual_seed(0)
         out = pipe(hazy, num_inference_steps=1, ensemble_size=choose_members(pipe, Preset.fast), generator=generator)
@@ -90,6 +101,8 @@ def benefit_of_warnings(pipe, pairs):
         assessment = assess(pipe, hazy, out)
         predicted.append(assessment.predicted_gain)
         warned.append(bool(assessment.warnings))
+        weakened = hazy + strength_for(assessment.predicted_gain) * (out.prediction - hazy)  # as with --protect
+        protected.append(range_invariant_psnr(clear, weakened) - range_invariant_psnr(clear, hazy))
     gains, predicted, warned = map(np.array, (gains, predicted, warned))
     harm_warned = predicted < pipe.config.benefit["limit"]
     groups = {"lose more than 2 dB": gains < HARM, "lose": gains < 0, "gain more than 1 dB": gains > BENEFIT}
@@ -98,6 +111,7 @@ def benefit_of_warnings(pipe, pairs):
     harmed, _, improved = groups.values()
     results = {
         "num_images": len(gains),
+        "gains": {"full strength": summary(gains), "--protect": summary(np.array(protected))},
         "correlation of predicted and true gain": float(np.corrcoef(gains, predicted)[0, 1]),
         **{
             name: {

@@ -15,6 +15,7 @@ from haze_pipeline.io.micrograph import Micrograph, MicrographError
 from haze_pipeline.io.micrograph_files import micrograph_writer, open_micrograph
 from haze_pipeline.io.ome_tiff_writer import OME_DTYPES
 from haze_pipeline.reliability.assessment import assess
+from haze_pipeline.reliability.benefit import choose_strength
 from haze_pipeline.utils.atomic_files import replace_when_complete
 from haze_pipeline.utils.background import subtract_background
 from haze_pipeline.utils.devices import free_memory, map_on_cores
@@ -58,6 +59,7 @@ class FileDehazer:
             and its samples, see [`subtract_background`]. The result is assessed before.
         shared_noise (`str`): Axes along which planes share one noise. Along others, every plane has its own.
         strength (`float`): Fraction of what was taken for haze that is removed.
+        protect (`bool`): Multiply the strength by [`choose_strength`] of up to 4 planes of every channel.
         mask_value (`float`, *optional*): Intensity that marks pixels without a measurement, besides NaN.
         assessed (`bool`): Assess results: of all planes if a map of unexplained structure is written, else of up to 4.
         output_dtype (`str`):
@@ -70,7 +72,7 @@ class FileDehazer:
         model (`str`, *optional*): Name of the checkpoint in the provenance of outputs; the default one if omitted.
 
     Raises:
-        `ValueError`: If `normalization` does not suit the checkpoint.
+        `ValueError`: If `normalization` does not suit the checkpoint, or if the checkpoint cannot `protect`.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class FileDehazer:
         background_width: int | None = None,
         shared_noise: str = "TZC",
         strength: float = 1.0,
+        protect: bool = False,
         mask_value: float | None = None,
         assessed: bool = True,
         output_dtype: str = "same",
@@ -112,10 +115,12 @@ class FileDehazer:
                 "stack, plane or percentile."
             )
         self.normalization = normalization
+        if protect:
+            choose_strength(pipe, [])  # raises an error if the checkpoint cannot
         self.camera_offset = camera_offset
         self.background_width = background_width
         self.shared_noise = shared_noise
-        self.strength = strength
+        self.strength, self.protect = strength, protect
         self.mask_value = mask_value
         self.assessed = assessed
         self.output_dtype = output_dtype
@@ -167,6 +172,7 @@ class FileDehazer:
                 micrograph = self.open(source, stack)
                 shape = micrograph.data.shape
                 normalizations = self._measure_channels(micrograph, source)
+                strengths = self._choose_strengths(micrograph)
 
             # 2. Open the outputs under temporary names.
             contents = self._contents(outputs, micrograph.data.dtype)
@@ -204,7 +210,7 @@ class FileDehazer:
                         plane = self._read(micrograph, index)
                     try:
                         return plane, *self._dehaze(
-                            plane, micrograph, index, normalizations, outputs, number in assessed, on_step
+                            plane, micrograph, index, normalizations, strengths, outputs, number in assessed, on_step
                         )
                     except MicrographError:
                         raise
@@ -230,6 +236,8 @@ class FileDehazer:
                     writers[path].windows.merge(ranges)
             assessments = dict(sorted(item for part in processes.gather(assessments) for item in part.items()))
             facts = {**self.settings, "source": name_of(source), "hot_pixels": counts["hot_pixels"]}
+            if self.protect:
+                facts["strength"] = [round(self.strength * each, 3) for each in strengths.values()]
             if assessed:
                 facts["assessment"] = list(assessments.values())
 
@@ -294,15 +302,12 @@ class FileDehazer:
         """
         if self.normalization not in ("stack", "percentile"):
             return {}
-        leading, axes = micrograph.data.shape[:-2], micrograph.axes
-        channels = leading[axes.index("C")] if "C" in axes else 1
+        leading = micrograph.data.shape[:-2]
         processor = self.pipe.image_processor
         normalizations = {}
-        for channel in range(channels):
-            indices = [index for index in np.ndindex(leading) if _channel_of(index, axes) == channel]
-            chosen = np.linspace(0, len(indices) - 1, min(len(indices), MAX_MEASURED_PLANES)).round().astype(int)
+        for channel, chosen in _spread_planes(micrograph, MAX_MEASURED_PLANES).items():
             statistics = []
-            for index in (indices[each] for each in chosen):
+            for index in chosen:
                 try:
                     planes = processor.preprocess(self._read(micrograph, index), allow_masked=True)
                 except MicrographError:
@@ -318,18 +323,27 @@ class FileDehazer:
             normalizations[channel] = processor.normalization_from(processor.pool(statistics))
         return normalizations
 
+    def _choose_strengths(self, micrograph: Micrograph) -> dict[int, float]:
+        """The strength of every channel that protects it from harm. Empty if that was not requested."""
+        chosen = _spread_planes(micrograph, MAX_ASSESSED_PLANES) if self.protect else {}
+        return {
+            channel: choose_strength(self.pipe, [self._read(micrograph, index) for index in indices], self.seed)
+            for channel, indices in chosen.items()
+        }
+
     def _dehaze(
-        self, plane, micrograph, index, normalizations, outputs, is_assessed, on_step
+        self, plane, micrograph, index, normalizations, strengths, outputs, is_assessed, on_step
     ) -> tuple[dict, int, dict | None]:
         """The results of a plane by output, its number of hot pixels, and its assessment."""
+        channel = _channel_of(index, micrograph.axes)
         out = self.pipe(
             plane,
             num_inference_steps=self.num_inference_steps,
             ensemble_size=self.ensemble_size,
-            strength=self.strength,
+            strength=self.strength * strengths.get(channel, 1.0),
             tile_size=self.tile_size,
             generator=torch.Generator().manual_seed(self.seed + self._noise_number(micrograph, index)),
-            normalization=normalizations.get(_channel_of(index, micrograph.axes)),
+            normalization=normalizations.get(channel),
             output_uncertainty=outputs.uncertainty is not None,
             output_samples=bool(outputs.samples),
             callback_on_step_end=on_step,
@@ -384,6 +398,17 @@ def convert(values: np.ndarray, dtype: np.dtype, mask_value: float | None = None
     below, above = np.count_nonzero(rounded < limits.min), np.count_nonzero(rounded > limits.max)
     rounded = np.nan_to_num(rounded.clip(limits.min, limits.max), nan=mask_value or 0)
     return rounded.astype(dtype), int(below), int(above)
+
+
+def _spread_planes(micrograph: Micrograph, number: int) -> dict[int, list[tuple[int, ...]]]:
+    """Indices of up to `number` planes of every channel, evenly spread."""
+    planes: dict[int, list[tuple[int, ...]]] = {}
+    for index in np.ndindex(micrograph.data.shape[:-2]):
+        planes.setdefault(_channel_of(index, micrograph.axes), []).append(index)
+    return {
+        channel: [each[i] for i in np.linspace(0, len(each) - 1, min(len(each), number)).round().astype(int)]
+        for channel, each in planes.items()
+    }
 
 
 def _channel_of(index: tuple[int, ...], axes: str) -> int:

@@ -160,6 +160,9 @@ def print_findings(record: dict, is_folder_run: bool, also_good: bool):
             f"warning: {record['above_range']} pixels of the result are saturated, since they exceed the number type; "
             "--output-dtype float32 keeps them"
         )
+    strengths = record.get("strength")
+    if isinstance(strengths, list) and min(strengths) < 1:  # with --protect
+        say(f"strength by channel: {', '.join(map(str, strengths))}, since dehazing is predicted to gain little")
     assessments = record.get("assessment", [])
     told = [each for each in assessments if each["warnings"] or also_good]
     if is_folder_run and told:

@@ -214,6 +214,14 @@ def dehaze(
             rich_help_panel=QUALITY,
         ),
     ] = 1.0,
+    protect: Annotated[
+        bool,
+        typer.Option(
+            "--protect",
+            help="Lower the strength of channels that dehazing is predicted to harm, such as those without haze.",
+            rich_help_panel=QUALITY,
+        ),
+    ] = False,
     normalization: Annotated[
         Statistics | None,
         typer.Option(
@@ -363,6 +371,7 @@ def dehaze(
         background_width,
         share_noise.upper(),
         strength,
+        protect,
         mask_value,
         assess is not False,
         output_dtype.value,

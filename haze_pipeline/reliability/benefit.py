@@ -17,6 +17,7 @@ from scipy import ndimage
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.sampling.tiling import tile_slices
+from haze_pipeline.utils.bad_pixels import fill_masked
 from haze_pipeline.utils.noise_level import noise_deviation
 
 
@@ -30,6 +31,8 @@ BENEFIT = 1.0  # dB; dehazing improves an image that gains more
 MAX_FALSE_ALARMS = 0.08  # fraction of the improved images that the limit may warn of
 MIN_PAIRS = 60  # fewer pairs are too few for a fit
 CROP = 256  # px, largest side of the part of a plane that is evaluated, so that large planes take no longer
+# Predicted gains, dB, at which none and all of what was taken for haze is removed.
+NO_STRENGTH, FULL_STRENGTH = -1.0, 3.0
 RIDGE = 30.0  # number of pseudo-observations that shrink every coefficient towards 0
 
 
@@ -149,6 +152,44 @@ def fit_benefit(features: np.ndarray, gains: np.ndarray, groups: Iterable) -> di
 def predict_benefit(features: np.ndarray, fitted: dict) -> np.ndarray:
     """Predicted gains `[N]` in dB from features `[N, F]`, see [`fit_benefit`]."""
     return _terms(features, fitted) @ np.array(fitted["coefficients"])
+
+
+def choose_strength(pipe: "HazeMatchingPipeline", planes: Iterable[np.ndarray], seed: int = 0) -> float:
+    """
+    Choose the `strength` of a call of the pipeline so that images that dehazing would harm change little.
+
+    Args:
+        pipe ([`HazeMatchingPipeline`]): A pipeline whose checkpoint predicts its gain.
+        planes (iterable of `np.ndarray` of shape `[H, W]`): Hazy planes that are to have one strength.
+        seed (`int`, defaults to `0`): Seed of the noise, for checkpoints whose mean needs noise.
+
+    Returns:
+        `float`: 0 if the mean predicted gain is −1 dB or less, 1 if it is 3 dB or more, linear in between; 1 if no
+            plane has contrast.
+
+    Raises:
+        `ValueError`: If the checkpoint does not predict its gain.
+    """
+    if pipe.config.benefit is None:
+        raise ValueError(
+            "This checkpoint does not predict its gain, so that no strength can be chosen: run haze-pipeline "
+            "calibrate with at least 60 pairs, or give the strength."
+        )
+    fast, steps, members = with_preset(pipe, Preset.fast)
+    features = []
+    for plane in planes:
+        hazy = fill_masked(plane.astype(np.float32))[0]
+        if np.ptp(hazy) > 0:
+            prediction = fast(hazy, steps, members, generator=torch.Generator().manual_seed(seed)).prediction
+            features.append(benefit_features(pipe, hazy, prediction, seed))
+    if not features:
+        return 1.0
+    return strength_for(predict_benefit(np.array(features), pipe.config.benefit).mean())
+
+
+def strength_for(gain: float) -> float:
+    """Strength for a predicted gain in dB, see [`choose_strength`]."""
+    return float(np.clip((gain - NO_STRENGTH) / (FULL_STRENGTH - NO_STRENGTH), 0, 1))
 
 
 def _fit(features: np.ndarray, gains: np.ndarray) -> dict:
