@@ -189,7 +189,7 @@ def main():
         return print_rate()
     started = time.monotonic()
     results = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-    results["checkpoint"] = weights_hash(load_pipe().unet.state_dict())
+    results["checkpoint"] = weights_hash(HazeMatchingPipeline.from_default().unet.state_dict())
     for name, measure in MEASUREMENTS.items():
         if time.monotonic() - started > SECONDS:
             print(f"{name} left out: the time is over", flush=True)

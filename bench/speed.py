@@ -73,6 +73,10 @@ def fastest(measurements, repeats):
     return {name: min(each) for name, each in seconds.items()}
 
 
+def name_of(threads):
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
 def load_pipe():
     pipe = HazeMatchingPipeline.from_default(dtype=fastest_dtype(torch.device("cpu")))
     pipe.set_progress_bar_config(disable=True)
@@ -121,7 +125,7 @@ def measure_floor():
     cores = torch.get_num_threads()
     for threads in sorted({1, cores}):
         torch.set_num_threads(threads)
-        rows[f"{threads} thread(s)"] = fastest(
+        rows[name_of(threads)] = fastest(
             {
                 "bare forward pass": lambda: pipe.unet(states, t),
                 "whole call": lambda: pipe(hazy, num_inference_steps=1, restore_dim=False),
@@ -134,7 +138,7 @@ def measure_floor():
             },
             8,
         )
-        rows[f"{threads} thread(s)"]["search for dim regions"] -= rows[f"{threads} thread(s)"]["normalisation"]
+        rows[name_of(threads)]["search for dim regions"] -= rows[name_of(threads)]["normalisation"]
     torch.set_num_threads(cores)
     return {
         "flops_per_pixel": flops.get_total_flops() / SIDE**2,
@@ -205,7 +209,7 @@ def measure_peers():
                 started = time.perf_counter()
                 measure()
                 seconds[name] = time.perf_counter() - started
-            rows[f"{threads} thread(s)"] = {name: each * MEGAPIXEL / SIDE**2 for name, each in seconds.items()}
+            rows[name_of(threads)] = {name: each * MEGAPIXEL / SIDE**2 for name, each in seconds.items()}
     torch.set_num_threads(cores)
     return {
         "network_calls": {"`fast`": calls_of(pipe, few), "`fast` with dim regions": calls_of(pipe, many)},
@@ -315,7 +319,7 @@ def measure_engines():
             options["INFERENCE_PRECISION_HINT"] = "bf16" if pipe.unet.dtype == torch.bfloat16 else "f32"
             request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
             infer = partial(request.infer, [values.numpy(), t.numpy()])
-            rows[f"{threads} thread(s)"] = fastest({"torch": lambda: pipe.unet(states, t), "OpenVINO": infer}, 8)
+            rows[name_of(threads)] = fastest({"torch": lambda: pipe.unet(states, t), "OpenVINO": infer}, 8)
             result = torch.from_numpy(next(iter(infer().values())))
         torch.set_num_threads(cores)
         errors = {"torch": pipe.unet(states, t).sample.float() - expected, "OpenVINO": result - expected}
@@ -348,7 +352,7 @@ def main():
         result = MEASUREMENTS[name]()
         print(name, json.dumps(result, indent=1, ensure_ascii=False), flush=True)
         results = json.loads(path.read_text()) if path.exists() else {}
-        results[name] = {"checkpoint": weights_hash(load_pipe().unet.state_dict()), **result}
+        results[name] = {"checkpoint": weights_hash(HazeMatchingPipeline.from_default().unet.state_dict()), **result}
         path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
