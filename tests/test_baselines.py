@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage, signal
+from skimage.restoration import rolling_ball as full_rolling_ball
 
 from haze_pipeline.evaluation import baselines
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
@@ -74,6 +75,61 @@ def test_blur_is_undone(method, setting, specimen):
         range_invariant_psnr(target, method(hazy, airy_radius=3.0, **setting).prediction)
         > range_invariant_psnr(target, hazy) + 1.5
     )
+
+
+@pytest.mark.parametrize("radius", [1, 2.5, 10])
+def test_small_balls_roll_on_the_image_itself(radius):
+    image = np.random.default_rng(0).poisson(100, (41, 37)).astype(float)
+    expected = image - full_rolling_ball(image, radius=radius)
+    np.testing.assert_allclose(baselines.rolling_ball(image, radius).prediction, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("radius", "block"), [(20, 2), (50, 4), (120, 8)])
+def test_large_balls_roll_on_block_minima(radius, block):
+    y, x = np.mgrid[:101, :90]
+    background = 100 + 0.2 * x + 40 * np.exp(-((y - 40) ** 2 + (x - 30) ** 2) / (2 * 40**2))
+    spots = np.zeros(background.shape)
+    spots[10::20, 7::25] = 1
+    spots = ndimage.gaussian_filter(spots, 1.2)
+    image = background + 100 * spots / spots.max()
+    prediction = baselines.rolling_ball(image, radius).prediction
+    # The minimum of a block and the interpolation move the background by less than the diagonal of a block.
+    tolerance = block * np.sqrt(2) * np.hypot(*np.gradient(background)).max()
+    assert tolerance < 10
+    np.testing.assert_allclose(prediction, image - full_rolling_ball(image, radius=radius), atol=tolerance)
+    assert prediction.min() >= 0 and prediction[10::20, 7::25].min() > 90
+
+
+@pytest.mark.parametrize(("radius", "block"), [(10.5, 2), (30, 2), (30.5, 4), (100, 4), (100.5, 8)])
+def test_blocks_have_the_size_of_imagej(radius, block):
+    for dark, in_the_first_block in ((block - 1, True), (block, False)):
+        image = np.full((24, 32), 100.0)
+        image[dark, dark] = 0  # it is the background of its whole block, up to the interpolation
+        assert (baselines.rolling_ball(image, radius).prediction[0, 0] == 100) == in_the_first_block
+
+
+def test_the_ball_keeps_its_height_on_a_shrunken_image():
+    image = np.zeros((64, 128))
+    image[:, 44:84] = 100  # the ball rises between pixels 20 px to the left and to the right of the centre
+    prediction = baselines.rolling_ball(image, radius=50).prediction
+    np.testing.assert_allclose(prediction[:, 62:66], 100 - (50 - np.sqrt(50**2 - 20**2)), rtol=1e-5)
+    np.testing.assert_array_equal(prediction[:, :40], 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (3, 2), (33, 65)])
+@pytest.mark.parametrize("radius", [1, 10.5, 30, 31, 200])
+def test_the_rolling_ball_accepts_every_size(shape, radius):
+    flat = np.full(shape, 120, np.uint16)
+    np.testing.assert_array_equal(baselines.rolling_ball(flat, radius).prediction, np.zeros(shape))
+    image = np.random.default_rng(0).poisson(100, shape).astype(np.uint16)
+    prediction = baselines.rolling_ball(image, radius).prediction
+    assert prediction.shape == shape and prediction.min() >= 0 and (prediction <= image - image.min() + 1e-4).all()
+
+
+@pytest.mark.parametrize("radius", [0, -3, np.nan, np.inf])
+def test_balls_without_a_size_are_refused(radius):
+    with pytest.raises(ValueError, match="`radius` must be positive and finite"):
+        baselines.rolling_ball(np.ones((8, 8)), radius)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -60,7 +60,7 @@ def test_every_method_is_scored_on_every_image(report, pairs):
 def test_the_scores_fit_a_model_card(report, model):
     index = json.loads((report / "model-index.json").read_text())
     name, results = model_index_to_eval_results(index)
-    assert name == model.name and len(results) == 3 * 9
+    assert name == model.name and len(results) == 3 * 11
     assert {result.metric_name.split(", ", 1)[1] for result in results} == {
         "haze-pipeline fast", "haze-pipeline balanced, mean of 8", "haze-pipeline balanced, one sample",
     }  # fmt: skip

@@ -21,15 +21,40 @@ from haze_pipeline.simulation.optics import Optics, otf_to_psf, widefield_otf
 
 def rolling_ball(image: np.ndarray, radius: float = 50.0) -> HazeMatchingOutput:
     """
-    Subtract a rolling-ball background (Sternberg 1983, doi 10.1109/MC.1983.1654163).
+    Subtract a rolling-ball background (Sternberg 1983, doi 10.1109/MC.1983.1654163). The result is never negative.
+
+    For balls above 10 px, the image is first shrunk as in ImageJ's `Subtract Background`: each block of 2 × 2 pixels
+    (up to 30 px), 4 × 4 (up to 100 px) or 8 × 8 becomes its minimum, and the background is enlarged by linear
+    interpolation. The ball keeps its size in the pixels and counts of the input, and the height of its apex is the
+    background. ImageJ gives other values: it smooths the image first, lowers the ball by the factor of the shrinkage,
+    omits the rim of the ball, and takes the whole surface of the ball as the background.
 
     Args:
         image (`np.ndarray` of shape `[..., H, W]`): Hazy micrographs.
         radius (`float`, defaults to `50.0`): Radius of the ball, in pixels and, along the intensity axis, in counts.
+
+    Raises:
+        `ValueError`: If the radius is not positive and finite.
     """
     from skimage.restoration import rolling_ball
 
-    return _for_each_plane(image, lambda plane: plane - rolling_ball(plane, radius=radius))
+    if not 0 < radius < np.inf:
+        raise ValueError(f"`radius` must be positive and finite, got {radius}.")
+    block = 1 if radius <= 10 else 2 if radius <= 30 else 4 if radius <= 100 else 8
+    # The ball, sampled at the centres of the blocks.
+    offsets = block * np.arange(-(radius // block), radius // block + 1)
+    squared = radius**2 - np.add.outer(offsets**2, offsets**2)
+    ball = np.where(squared >= 0, np.sqrt(np.maximum(squared, 0)), np.inf)
+
+    def subtract(plane):
+        height, width = plane.shape
+        padded = np.pad(plane, [(0, -length % block) for length in plane.shape], constant_values=np.inf)
+        minima = padded.reshape(padded.shape[0] // block, block, -1, block).min(axis=(1, 3))
+        background = rolling_ball(minima, kernel=ball)
+        background = ndimage.zoom(background, block, order=1, mode="nearest", grid_mode=True)[:height, :width]
+        return plane - np.minimum(background, plane)
+
+    return _for_each_plane(image, subtract)
 
 
 def white_tophat(image: np.ndarray, radius: int = 15) -> HazeMatchingOutput:

@@ -8,6 +8,7 @@ import numpy as np
 from haze_pipeline.data.pairs import Pair
 
 from .baselines import BASELINES
+from .feature_similarity import fsim, gmsd
 from .metrics import (
     micro_ms3im,
     ms_ssim,
@@ -27,6 +28,8 @@ IMAGE_METRICS = {
     "PSNR (dB)": (psnr, True),
     "SSIM": (ssim, True),
     "MS-SSIM": (ms_ssim, True),
+    "FSIM": (fsim, True),
+    "GMSD": (gmsd, False),
     "Pearson": (pearson, True),
     "NRMSE": (nrmse, False),
     "spectrum distance (dB)": (spectrum_distance, False),
@@ -47,6 +50,14 @@ PROTOCOL = {
     ),
     "SSIM": "after a fit of scale and offset; Gaussian window with a standard deviation of 1.5 px; scikit-image",
     "MS-SSIM": "after a fit of scale and offset; three scales with the weights 0.0448, 0.2856, 0.3001; torchmetrics",
+    "FSIM": (
+        "similarity of phase congruency and gradients after a fit of scale and offset; blocks of pixels are averaged "
+        "so that the shorter side has about 256 px; the range of the clear image takes the place of 255"
+    ),
+    "GMSD": (
+        "standard deviation of the similarity of the gradients after a fit of scale and offset; blocks of 2 × 2 "
+        "pixels are averaged; the range of the clear image takes the place of 255"
+    ),
     "Pearson": "correlation of the pixels",
     "NRMSE": "root mean squared error after a fit of scale and offset, divided by the range of the clear image",
     "spectrum distance (dB)": (
