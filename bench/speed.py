@@ -203,7 +203,7 @@ def measure_peers():
             )
             slow = {
                 "`balanced`": lambda: balanced(few, num_inference_steps=steps, ensemble_size=members),
-                "rolling ball, scikit-image": lambda: baselines.rolling_ball(few),
+                "rolling ball": lambda: baselines.rolling_ball(few),
             }
             for name, measure in slow.items():  # long enough to be timed once
                 started = time.perf_counter()
