@@ -3,9 +3,9 @@ Measure a CUDA GPU. Ends within nine minutes and needs no internet.
 
     python bench/gpu.py
 
-First, the tests that need a GPU run. Then come equality with the CPU, the speed of every preset by size of the image,
-the network's fraction of the arithmetic that matrix products reach, channels-last memory, CUDA graphs and
-`torch.compile` with the number of calls after which compiling pays, memory, and two processes on one GPU. Every
+It compares with the CPU, and measures the speed and memory of every preset by size of the image, the network's
+fraction of the arithmetic that matrix products reach, channels-last memory, CUDA graphs, `torch.compile` with the
+number of calls after which compiling pays, and two processes on one GPU. The tests that need a GPU come last. Every
 measurement is stored in `bench/gpu.json` as soon as it is made.
 """
 

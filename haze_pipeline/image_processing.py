@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from scipy.fft import dctn, idctn
 
-from haze_pipeline.utils.arrays import BAND_ROWS, allocate
+from haze_pipeline.utils.arrays import allocate, row_bands
 from haze_pipeline.utils.bad_pixels import fill_masked, replace_hot_pixels
 
 from .visualization import VisualizationMixin
@@ -227,12 +227,10 @@ def _band_pass_std(plane: np.ndarray, valid: np.ndarray | None) -> float:
     """
     total = squares = 0.0
     margin = 40  # px, reach of the Gaussian of 10 px
-    for start in range(0, len(plane), BAND_ROWS):
-        stop = min(start + BAND_ROWS, len(plane))
-        first = max(0, start - margin)
-        difference = _difference_of_gaussians(plane[first : stop + margin])[start - first : stop - first]
+    for rows, wider, inner in row_bands(len(plane), margin):
+        difference = _difference_of_gaussians(plane[wider])[inner]
         if valid is not None:
-            difference = difference[valid[start:stop]]
+            difference = difference[valid[rows]]
         total += difference.sum(dtype=np.float64)
         squares += np.square(difference).sum(dtype=np.float64)
     size = plane.size if valid is None else max(1, np.count_nonzero(valid))

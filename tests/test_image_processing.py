@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from haze_pipeline import HazeImageProcessor
-from haze_pipeline.utils import background
+from haze_pipeline.utils import arrays
 from haze_pipeline.utils.background import subtract_background
 
 
@@ -162,7 +162,7 @@ def test_the_background_is_wider_than_the_given_width(monkeypatch, dtype, width)
     lowest = windows(np.pad(plane, ((before, after),) * 2, mode="symmetric"), (width, width)).min(axis=(2, 3))
     highest = windows(np.pad(lowest, ((after, before),) * 2, mode="symmetric"), (width, width)).max(axis=(2, 3))
     np.testing.assert_allclose(whole, plane.astype(np.float64) - highest, atol=1e-3)
-    monkeypatch.setattr(background, "BAND_ROWS", 7)
+    monkeypatch.setattr(arrays, "BAND_ROWS", 7)
     np.testing.assert_array_equal(subtract_background(plane, width), whole)
     masked = plane.astype(np.float32)
     masked[:3] = np.nan

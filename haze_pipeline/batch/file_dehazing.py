@@ -293,7 +293,7 @@ class FileDehazer:
             return set(range(number))
         if not self.assessed:
             return set()
-        return set(np.linspace(0, number - 1, min(number, MAX_ASSESSED_PLANES)).round().astype(int).tolist())
+        return set(_evenly(number, MAX_ASSESSED_PLANES))
 
     def _measure_channels(self, micrograph: Micrograph, source: Path | str) -> dict[int, Normalization]:
         """
@@ -405,10 +405,12 @@ def _spread_planes(micrograph: Micrograph, number: int) -> dict[int, list[tuple[
     planes: dict[int, list[tuple[int, ...]]] = {}
     for index in np.ndindex(micrograph.data.shape[:-2]):
         planes.setdefault(_channel_of(index, micrograph.axes), []).append(index)
-    return {
-        channel: [each[i] for i in np.linspace(0, len(each) - 1, min(len(each), number)).round().astype(int)]
-        for channel, each in planes.items()
-    }
+    return {channel: [each[i] for i in _evenly(len(each), number)] for channel, each in planes.items()}
+
+
+def _evenly(length: int, number: int) -> list[int]:
+    """Up to `number` of the integers below `length`, evenly spread."""
+    return np.linspace(0, length - 1, min(length, number)).round().astype(int).tolist()
 
 
 def _channel_of(index: tuple[int, ...], axes: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import conv1d, conv2d, pad, pixel_shuffle, pixel_unshuffle
 
-from haze_pipeline.utils.arrays import BAND_ROWS
+from haze_pipeline.utils.arrays import row_bands
 
 
 REACH_OF_LATTICE = 32  # px, even; the lattice at a pixel depends on no pixels that are further away
@@ -79,8 +79,6 @@ def remove_lattice(planes: torch.Tensor, smoothing: int = 8) -> torch.Tensor:
 def remove_lattice_in_bands(planes: torch.Tensor) -> torch.Tensor:
     """The same for planes `[B, 1, H, W]` of any size, in bands of 1024 rows, to save memory."""
     cleaned = torch.empty_like(planes)
-    for start in range(0, planes.shape[-2], BAND_ROWS):
-        first, stop = max(0, start - REACH_OF_LATTICE), start + BAND_ROWS
-        band = remove_lattice(planes[..., first : stop + REACH_OF_LATTICE, :])
-        cleaned[..., start:stop, :] = band[..., start - first : stop - first, :]
+    for rows, wider, inner in row_bands(planes.shape[-2], REACH_OF_LATTICE):
+        cleaned[..., rows, :] = remove_lattice(planes[..., wider, :])[..., inner, :]
     return cleaned

@@ -1,6 +1,7 @@
 """Arrays that may be larger than the main memory."""
 
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 import psutil
@@ -8,6 +9,18 @@ import torch
 
 
 BAND_ROWS = 1024  # rows of a plane processed at once, so that temporary arrays of large planes stay small
+
+
+def row_bands(length: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
+    """
+    Divide the `length` rows of a plane into bands of 1024 rows.
+
+    Yields:
+        The rows of a band, the same with up to `margin` rows more on either side, and the band within the latter.
+    """
+    for start in range(0, length, BAND_ROWS):
+        stop, first = min(start + BAND_ROWS, length), max(0, start - margin)
+        yield slice(start, stop), slice(first, min(stop + margin, length)), slice(start - first, stop - first)
 
 
 def allocate(*shape: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from .arrays import BAND_ROWS, allocate
+from .arrays import allocate, row_bands
 from .bad_pixels import fill_masked
 
 
@@ -27,10 +27,8 @@ def subtract_background(plane: np.ndarray, width: int) -> np.ndarray:
     plane, valid = fill_masked(plane.astype(np.float32))
     result = allocate(*plane.shape).numpy()
     margin = 2 * width  # px, more than the reach of the opening
-    for start in range(0, len(plane), BAND_ROWS):
-        first = max(0, start - margin)
-        band = ndimage.white_tophat(plane[first : start + BAND_ROWS + margin], size=width)
-        result[start : start + BAND_ROWS] = band[start - first :][:BAND_ROWS]
+    for rows, wider, inner in row_bands(len(plane), margin):
+        result[rows] = ndimage.white_tophat(plane[wider], size=width)[inner]
     if valid is not None:
         result[~valid] = np.nan
     return result

@@ -5,7 +5,7 @@ import torch
 from scipy import ndimage
 from torch.nn.functional import avg_pool2d
 
-from .arrays import BAND_ROWS
+from .arrays import row_bands
 
 
 WINDOW = 11  # px, side of the surroundings that a pixel is compared with
@@ -54,18 +54,15 @@ def find_hot_pixels(plane: np.ndarray) -> np.ndarray:
     """
     found = [np.empty((0, 2), dtype=np.intp)]
     least = MIN_LEVELS * _grey_level(plane)
-    margin = 32
-    for start in range(0, len(plane), BAND_ROWS):
-        first = max(0, start - margin)
-        band = plane[first : start + BAND_ROWS + margin]
+    for _, wider, inner in row_bands(len(plane), margin=32):
+        band = plane[wider]
         excess = band - _mean_around(band, 5)
         blocks = torch.from_numpy(np.abs(excess))[None]
         blocks = avg_pool2d(blocks, SCREENED, ceil_mode=True, count_include_pad=False)[0].numpy()
         noise = blocks.repeat(SCREENED, axis=0)[: band.shape[0]].repeat(SCREENED, axis=1)[:, : band.shape[1]]
         candidates = np.argwhere(excess > SCREENING * noise)
-        rows = candidates[:, 0] + first
-        candidates = candidates[(rows >= start) & (rows < start + BAND_ROWS)]
-        found.append(candidates[_are_isolated(band, candidates, least)] + [first, 0])
+        candidates = candidates[(candidates[:, 0] >= inner.start) & (candidates[:, 0] < inner.stop)]
+        found.append(candidates[_are_isolated(band, candidates, least)] + [wider.start, 0])
     return np.concatenate(found)
 
 
