@@ -12,7 +12,10 @@ from torch.nn.functional import conv1d, conv2d, pad, pixel_shuffle, pixel_unshuf
 
 
 def predict_packed(
-    unet: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], states: torch.Tensor, t: torch.Tensor, packing: int
+    unet: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+    states: torch.Tensor,
+    t: torch.Tensor | None,
+    packing: int,
 ) -> torch.Tensor:
     """
     Predict with a network that receives squares of `packing` × `packing` pixels as the channels of one pixel.
@@ -23,7 +26,7 @@ def predict_packed(
     Args:
         unet (`Callable`): Maps `[B, C·packing², h / packing, w / packing]` and the time to packed outputs.
         states (`torch.Tensor` of shape `[B, C, h, w]`): States and conditions; the last channel is the hazy image.
-        t (`torch.Tensor`): Time, one value or one per element of the batch.
+        t (`torch.Tensor`, *optional*): Time, one value or one per element of the batch.
         packing (`int`): Side of the squares, pixels.
 
     Returns:
