@@ -1,38 +1,47 @@
-"""Baseline of HazeMatching: the same U-Net, trained to predict the clear image in one step, without a flow."""
+"""Baselines of HazeMatching: networks that are trained to predict the clear image in one step, without a flow."""
 
 import numpy as np
 import torch
 from diffusers import UNet2DModel
 
+from haze_pipeline.models.image_network import ImageNetwork
 from haze_pipeline.sampling.ensemble import Ensemble
 
 from .pipeline_output import RestorationOutput
 from .pipeline_restoration import RestorationPipeline
+from .pipeline_storage import PipelineStorageMixin
 
 
-class HazeRegressionPipeline(RestorationPipeline):
+class HazeRegressionPipeline(PipelineStorageMixin, RestorationPipeline):
     r"""
-    Dehazing by regression. The network is that of [`HazeMatchingPipeline`], trained by mean squared error, always with
-    a state of zeros at t = 0. It uses no noise and gives neither samples nor an uncertainty. The comparison shows what
-    the flow contributes.
+    Dehazing by regression. The network is trained by mean squared error. It uses no noise and gives neither samples
+    nor an uncertainty. With the network of [`HazeMatchingPipeline`], always with a state of zeros at t = 0, the
+    comparison shows what the flow contributes. The other networks are the baselines of the paper.
+
+    The attention of [`RCAN`], [`MPRNet`] and [`Restormer`] averages over the image. A field is therefore restored as a
+    whole if it fits in memory, and tiles agree less well than with the other networks.
 
     Args:
-        unet ([`UNet2DModel`]):
-            Network with the input channels (zeros, hazy) and one output channel, each times `pixel_packing`².
+        unet ([`UNet2DModel`] or [`ImageNetwork`]):
+            A U-Net with the input channels (zeros, hazy) and one output channel, each times `pixel_packing`²; or one
+            of [`RCAN`], [`MPRNet`], [`MIMOUNet`] and [`Restormer`] in `haze_pipeline.models`, which map one hazy image
+            to one clear image.
         normalization (`str`, defaults to `"image"`): See [`HazeImageProcessor`], as for the next four.
         input_mean (`float`, *optional*): Mean of hazy training images.
         input_std (`float`, *optional*): Standard deviation of hazy training images.
         target_mean (`float`, defaults to `0.0`): Mean of clear training images.
         target_std (`float`, defaults to `1.0`): Standard deviation of clear training images.
         pixel_packing (`int`, defaults to `1`):
-            Side of the squares of pixels that the network receives as the channels of one pixel.
+            Side of the squares of pixels that a U-Net receives as the channels of one pixel.
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
         training_pixel_size (`dict`, *optional*): `{"min": …, "max": …}` of the pixel sizes in training, µm.
     """
 
+    stores_code = False
+
     def __init__(
         self,
-        unet: UNet2DModel,
+        unet: UNet2DModel | ImageNetwork,
         normalization: str = "image",
         input_mean: float | None = None,
         input_std: float | None = None,
@@ -55,7 +64,8 @@ class HazeRegressionPipeline(RestorationPipeline):
             training_patch_size=training_patch_size,
             training_pixel_size=training_pixel_size,
         )
-        self.prepare_network(unet, num_states=2)
+        self.takes_state = not isinstance(unet, ImageNetwork)
+        self.prepare_network(unet, num_states=2 if self.takes_state else 1)
 
     @torch.no_grad()
     def __call__(
@@ -93,6 +103,8 @@ class HazeRegressionPipeline(RestorationPipeline):
         ensemble = Ensemble(hazy.shape, 1, keep_spread=False, keep_samples=False)
 
         def predict(network, zeros, hazy, on_step):
+            if not self.takes_state:
+                return network(hazy, None)  # [B,1,h,w]
             return network(torch.cat([zeros, hazy], dim=1), torch.zeros((), device=hazy.device))  # [B,1,h,w]
 
         for first in range(0, len(hazy), sampler.fields_per_batch):

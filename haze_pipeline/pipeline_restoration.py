@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline
 
 from haze_pipeline.sampling.dim_regions import DimRegions, find_dim_regions
 from haze_pipeline.sampling.tiled_sampler import FLIPS, TiledSampler
@@ -37,7 +37,7 @@ class RestorationPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
 
-    def prepare_network(self, unet: UNet2DModel, num_states: int) -> None:
+    def prepare_network(self, unet: torch.nn.Module, num_states: int) -> None:
         """
         Check the channels of the network, and make the image processor from the registered configuration. The network
         receives `num_states` states or conditions and predicts one image, or also a gain of the hazy image.
@@ -48,7 +48,8 @@ class RestorationPipeline(DiffusionPipeline):
         packing = self.config.pixel_packing
         if packing < 1:
             raise ValueError(f"`pixel_packing` must be 1 or more pixels, got {packing}.")
-        channels, packed = (unet.config.in_channels, unet.config.out_channels), packing**2
+        # Networks of images alone register no channels, since they have one of each.
+        channels, packed = (unet.config.get("in_channels", 1), unet.config.get("out_channels", 1)), packing**2
         if channels not in [(num_states * packed, packed), (num_states * packed, 2 * packed)]:
             raise ValueError(
                 f"`unet` must have {num_states * packed} input channels (state, hazy) and {packed} output channel(s), "
@@ -58,8 +59,9 @@ class RestorationPipeline(DiffusionPipeline):
         self.image_processor = HazeImageProcessor(
             config.normalization, config.input_mean, config.input_std, config.target_mean, config.target_std
         )
-        # Every level but the last halves the field, so that the sides of a field must be multiples of this.
-        self.unet_scale_factor = packing * 2 ** (len(unet.config.block_out_channels) - 1)
+        # Every level of a U-Net but the last halves the field, so that the sides of a field must be multiples of this.
+        levels = unet.config.get("block_out_channels")
+        self.unet_scale_factor = packing * (2 ** (len(levels) - 1) if levels else unet.scale_factor)
 
     @property
     def components(self) -> dict:

@@ -12,6 +12,9 @@ from .scheduling_flow_match_ode import FlowMatchODEScheduler
 class PipelineStorageMixin:
     """Saving and loading for a class of diffusers' pipelines, before which it stands in the list of bases."""
 
+    # Whether the code of this class is stored with a pipeline, for users who have not installed this package.
+    stores_code = True
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> Self:
         """
@@ -36,7 +39,8 @@ class PipelineStorageMixin:
     def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> dict:
         """Index of a stored pipeline, with the classes of this package in place of the code stored with it."""
         index = super().load_config(pretrained_model_name_or_path, **kwargs)
-        return resolve_index(index, pretrained_model_name_or_path, FlowMatchODEScheduler.__module__)
+        classes = [base.__name__ for base in cls.__mro__]
+        return resolve_index(index, pretrained_model_name_or_path, FlowMatchODEScheduler.__module__, classes)
 
     def save_pretrained(
         self,
@@ -47,7 +51,7 @@ class PipelineStorageMixin:
     ):
         """
         Write a folder that [`from_pretrained`] loads. If this package is not installed,
-        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads it too.
+        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads a [`HazeMatchingPipeline`] too.
 
         Args:
             save_directory (`str` or `Path`): The folder, created if necessary.
@@ -65,7 +69,7 @@ class PipelineStorageMixin:
         if not kwargs.pop("safe_serialization", True):
             raise ValueError("`safe_serialization` must be True: only safetensors are stored, since pickles run code.")
         super().save_pretrained(save_directory, variant=variant, max_shard_size=kwargs.pop("max_shard_size", None))
-        if with_code:
+        if with_code and self.stores_code:
             add_code(save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.training_utils import EMAModel
 
 from haze_pipeline.data.pairs import Pair
@@ -186,16 +186,17 @@ def resume(
     return step
 
 
-def averaged_unet(accelerator: "accelerate.Accelerator", unet: torch.nn.Module, ema: EMAModel) -> UNet2DModel:
+def averaged_unet(accelerator: "accelerate.Accelerator", unet: torch.nn.Module, ema: EMAModel) -> ModelMixin:
     """
-    Copy a prepared network with its averaged weights, in float32 and evaluation mode.
+    Copy a prepared network of any class with its averaged weights, in float32 and evaluation mode.
 
     Call it in all processes, since sharded weights are gathered. Only the main process receives the averaged weights.
     """
     ema.store(unet.parameters())
     ema.copy_to(unet.parameters())
     state = accelerator.get_state_dict(unet)
-    averaged = UNet2DModel.from_config(accelerator.unwrap_model(unet).config)
+    original = accelerator.unwrap_model(unet, keep_torch_compile=False)
+    averaged = type(original).from_config(original.config)
     if accelerator.is_main_process:
         # torch.compile adds a prefix to the names.
         averaged.load_state_dict({name.replace("_orig_mod.", ""): value.float() for name, value in state.items()})

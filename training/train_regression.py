@@ -1,12 +1,14 @@
 """
-Train the regression baseline of HazeMatching: its U-Net predicts the clear image directly, with the mean squared
-error.
+Train a regression baseline of HazeMatching: a network predicts the clear image directly, with the mean squared error.
 
     accelerate launch training/train_regression.py --train_data_dir runs/train --validation_data_dir runs/validation \
         --output_dir runs/regression
 
-Data, patches and network are those of `train_haze_matching.py`, without noise and time. The result is a folder for
-`HazeRegressionPipeline.from_pretrained`.
+Data and patches are those of `train_haze_matching.py`, without noise and time. By default, so is the network.
+`--architecture` selects another one. MPRNet has an output after each stage, and MIMO-UNet one at each scale. The loss
+is then the sum of the errors of all outputs, as in their papers, but with the mean squared error for all networks and
+without the papers' terms of edges and frequencies. The result is a folder for
+`HazeRegressionPipeline.from_pretrained`, which uses the last output.
 """
 
 import argparse
@@ -28,6 +30,10 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
+from haze_pipeline.models.mimo_unet import MIMOUNet
+from haze_pipeline.models.mprnet import MPRNet
+from haze_pipeline.models.rcan import RCAN
+from haze_pipeline.models.restormer import Restormer
 from haze_pipeline.models.unet_haze_matching import build_unet, check_network
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.training_utils import (
@@ -45,9 +51,14 @@ from haze_pipeline.utils.processes import PATIENCE, check_joined, meet_on_cpu
 
 logger = get_logger(__name__)
 
+# Classes of `--architecture`. All but the first map one hazy image to one clear image.
+ARCHITECTURES = {
+    "unet": UNet2DModel, "rcan": RCAN, "mprnet": MPRNet, "mimo-unet": MIMOUNet, "restormer": Restormer,
+}  # fmt: skip
+
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="Train a U-Net that predicts clear images by regression.")
+    parser = argparse.ArgumentParser(description="Train a network that predicts clear images by regression.")
     add_data_arguments(parser)
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="Folder for checkpoints and the trained pipeline."
@@ -57,7 +68,12 @@ def parse_args():
         help='"image": each image is normalised by its own statistics; "fixed": by those of the training set.',
     )  # fmt: skip
     parser.add_argument(
-        "--model_config_name_or_path", help="Configuration of a UNet2DModel. The default is the paper's network."
+        "--architecture", choices=list(ARCHITECTURES), default="unet",
+        help="Network: that of HazeMatching, or a baseline of its paper. `restormer` needs the extra `baselines`.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model_config_name_or_path",
+        help="Configuration of a network of this architecture. The default is that of its paper.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights and patches.")
     parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
@@ -109,11 +125,17 @@ def main():
             validate(lambda hazy: hazy, data.validation)[0],
         )
 
-    unet = build_unet()
+    architecture, takes_state = ARCHITECTURES[args.architecture], args.architecture == "unet"
+    unet = build_unet() if takes_state else architecture()
     if args.model_config_name_or_path is not None:
-        unet = UNet2DModel.from_config(UNet2DModel.load_config(args.model_config_name_or_path))
-    unet.register_to_config(sample_size=args.resolution)
-    check_network(unet, args.resolution)
+        unet = architecture.from_config(architecture.load_config(args.model_config_name_or_path))
+    if takes_state:
+        unet.register_to_config(sample_size=args.resolution)
+        check_network(unet, args.resolution)
+    elif args.resolution % unet.scale_factor:
+        raise ValueError(
+            f"--resolution must be a multiple of {unet.scale_factor} for this network, got {args.resolution}."
+        )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     # accelerate advances the schedule once per process and step, so its lengths are steps × processes.
     lr_scheduler = get_scheduler(
@@ -163,9 +185,15 @@ def main():
     unet.train()
     started, losses = time.monotonic(), []
     for batch in accelerator.skip_first_batches(dataloader, step):
-        inputs = torch.cat([torch.zeros_like(batch["hazy"]), batch["hazy"]], dim=1)  # [B,2,h,w]
-        prediction = unet(inputs, torch.zeros_like(batch["t"]), return_dict=False)[0]  # [B,1,h,w]
-        loss = F.mse_loss(prediction.float(), batch["clear"])
+        if takes_state:
+            inputs = torch.cat([torch.zeros_like(batch["hazy"]), batch["hazy"]], dim=1)  # [B,2,h,w]
+            predictions = unet(inputs, torch.zeros_like(batch["t"]), return_dict=False)  # ([B,1,h,w],)
+        else:
+            predictions = unet(batch["hazy"])  # the last one is [B,1,h,w], others may be smaller
+        loss = 0.0
+        for prediction in predictions:
+            clear = F.interpolate(batch["clear"], size=prediction.shape[-2:])  # [B,1,h,w]
+            loss = loss + F.mse_loss(prediction.float(), clear)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
         optimizer.step()

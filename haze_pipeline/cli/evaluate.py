@@ -116,6 +116,7 @@ def evaluate(
         require("perceptual", "transformers")
 
     import torch
+    from diffusers import UNet2DModel
 
     from haze_pipeline.data.pairs import load_pairs
     from haze_pipeline.evaluation import perceptual as perceptual_metrics
@@ -170,7 +171,8 @@ def evaluate(
     if regression is not None:
         regressor = HazeRegressionPipeline.from_pretrained(regression, low_cpu_mem_usage=False, use_safetensors=True)
         regressor = place_pipeline(regressor, device, dtype)
-        methods["U-Net regression"] = lambda pair: {"U-Net regression": regressor(pair.hazy).prediction}
+        network = "U-Net" if isinstance(regressor.unet, UNet2DModel) else type(regressor.unet).__name__
+        methods[f"{network} regression"] = lambda pair: {f"{network} regression": regressor(pair.hazy).prediction}
     for name in preset or (Preset.fast, Preset.balanced):
         methods[f"haze-pipeline {name}"] = run_preset(name)
 

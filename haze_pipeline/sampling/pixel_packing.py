@@ -17,7 +17,10 @@ REACH_OF_LATTICE = 32  # px, even; the lattice at a pixel depends on no pixels t
 
 
 def predict_packed(
-    unet: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], states: torch.Tensor, t: torch.Tensor, packing: int
+    unet: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+    states: torch.Tensor,
+    t: torch.Tensor | None,
+    packing: int,
 ) -> torch.Tensor:
     """
     Predict with a network that receives squares of `packing` × `packing` pixels as the channels of one pixel.
@@ -28,7 +31,7 @@ def predict_packed(
     Args:
         unet (`Callable`): Maps `[B, C·packing², h / packing, w / packing]` and the time to packed outputs.
         states (`torch.Tensor` of shape `[B, C, h, w]`): States and conditions; the last channel is the hazy image.
-        t (`torch.Tensor`): Time, one value or one per element of the batch.
+        t (`torch.Tensor`, *optional*): Time, one value or one per element of the batch.
         packing (`int`): Side of the squares, pixels.
 
     Returns:

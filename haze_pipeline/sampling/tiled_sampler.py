@@ -36,8 +36,9 @@ BLOCK_OVERLAP = 32
 # Axes of `[..., H, W]` along which the members of an ensemble are mirrored, in turn.
 FLIPS = ((), (-1,), (-2,), (-2, -1))
 
-# Maps states and conditions `[B, C, h, w]` and a time to the prediction of the network, `[B, c, h, w]`, float32.
-Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Maps states and conditions `[B, C, h, w]` and a time to the prediction of the network, `[B, c, h, w]`, float32. The
+# time is `None` for a network of images alone.
+Network = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 # `predict(network, latents, hazy, on_step)` maps latents and hazy images `[B, 1, h, w]` to restored images, by one or
 # more network calls.
 Predict = Callable[[Network, torch.Tensor, torch.Tensor, Callable | None], torch.Tensor]
@@ -48,7 +49,7 @@ class TiledSampler:
     Restores whole fields. The network processes as many tiles at once as memory allows, and fewer if memory runs out.
 
     Args:
-        unet ([`UNet2DModel`]): The network.
+        unet ([`UNet2DModel`] or [`ImageNetwork`]): The network.
         pixel_packing (`int`): Side of the squares of pixels that the network receives as the channels of one pixel.
         scale_factor (`int`): Pixels of the field per pixel of the network's coarsest level, along each side.
         size (`tuple[int, int]`):
@@ -56,7 +57,8 @@ class TiledSampler:
         patch_size (`int`, *optional*): Side of the training patches, pixels; 128 if omitted.
         tile_size (`int`, *optional*):
             Largest side of the tiles, pixels, a multiple of `scale_factor`. If omitted, 272 pixels of the network, or
-            the whole field if it has at most twice as many.
+            the whole field if it has at most twice as many, or if the network averages over its image and the field
+            fits in memory.
         tile_overlap (`int`, *optional*):
             Pixels shared by neighbouring tiles; 16, or a quarter of the tile if that is less, if omitted.
         batch_size (`int`, *optional*):
@@ -81,20 +83,25 @@ class TiledSampler:
         self.padding = (-size[0] % scale_factor, -size[1] % scale_factor)
         self.size = (size[0] + self.padding[0], size[1] + self.padding[1])
         self.patch_size = -(-(patch_size or DEFAULT_PATCH_SIZE) // scale_factor) * scale_factor
+        self.has_group_norm = any(isinstance(module, torch.nn.GroupNorm) for module in unet.modules())
+
+        # The first level is the only one at full resolution. At its peak, it holds about 16 times its channels.
+        channels = unet.config.get("num_features") or unet.config.block_out_channels[0]
+        pixel_memory = 16 * channels * unet.dtype.itemsize / pixel_packing**2
+        available = free_memory(device) // 2
         if tile_size is None:
             tile_size = DEFAULT_TILE_SIZE * pixel_packing // scale_factor * scale_factor
-            if max(self.size) <= 2 * tile_size:
+            fits = pixel_memory * min(self.size[0], BLOCK_SIZE) * min(self.size[1], BLOCK_SIZE) <= available
+            if max(self.size) <= 2 * tile_size or (fits and getattr(unet, "pools_image", False)):
                 tile_size = max(self.size)
         if tile_overlap is None:
             tile_overlap = min(DEFAULT_TILE_OVERLAP, tile_size // 4)
         self.tile_size, self.tile_overlap = tile_size, tile_overlap
         self.blocks = tile_slices(*self.size, BLOCK_SIZE, BLOCK_OVERLAP, scale_factor)
 
-        # Tiles per network call, and calls that run at once. The first level is the only one at full resolution. At
-        # its peak, it holds about 16 times its channels.
+        # Tiles per network call, and calls that run at once.
         pixels = min(tile_size, self.size[0]) * min(tile_size, self.size[1])
-        memory = 16 * unet.config.block_out_channels[0] * unet.dtype.itemsize * pixels // pixel_packing**2
-        in_flight = max(1, free_memory(device) // 2 // memory)
+        in_flight = max(1, int(available // (pixel_memory * pixels)))
         if device.type == "cpu":
             self.tiles_per_call = batch_size or max(1, 2**16 // pixels)
             self.workers = min(torch.get_num_threads(), max(1, in_flight // self.tiles_per_call))
@@ -171,12 +178,13 @@ class TiledSampler:
             if len(hazy) > 1:  # every field has its own statistics
                 fields = zip(latents.split(1), hazy.split(1), flips, strict=True)
                 return torch.cat([self._sample(predict, *field, [flip], on_step) for *field, flip in fields])
-            statistics = self.measure_statistics(predict, latents, hazy, flips[0])
+            if self.has_group_norm:
+                statistics = self.measure_statistics(predict, latents, hazy, flips[0])
 
         def sample_block(rows: slice, columns: slice) -> torch.Tensor:
             calls = itertools.count()
 
-            def network(states: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            def network(states: torch.Tensor, t: torch.Tensor | None) -> torch.Tensor:
                 return self._call_on_tiles(states, t, flips, statistics[next(calls)] if statistics else None)
 
             start, condition = (each[..., rows, columns].to(self.device) for each in (latents, hazy))
@@ -216,7 +224,7 @@ class TiledSampler:
     def _call_on_tiles(
         self,
         states: torch.Tensor,
-        t: torch.Tensor,
+        t: torch.Tensor | None,
         flips: Sequence[tuple[int, ...]],
         statistics: GroupNormStatistics | None,
     ) -> torch.Tensor:
@@ -249,17 +257,17 @@ class TiledSampler:
                 predicted[index, :, rows, columns] += weight.to(part.device) * part.flip(flips[index])
         return predicted
 
-    def _call_unet(self, states: torch.Tensor, t: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
+    def _call_unet(self, states: torch.Tensor, t: torch.Tensor | None, channels_last: bool = False) -> torch.Tensor:
         """Prediction `[b, 1, h, w]`, float32, for fields or tiles `[b, C, h, w]` that the network processes whole."""
         # Convolutions are faster if the channels of a pixel are adjacent in memory, but torch's own GroupNorm then
         # loses three digits of float32 on the CPU.
         channels_last = channels_last or self.unet.dtype != torch.float32
 
-        def unet(packed: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        def unet(packed: torch.Tensor, t: torch.Tensor | None) -> torch.Tensor:
             packed = packed.to(self.unet.dtype)
             if channels_last:
                 packed = packed.contiguous(memory_format=torch.channels_last)
-            return self.unet(packed, t, return_dict=False)[0]
+            return self.unet(packed)[-1] if t is None else self.unet(packed, t, return_dict=False)[0]
 
         return predict_packed(unet, states, t, self.pixel_packing)
 

@@ -12,6 +12,9 @@ from huggingface_hub import HfApi, RepoUrl, get_cached_repo_tree, snapshot_downl
 PIPELINE = ["pipeline_haze_matching", "HazeMatchingPipeline"]
 SCHEDULER = ["scheduling_flow_match_ode", "FlowMatchODEScheduler"]
 
+# Modules of this package with networks that a stored pipeline may name.
+NETWORKS = [f"haze_pipeline.models.{name}" for name in ("mimo_unet", "mprnet", "rcan", "restormer")]
+
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")  # may run code when they are read
 
 
@@ -80,7 +83,7 @@ def stored_variant(folder: str | Path) -> str | None:
     return variants.pop() if len(variants) == 1 else None
 
 
-def resolve_index(index: dict, name: str | Path, scheduler_module: str) -> dict:
+def resolve_index(index: dict, name: str | Path, scheduler_module: str, pipeline_classes: list[str]) -> dict:
     """
     A `model_index.json` that names the installed classes instead of the code files stored beside it.
 
@@ -88,19 +91,23 @@ def resolve_index(index: dict, name: str | Path, scheduler_module: str) -> dict:
         index (`dict`): The stored `model_index.json`.
         name (`str` or `Path`): Name of the pipeline, for error messages.
         scheduler_module (`str`): Name of the installed module with our scheduler.
+        pipeline_classes (`list[str]`): Names of the class that loads it and of its bases.
 
     Raises:
         `ValueError`: If it belongs to another pipeline class, or a component is neither ours nor of diffusers.
     """
     pipeline = index.get("_class_name")
     pipeline = pipeline[1] if isinstance(pipeline, list) else pipeline
-    if pipeline != PIPELINE[1]:
-        raise ValueError(f"{name} contains a {pipeline}, not a {PIPELINE[1]}: load it with the class {pipeline}.")
+    if pipeline not in pipeline_classes:
+        raise ValueError(
+            f"{name} contains a {pipeline}, not a {pipeline_classes[0]}: load it with the class {pipeline}."
+        )
     index = {**index, "_class_name": pipeline}
     if list(index.get("scheduler", []))[1:] == SCHEDULER[1:]:
         index["scheduler"] = [scheduler_module, SCHEDULER[1]]
     for component, (library, class_name) in ((key, index[key]) for key in ("unet", "scheduler") if key in index):
-        if [library, class_name] != [scheduler_module, SCHEDULER[1]] and library != "diffusers":
+        is_ours = [library, class_name] == [scheduler_module, SCHEDULER[1]] or library in NETWORKS
+        if not is_ours and library != "diffusers":
             raise ValueError(
                 f"The {component} of {name} is a {class_name} of {library}: only classes of diffusers and of this "
                 "package are loaded."
