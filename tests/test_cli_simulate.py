@@ -79,6 +79,14 @@ def test_every_stack_of_a_folder_becomes_a_specimen(run, stack, tmp_path):
     assert [note["specimen_id"] for note in notes(tmp_path / "pairs")] == ["one.ome.tif"] * 6 + ["two.ome.tif"] * 6
 
 
+def test_random_specimens_of_one_kind_are_imaged_by_one_microscope(run, tmp_path):
+    arguments = ("--num-images", 3, "--size", 32, "--specimen", "blobs", "--na", 0.8, "--pixel-size", 0.2)
+    assert run("simulate", tmp_path / "pairs", *arguments)[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "pairs" / "parameters.jsonl").read_text().splitlines()]
+    assert [row["specimens"] for row in rows] == [["blobs"]] * 3
+    assert {(row["numerical_aperture"], row["pixel_size"], row["refractive_index"]) for row in rows} == {(0.8, 0.2, 1)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,7 +100,10 @@ def test_every_stack_of_a_folder_becomes_a_specimen(run, stack, tmp_path):
         (["--from-stack", "STACK", "--na", "1.2", "--pinhole", "20"], "5 Airy units"),
         (["--from-stack", "STACK", "--na", "1.2", "--z-step", "0"], "--z-step must be positive"),
         (["--from-stack", "STACK", "--na", "1.2", "--depth", "5"], "--sample-index"),
-        (["--pinhole", "4"], "--pinhole is for a confocal stack"),
+        (["--pinhole", "4"], "add --na"),
+        (["--na", "1.2"], "add --pixel-size"),
+        (["--specimen", "mice"], "--specimen must be one of filaments, tubules"),
+        (["--from-stack", "STACK", "--na", "1.2", "--specimen", "blobs"], "--specimen is for random specimens"),
         (["--from-stack", "STACK", "--na", "1.9"], "--na must lie between"),
         (["--from-stack", "PLANE", "--na", "1.2", "--z-step", "1"], "stack ZYX"),
         (["--from-stack", "EMPTY", "--na", "1.2"], "no TIFF"),

@@ -17,6 +17,7 @@ from .options import MAIN
 
 # Panels of the help.
 SPECIMENS, IMAGES, STACK = "Random specimens", "From haze-free images", "From a confocal stack"
+MICROSCOPE = "Microscope of random specimens or of the stack"
 
 
 def simulate(
@@ -50,6 +51,16 @@ def simulate(
             rich_help_panel=MAIN,
         ),
     ] = 0,
+    specimen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SPECIMENS,
+            help="Kind of specimen: filaments, tubules, trees, networks, sheets, puncta, blobs, shells or cells. May "
+            "be given several times.",
+            show_default="one or two of all but cells",
+        ),
+    ] = None,
     pinholes: Annotated[
         str | None,
         typer.Option(
@@ -106,13 +117,19 @@ def simulate(
     na: Annotated[
         float | None,
         typer.Option(
-            metavar="X", rich_help_panel=STACK, help="Numerical aperture of the objective. Needed with --from-stack."
+            metavar="X",
+            rich_help_panel=MICROSCOPE,
+            help="Numerical aperture of the objective. Needed with --from-stack. Without it, every random specimen "
+            "has another microscope.",
         ),
     ] = None,
     pixel_size: Annotated[
         float | None,
         typer.Option(
-            metavar="µm", rich_help_panel=STACK, help="Side of a pixel.", show_default="from the metadata of the stack"
+            metavar="µm",
+            rich_help_panel=MICROSCOPE,
+            help="Side of a pixel.",
+            show_default="from the metadata of the stack",
         ),
     ] = None,
     z_step: Annotated[
@@ -143,17 +160,17 @@ def simulate(
     ] = None,
     emission: Annotated[
         float | None,
-        typer.Option(metavar="µm", rich_help_panel=STACK, help="Emission wavelength, by default 0.52."),
+        typer.Option(metavar="µm", rich_help_panel=MICROSCOPE, help="Emission wavelength, by default 0.52."),
     ] = None,
     excitation: Annotated[
         float | None,
-        typer.Option(metavar="µm", rich_help_panel=STACK, help="Excitation wavelength, by default 0.488."),
+        typer.Option(metavar="µm", rich_help_panel=MICROSCOPE, help="Excitation wavelength, by default 0.488."),
     ] = None,
     immersion_index: Annotated[
         float | None,
         typer.Option(
             metavar="X",
-            rich_help_panel=STACK,
+            rich_help_panel=MICROSCOPE,
             help="Refractive index of the immersion medium.",
             show_default="1, 1.33 or 1.515, by the numerical aperture",
         ),
@@ -162,7 +179,7 @@ def simulate(
         float | None,
         typer.Option(
             metavar="X",
-            rich_help_panel=STACK,
+            rich_help_panel=MICROSCOPE,
             help="Refractive index of the specimen.",
             show_default="that of the immersion medium",
         ),
@@ -171,7 +188,7 @@ def simulate(
         float | None,
         typer.Option(
             metavar="µm",
-            rich_help_panel=STACK,
+            rich_help_panel=MICROSCOPE,
             help="Depth of the specimen below the coverslip, by default 0. Needs --sample-index.",
         ),
     ] = None,
@@ -179,7 +196,7 @@ def simulate(
         float | None,
         typer.Option(
             metavar="X",
-            rich_help_panel=STACK,
+            rich_help_panel=MICROSCOPE,
             help="Pinhole of the stack in Airy units, by default 1.",
         ),
     ] = None,
@@ -188,6 +205,8 @@ def simulate(
     Simulate pairs of hazy and clear micrographs from random specimens, confocal stacks or haze-free images.
 
     Example: haze-pipeline simulate runs/train --num-images 1600 --size 192 --seed 1
+
+    Example: haze-pipeline simulate runs/tubules --specimen tubules --na 1.2 --pixel-size 0.1
 
     Example: haze-pipeline simulate runs/own --from-stack confocal.tif --na 1.4 --pixel-size 0.1 --z-step 0.3
 
@@ -201,23 +220,17 @@ def simulate(
         raise ValueError("--from-images and --from-stack exclude each other: leave out one.")
     if split is not None and from_images is None:
         raise ValueError("--split is for a dataset of haze-free images: add --from-images.")
-    of_random = {"--size": size, "--pinholes": pinholes, "--bleaching": bleaching, "--drift": drift}
-    of_stack = {
-        "--z-range": z_range,
-        "--background": background,
-        "--pixel-size": pixel_size,
-        "--z-step": z_step,
-        "--na": na,
-        "--emission": emission,
-        "--excitation": excitation,
-        "--immersion-index": immersion_index,
-        "--sample-index": sample_index,
-        "--depth": depth,
-        "--pinhole": pinhole,
-    }
+    of_random = {
+        "--size": size, "--specimen": specimen, "--pinholes": pinholes, "--bleaching": bleaching, "--drift": drift,
+    }  # fmt: skip
+    of_stack = {"--z-range": z_range, "--background": background, "--z-step": z_step}
+    of_microscope = {
+        "--pixel-size": pixel_size, "--na": na, "--emission": emission, "--excitation": excitation,
+        "--immersion-index": immersion_index, "--sample-index": sample_index, "--depth": depth, "--pinhole": pinhole,
+    }  # fmt: skip
     if from_images is not None:
         del of_random["--size"]
-        refused, reason = {**of_random, **of_stack}, "does not go with --from-images: leave it out."
+        refused, reason = {**of_random, **of_stack, **of_microscope}, "does not go with --from-images: leave it out."
     elif from_stack is not None:
         refused, reason = of_random, "is for random specimens: leave it out, or leave out --from-stack."
     else:
@@ -225,19 +238,13 @@ def simulate(
     for flag, value in refused.items():
         if value is not None:
             raise ValueError(f"{flag} {reason}")
-
-    if from_images is not None:
-        num_images = num_images or 10
-        series = _pairs_of_images(from_images, split, num_images, size or 512, seed)
-    elif from_stack is None:
-        num_images = num_images or 10
-        arguments = {"pinholes": _parse_pinholes(pinholes), "bleaching": bleaching or 0.0, "drift": drift or 0.0}
-        series = _series_of_specimens(num_images, size or 512, seed, arguments)
-    else:
-        if na is None:
-            raise ValueError("--from-stack needs the numerical aperture of the objective: add --na.")
-        if depth is not None and sample_index is None:
-            raise ValueError("--depth needs the refractive index of the specimen: add --sample-index.")
+    has_microscope = any(value is not None for value in of_microscope.values())
+    if na is None and (from_stack is not None or has_microscope):
+        raise ValueError("A microscope needs the numerical aperture of the objective: add --na.")
+    if depth is not None and sample_index is None:
+        raise ValueError("--depth needs the refractive index of the specimen: add --sample-index.")
+    optics = None
+    if na is not None:
         immersion = next((n for n in (1.0, 1.33) if na < 0.96 * n), 1.515)
         optics = {
             "numerical_aperture": na,
@@ -248,7 +255,18 @@ def simulate(
             "depth": 0.0 if depth is None else depth,
             "pinhole": 1.0 if pinhole is None else pinhole,
         }
+
+    if from_images is not None:
+        num_images = num_images or 10
+        series = _pairs_of_images(from_images, split, num_images, size or 512, seed)
+    elif from_stack is not None:
         series = _pairs_of_stacks(from_stack, num_images, seed, pixel_size, z_step, z_range, background, optics)
+    else:
+        num_images = num_images or 10
+        series = _series_of_specimens(
+            num_images, size or 512, seed, specimen, pixel_size, optics,
+            pinholes=_parse_pinholes(pinholes), bleaching=bleaching or 0.0, drift=drift or 0.0,
+        )  # fmt: skip
 
     make_parents(output)
     with replace_when_complete(output) as folder, ExitStack() as stack:
@@ -275,10 +293,27 @@ def _parse_pinholes(text: str | None) -> tuple[float, ...]:
         ) from error
 
 
-def _series_of_specimens(number: int, size: int, seed: int, arguments: dict) -> Iterator[tuple[str, list]]:
+def _series_of_specimens(
+    number: int,
+    size: int,
+    seed: int,
+    kinds: list[str] | None,
+    pixel_size: float | None,
+    optics: dict | None,
+    **arguments,
+) -> Iterator[tuple[str, list]]:
     """Yield the name and the pairs of every random specimen."""
+    from haze_pipeline.simulation.optics import Optics
     from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_series
+    from haze_pipeline.simulation.specimens import ALL_SPECIMENS, SPECIMENS
 
+    for kind in kinds or ():
+        if kind not in ALL_SPECIMENS:
+            raise ValueError(f"--specimen must be one of {', '.join(ALL_SPECIMENS)}, got {kind}.")
+    if optics is not None and pixel_size is None:
+        raise ValueError("The microscope of random specimens needs the side of a pixel: add --pixel-size in µm.")
+    arguments["optics"] = None if optics is None else Optics(pixel_size=pixel_size, **optics)
+    arguments["specimens"] = {kind: ALL_SPECIMENS[kind] for kind in kinds} if kinds else SPECIMENS
     for index in range(number):
         yield f"simulated-{seed}-{index}", simulate_series(size, pair_generator(seed, index), **arguments)
 
