@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from haze_pipeline.sampling.ensemble import Ensemble
 from haze_pipeline.sampling.initial_noise import check_latents, draw_noise, replays
+from haze_pipeline.sampling.interpolant import Interpolant
 from haze_pipeline.sampling.uncertainty import predict_stds
 from haze_pipeline.utils.arrays import allocate
 
@@ -31,6 +32,9 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
     noise at t = 0 to the clear image at t = 1. The hazy image *guides* it as a second input channel; there is no
     `guidance_scale`. Every noise leads to one posterior sample. The mean of the samples estimates E[clear | hazy].
     Their standard deviation, after calibration, estimates the error of that mean.
+
+    Flows from the hazy image (SIFM), and networks that predict the clear image (InDI, cold diffusion), have the same
+    form. The four arguments of [`Interpolant`] select them.
 
     Args:
         unet ([`UNet2DModel`]):
@@ -57,6 +61,10 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         zero_state_mean (`bool`, defaults to `False`):
             Whether the network was trained with states of zeros at t = 0, where its velocity is the posterior mean.
             One step then needs neither noise nor seed.
+        source (`str`, defaults to `"noise"`): See [`Interpolant`], as for the next three.
+        source_noise (`float`, defaults to `1.0`): Standard deviation of the noise in the start, in network units.
+        prediction_type (`str`, defaults to `"velocity"`): `"velocity"`, or `"clear"` for the clear image.
+        guided (`bool`, defaults to `True`): Whether the hazy image is a second input of the network.
         domain (`dict`, *optional*): Feature distribution of the training images, see [`fit_domain`], for [`assess`].
         benefit (`dict`, *optional*): Regression for the gain of dehazing, see [`fit_benefit`], for [`assess`].
         training_patch_size (`int`, *optional*): Side of the training patches, pixels.
@@ -84,6 +92,10 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         noise_corner_frequency: float = 0.0,
         pixel_packing: int = 1,
         zero_state_mean: bool = False,
+        source: str = "noise",
+        source_noise: float = 1.0,
+        prediction_type: str = "velocity",
+        guided: bool = True,
         domain: dict | None = None,
         benefit: dict | None = None,
         training_patch_size: int | None = None,
@@ -111,12 +123,17 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
             noise_corner_frequency=noise_corner_frequency,
             pixel_packing=pixel_packing,
             zero_state_mean=zero_state_mean,
+            source=source,
+            source_noise=source_noise,
+            prediction_type=prediction_type,
+            guided=guided,
             domain=domain,
             benefit=benefit,
             training_patch_size=training_patch_size,
             training_pixel_size=training_pixel_size,
         )
-        self.prepare_network(unet, num_states=2)
+        self.interpolant = Interpolant(source, source_noise, prediction_type, guided)
+        self.prepare_network(unet, num_states=2 if guided else 1)
 
     @classmethod
     def from_default(cls, **kwargs) -> "HazeMatchingPipeline":
@@ -134,6 +151,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         strength: float,
         latents: np.ndarray | torch.Tensor | None,
         generator: torch.Generator | list[torch.Generator] | None,
+        source_noise: float,
         output_uncertainty: bool,
         callback_on_step_end_tensor_inputs: list[str],
     ):
@@ -145,6 +163,13 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 "`scheduler` must be a FlowMatchODEScheduler or a FlowMatchEulerDiscreteScheduler, "
                 f"got {type(self.scheduler).__name__}."
             )
+        solver = self.scheduler.config.get("solver")
+        if self.interpolant.prediction_type == "clear" and solver in ("heun", "rk4"):
+            raise ValueError(
+                f"`scheduler` must not have the solver {solver!r}, which needs the velocity at the clear image: this "
+                "network predicts clear images, from which no velocity follows there."
+            )
+        self.interpolant.check_source_noise(source_noise)
         if num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be positive, got {num_inference_steps}.")
         if ensemble_size < 1:
@@ -161,6 +186,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
             )
         if output_uncertainty and ensemble_size == 1:
             raise ValueError("`output_uncertainty` needs `ensemble_size` of 2 or more: one sample has no spread.")
+        if output_uncertainty and source_noise == 0:
+            raise ValueError("`output_uncertainty` needs `source_noise` above 0: without noise, there is no spread.")
         if output_uncertainty and num_inference_steps == 1:
             raise ValueError(
                 "`output_uncertainty` needs `num_inference_steps` of 2 or more: "
@@ -200,17 +227,19 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         members: Iterable[tuple[int, int]],
         latents: np.ndarray | torch.Tensor | None,
         generator: torch.Generator | list[torch.Generator] | None,
-        shape: tuple[int, ...],
+        hazy: torch.Tensor,
+        source_noise: float,
         is_mean: bool,
         sources: Sequence[int] = (),
     ) -> Iterator[torch.Tensor]:
         """
-        Initial states `[1, H, W]` of members (plane, member) of planes and copies of `shape` `[N + V, 1, H, W]`: the
-        `latents` if given, zeros for the mean of a network trained with them, else noise. Noise is drawn for whole
-        planes, so that padding and tiling do not change it. All planes share the noises of one generator; equal planes
-        have equal results. Copies have the noises of their `sources`. For a mean, every second noise is the negative
-        of the one before (antithetic pairs).
+        Initial states `[1, H, W]` of members (plane, member) of `hazy`, planes and copies `[N + V, 1, H, W]`. They are
+        made of the `latents` if given, of zeros for the mean of a network trained with them, else of noise. Noise is
+        drawn for whole planes, so that padding and tiling do not change it. All planes share the noises of one
+        generator; equal planes have equal results. Copies have the noises of their `sources`. For a mean, every second
+        noise is the negative of the one before (antithetic pairs).
         """
+        shape = hazy.shape
         number = shape[0] - len(sources)
         plane_of = [*range(number), *sources]
         if latents is not None:
@@ -220,16 +249,16 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         noise = None
         for plane, member in members:
             if latents is not None:
-                yield latents[member, plane_of[plane]]
+                noise = latents[member, plane_of[plane]]
             elif is_mean and self.config.zero_state_mean:
-                yield torch.zeros(shape[1:])
+                noise = torch.zeros(shape[1:])
             elif is_mean and member % 2:
-                yield noise.neg_()
+                noise = noise.neg_()
             else:
                 if member == 0:
                     source = next(replayed[plane_of[plane] % len(replayed)])
                 noise = draw_noise(shape[2:], self.config.noise_corner_frequency, source)
-                yield noise
+            yield self.interpolant.start(noise, hazy[plane], source_noise)
 
     @torch.no_grad()
     def __call__(
@@ -245,6 +274,7 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         latents: np.ndarray | torch.Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         normalization: Normalization | None = None,
+        source_noise: float | None = None,
         output_type: str = "np",
         output_uncertainty: bool = False,
         output_samples: bool = False,
@@ -290,6 +320,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 Maps between image and network units, one for all planes or one for each, instead of the checkpoint's.
                 The map of a whole stack, which keeps its planes comparable, is
                 `normalization_from(pool(measure(preprocess(stack))))` with the methods of `pipe.image_processor`.
+            source_noise (`float`, *optional*):
+                Standard deviation of the noise in the start, instead of the checkpoint's, see [`Interpolant`].
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
             output_uncertainty (`bool`, defaults to `False`):
                 Return the expected standard deviation of the error, calibrated if the checkpoint is calibrated.
@@ -312,13 +344,14 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         """
         steps, reduction = num_inference_steps, ensembling_kwargs or {}
         steps = self.config.default_num_inference_steps if steps is None else steps
+        source_noise = self.config.source_noise if source_noise is None else source_noise
         if isinstance(image, list):
             return self.call_each(
                 image, latents, generator, return_dict, num_inference_steps=steps, ensemble_size=ensemble_size,
                 batch_size=batch_size, ensembling_kwargs=reduction, strength=strength, restore_dim=restore_dim,
-                tile_size=tile_size, tile_overlap=tile_overlap, normalization=normalization, output_type=output_type,
-                output_uncertainty=output_uncertainty, output_samples=output_samples,
-                callback_on_step_end=callback_on_step_end,
+                tile_size=tile_size, tile_overlap=tile_overlap, normalization=normalization,
+                source_noise=source_noise, output_type=output_type, output_uncertainty=output_uncertainty,
+                output_samples=output_samples, callback_on_step_end=callback_on_step_end,
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             )  # fmt: skip
 
@@ -329,8 +362,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         shape, size = tuple(np.shape(image)), planes.shape[-2:]
         self.check_tiles(batch_size, tile_size, tile_overlap, output_type)
         self.check_inputs(
-            planes, shape, steps, ensemble_size, reduction, strength, latents, generator, output_uncertainty,
-            callback_on_step_end_tensor_inputs,
+            planes, shape, steps, ensemble_size, reduction, strength, latents, generator, source_noise,
+            output_uncertainty, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
         masked = planes.isnan() if planes.isnan().any() else None  # [N,1,H,W]
         hot_pixels = self.image_processor.replace_hot_pixels(planes)
@@ -344,7 +377,9 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         median = reduction.get("reduction") == "median"
         ensemble = Ensemble(hazy.shape, ensemble_size, output_uncertainty, output_samples or median)
         num_calls = len(self.prepare_scheduler(steps).timesteps)
-        starts = self.prepare_latents(members, latents, generator, hazy.shape, num_calls == 1, dim_regions.sources)
+        starts = self.prepare_latents(
+            members, latents, generator, hazy, source_noise, num_calls == 1, dim_regions.sources
+        )
 
         # 3. The flow: from the latents at t = 0 to a clear image at t = 1.
         def predict(network, latents, hazy, on_step=None):  # [B,1,h,w], [B,1,h,w]
@@ -352,7 +387,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
             for timestep in scheduler.timesteps:
                 # In diffusers, σ falls from noise to data, and the velocity is noise − data: both are reversed here.
                 t = 1 - timestep / scheduler.config.num_train_timesteps
-                velocity = network(torch.cat([latents, hazy], dim=1), t)  # [B,1,h,w]
+                prediction = network(self.interpolant.network_input(latents, hazy), t)  # [B,1,h,w]
+                velocity = self.interpolant.velocity(prediction, latents, t)
                 latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]  # [B,1,h,w]
                 if on_step is not None:
                     latents = on_step(timestep, latents)

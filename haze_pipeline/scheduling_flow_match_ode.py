@@ -13,7 +13,8 @@ from diffusers.utils import BaseOutput
 # For every solver: the positions of its stages, as fractions of the step, and the weights of their slopes. Most are
 # explicit Runge–Kutta methods, in which a stage starts from the slope of the previous one (Hairer, Nørsett & Wanner,
 # Solving Ordinary Differential Equations I, ch. II.1). Adams–Bashforth, "ab2" (ch. III.1), has one stage and adds the
-# slope of the previous step, with weights that depend on the grid. A bespoke solver uses all slopes. See `step`.
+# slope of the previous step, with weights that depend on the grid. A bespoke solver uses all slopes. Cold diffusion
+# uses the start of the path. See `step`.
 SOLVERS = {
     "euler": ((0.0,), (1.0,)),
     "midpoint": ((0.0, 0.5), (0.0, 1.0)),
@@ -21,7 +22,10 @@ SOLVERS = {
     "rk4": ((0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
     "ab2": ((0.0,), (1.0,)),
     "bespoke": ((0.0,), (1.0,)),
+    "cold": ((0.0,), (1.0,)),
+    "cold_naive": ((0.0,), (1.0,)),
 }
+NEED_ALL_STEPS = ("bespoke", "cold", "cold_naive")  # solvers that cannot begin in the middle of a grid
 
 
 @dataclass
@@ -53,7 +57,11 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         solver (`str`, defaults to `"euler"`):
             `"euler"` (first order, one network call per step), `"midpoint"` and `"heun"` (second order, two calls),
             `"ab2"` (Adams–Bashforth; second order, one call), `"rk4"` (fourth order, four calls) or `"bespoke"`
-            (fitted to a network; one call).
+            (fitted to a network; one call). `"cold"` and `"cold_naive"` are not solvers of an ODE, but the iterations
+            of cold diffusion (Bansal et al. 2022, arXiv 2208.09392, algorithms 2 and 1; one call) on the straight path
+            D(x̂, σ) = σ·x_start + (1 − σ)·x̂ to the present estimate x̂ of the data: x + D(x̂, σ_next) − D(x̂, σ), and
+            D(x̂, σ_next). Euler's step moves straight from the present state to x̂ instead. The three are equal where
+            the state lies on the path from the start to x̂.
         shift (`float`, defaults to `1.0`):
             Warps every grid, also a given one, by σ → shift·σ / (1 + (shift − 1)·σ) as diffusers' schedulers do (Esser
             et al. 2024, arXiv 2403.03206). Values above 1 shorten the steps near the noise, values below 1 those near
@@ -88,6 +96,7 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._start: torch.Tensor | None = None  # state at the beginning of the step
+        self._first: torch.Tensor | None = None  # state at the beginning of the path; only for cold diffusion
         self._slopes: list[torch.Tensor] = []  # of previous stages; for ab2, of the previous step; for bespoke, of all
 
     @property
@@ -111,9 +120,10 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"`begin_index` must be a multiple of {self.order}, the network calls per step, got {begin_index}."
             )
-        if begin_index and self.config.solver == "bespoke":
+        if begin_index and self.config.solver in NEED_ALL_STEPS:
             raise ValueError(
-                f"`begin_index` must be 0 for a bespoke solver, which needs all slopes, got {begin_index}."
+                f"`begin_index` must be 0 for the solver {self.config.solver!r}, which needs all steps, "
+                f"got {begin_index}."
             )
         self._begin_index = begin_index
 
@@ -160,7 +170,7 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(calls, dtype=torch.float32, device=device) * self.config.num_train_timesteps
         self._step_index = None
         self._begin_index = None
-        self._start = None
+        self._start = self._first = None
         self._slopes = []
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
@@ -206,6 +216,8 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         slope = model_output.to(dtype)
         if stage == 0:
             self._start = sample.to(dtype)
+        if self._first is None:
+            self._first = self._start
         if self.config.solver == "bespoke" and self.num_inference_steps > 1:
             self._slopes.append(slope)
             weights = self.config.bespoke[str(self.num_inference_steps)]["weights"][index]
@@ -217,6 +229,11 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
                 ratio = step_size / (self.sigmas[index] - self.sigmas[index - 1])
                 increment = (1 + ratio / 2) * slope - ratio / 2 * self._slopes[0]
             self._slopes = [slope]
+        elif self.config.solver in ("cold", "cold_naive"):
+            data = self._start - self.sigmas[index] * slope
+            increment = self._first - data
+            if self.config.solver == "cold_naive":  # begins at D(data, σ) instead of at the state
+                self._start = data + self.sigmas[index] * increment
         elif stage + 1 < self.order:
             self._slopes.append(slope)
             increment = nodes[stage + 1] * slope

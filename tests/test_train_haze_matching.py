@@ -28,6 +28,7 @@ from haze_pipeline.data.pairs import pairs_from_folder
 from haze_pipeline.data.patches import FieldsInMemory, TrainingExamples
 from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
+from haze_pipeline.sampling.interpolant import Interpolant
 from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 
 
@@ -431,6 +432,23 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
     assert config.input_mean == pytest.approx(hazy.mean()) and config.input_std == pytest.approx(hazy.std())
 
 
+def test_other_paths_are_trained_and_kept_when_training_continues(pairs, tmp_path):
+    """InDI: from the hazy image to a predicted clear one, which alone the network sees."""
+    UNet2DModel.from_config({**tiny_unet().config, "in_channels": 1}).save_config(tmp_path / "network")
+    path = ("--source", "hazy", "--source_noise", 0.01, "--prediction_type", "clear", "--unguided")
+    steps = ("--train_batch_size", 2, "--max_train_steps")
+    train(pairs, tmp_path / "indi", "--model_config_name_or_path", tmp_path / "network", *path, *steps, 2)
+    train(pairs, tmp_path / "tuned", "--init_from", tmp_path / "indi", *steps, 1)
+    for name in ("indi", "tuned"):
+        trained = HazeMatchingPipeline.from_pretrained(tmp_path / name)
+        assert trained.interpolant == Interpolant("hazy", 0.01, "clear", guided=False)
+    result = train(
+        pairs, tmp_path / "indi", "--model_config_name_or_path", tmp_path / "network", *path[:2], "--unguided",
+        *steps, 3, "--resume_from_checkpoint", "latest", check=False,
+    )  # fmt: skip
+    assert result.returncode == 1 and "with source_noise 0.01, not 0.0" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -439,6 +457,9 @@ def test_fixed_statistics_and_mixed_precision(pairs, tmp_path):
         (["--posterior_mean_share", "2"], "must be fractions that sum to 1 at most"),
         (["--simulated_fraction", "0.5"], "--simulated_fraction needs a dataset of specimens"),
         (["--noise_corner_frequency", "-1"], "--noise_corner_frequency must be 0 or more"),
+        (["--source_noise", "0"], "--source_noise must be positive if --source is"),
+        (["--unguided"], "--unguided needs --source hazy"),
+        (["--init_from", "lab/model", "--source", "hazy"], "remove --source"),
         (["--weakened_haze", "0.6", "--added_haze", "0.6"], "--added_haze must be fractions that sum to 1"),
         (["--mean_error_weight", "-1"], "--mean_error_weight must be finite and not negative"),
         (["--validation_steps", "0"], "--validation_steps must be positive"),

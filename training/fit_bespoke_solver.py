@@ -60,7 +60,7 @@ def main():
 
     # Data: patches, one noise for each, and the converged trajectories that start from this noise.
     packing = pipe.config.pixel_packing
-    check_network(pipe.unet, args.resolution, packing)
+    check_network(pipe.unet, args.resolution, packing, pipe.config.guided)
     images = []
     for pair in itertools.islice(load_pairs(args.train_data_dir, "train"), args.num_images):
         if min(pair.hazy.shape) < args.resolution:
@@ -82,13 +82,16 @@ def main():
         t = torch.tensor(1 - sigma, dtype=torch.float32, device=pipe.device)
         workers = torch.get_num_threads() if pipe.device.type == "cpu" else 1
 
-        def velocity(states):
-            return predict_packed(lambda *inputs: pipe.unet(*inputs).sample, states, t, packing)
+        def predict(inputs):
+            return predict_packed(lambda *each: pipe.unet(*each).sample, inputs, t, packing)
 
-        return -torch.cat(list(map_on_cores(velocity, torch.cat([state, hazy], dim=1).split(1), workers)))
+        inputs = pipe.interpolant.network_input(state, hazy)
+        prediction = torch.cat(list(map_on_cores(predict, inputs.split(1), workers)))
+        return -pipe.interpolant.velocity(prediction, state, t)
 
     step = -1 / CONVERGED_STEPS
-    trajectory = [noise]
+    start = pipe.interpolant.start(noise, hazy)
+    trajectory = [start]
     for sigma in np.linspace(1, 0, CONVERGED_STEPS + 1)[:-1]:
         middle = trajectory[-1] + step / 2 * slope(trajectory[-1], sigma)
         trajectory.append(trajectory[-1] + step * slope(middle, sigma + step / 2))
@@ -103,7 +106,7 @@ def main():
         Fit the weights for the grid `sigmas`, which ends with 0. Also return the RMS distance of the samples from the
         converged ones.
         """
-        state, slopes, weights = noise, [], []
+        state, slopes, weights = start, [], []
         for sigma, following in itertools.pairwise(sigmas):
             slopes.append(slope(state, sigma))
             # The weights sum to the length of the step. The fit finds how earlier slopes correct the last one.
@@ -127,11 +130,11 @@ def main():
         return np.append(1 - np.cumsum(np.insert(lengths / lengths.sum(), 0, 0.0))[:-1], 0.0)
 
     # Start with short steps near the noise and a short last step.
-    start = np.linspace(0, 1.2, args.num_inference_steps - 1)
-    simplex = np.vstack([start, start + 0.3 * np.eye(len(start))])
+    lengths = np.linspace(0, 1.2, args.num_inference_steps - 1)
+    simplex = np.vstack([lengths, lengths + 0.3 * np.eye(len(lengths))])
     best = minimize(
         lambda parameters: fit(grid(parameters))[1],
-        start,
+        lengths,
         method="Nelder-Mead",
         options={"maxfev": args.max_evaluations, "initial_simplex": simplex},
     )

@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +44,7 @@ from haze_pipeline.loading import load_pipeline
 from haze_pipeline.models.unet_haze_matching import add_gain, build_unet, check_network
 from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.reliability.out_of_domain import fit_domain
+from haze_pipeline.sampling.interpolant import Interpolant
 from haze_pipeline.sampling.pixel_packing import predict_packed
 from haze_pipeline.sharing.model_card import make_model_card, shareable_command
 from haze_pipeline.sharing.publishing import push_pipeline
@@ -108,6 +110,26 @@ def parse_args():
         "--predict_gain", action="store_true",
         help="Let the network also predict a gain of the hazy image, so that in-focus signal passes unchanged. If the "
         "network of --init_from has no gain, one is added that starts at 0.",
+    )  # fmt: skip
+    # Path and prediction: those of HazeMatching by default.
+    parser.add_argument(
+        "--source", choices=["noise", "hazy"],
+        help="Start of the path to the clear image: noise (HazeMatching), or the hazy image with noise (stochastic "
+        "interpolants, InDI). The default is noise. With --init_from, this and the next three are those of the "
+        "pipeline.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--source_noise", type=float,
+        help="Standard deviation of the noise in the start, in network units. The default is 1 for --source noise, "
+        "and 0 for --source hazy.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prediction_type", choices=["velocity", "clear"],
+        help="What the network predicts: the velocity (default) or the clear image (InDI, cold diffusion).",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unguided", action="store_true",
+        help="Do not show the hazy image to the network, besides the state. Needs --source hazy.",
     )  # fmt: skip
     # Optimisation.
     parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, patches, times and noise.")
@@ -203,6 +225,16 @@ def parse_args():
         parser.error(f"--intensity_augmentation must not be negative, got {args.intensity_augmentation}.")
     if not 0 <= min(args.weakened_haze, args.added_haze) <= args.weakened_haze + args.added_haze <= 1:
         parser.error("--weakened_haze and --added_haze must be fractions that sum to 1 at most.")
+    if args.init_from is not None:
+        for name in ("source", "source_noise", "prediction_type", "unguided"):
+            if getattr(args, name):
+                parser.error(f"--init_from sets the path and the prediction: remove --{name}.")
+    if args.unguided and args.source != "hazy":
+        parser.error("--unguided needs --source hazy: without it, the network does not see the hazy image.")
+    try:
+        choose_interpolant(args)
+    except ValueError as error:
+        parser.error(str(error).replace("`source_noise`", "--source_noise").replace("`source`", "--source"))
     if not 0 <= args.mean_error_weight < math.inf:
         parser.error(f"--mean_error_weight must be finite and not negative, got {args.mean_error_weight}.")
     if args.push_to_hub != (args.hub_model_id is not None):
@@ -210,6 +242,12 @@ def parse_args():
     if args.init_from is not None and args.normalization is not None:
         parser.error("--init_from sets the normalisation: remove --normalization.")
     return args
+
+
+def choose_interpolant(args):
+    source = args.source or "noise"
+    source_noise = (1.0 if source == "noise" else 0.0) if args.source_noise is None else args.source_noise
+    return Interpolant(source, source_noise, args.prediction_type or "velocity", not args.unguided)
 
 
 def balance(hazy):
@@ -331,6 +369,7 @@ def train(args, command, accelerator, output_dir):
     validation_input = validate(lambda hazy: hazy, data.validation)[0] if data.validation else None
     if data.validation:
         logger.info("validation: %d pairs, %.2f dB before dehazing", len(data.validation), validation_input)
+    interpolant = choose_interpolant(args) if initial is None else initial.interpolant
     zero_state_share = args.zero_state_share
     if zero_state_share is None:
         zero_state_share = 0.5 if initial is not None and initial.config.zero_state_mean else 0.0
@@ -363,13 +402,13 @@ def train(args, command, accelerator, output_dir):
         config = UNet2DModel.load_config(args.model_config_name_or_path)
         unet = UNet2DModel.from_config({**config, "sample_size": args.resolution})
     else:
-        unet = build_unet(pixel_packing=pixel_packing)
+        unet = build_unet(pixel_packing=pixel_packing, guided=interpolant.guided)
         unet.register_to_config(sample_size=args.resolution)
     if args.predict_gain and unet.config.out_channels == pixel_packing**2:
         add_gain(unet)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    check_network(unet, args.resolution, pixel_packing)
+    check_network(unet, args.resolution, pixel_packing, interpolant.guided)
     logger.info(
         "%d parameters, %d process(es), %d patches per step",
         unet.num_parameters(),
@@ -404,6 +443,7 @@ def train(args, command, accelerator, output_dir):
             noise_corner_frequency=noise_corner_frequency,
             pixel_packing=pixel_packing,
             zero_state_mean=zero_state_share > 0,
+            **asdict(interpolant),
             training_patch_size=args.resolution,
             training_pixel_size=data.pixel_size_span,
         )
@@ -419,6 +459,7 @@ def train(args, command, accelerator, output_dir):
         "resolution": args.resolution,
         "noise corner frequency": noise_corner_frequency,
         "pixel packing": pixel_packing,
+        **asdict(interpolant),
         "predicts gain": args.predict_gain,
         "schedule": f"{args.lr_scheduler} after {args.lr_warmup_steps} steps",
         "weakened haze": args.weakened_haze,
@@ -460,10 +501,11 @@ def train(args, command, accelerator, output_dir):
     for batch in batches:
         with accelerator.accumulate(unet):
             t = batch["t"].view(-1, 1, 1, 1)
-            latents = (1 - t) * batch["noise"] + t * batch["clear"]  # [B,1,h,w]
-            states = torch.cat([latents, batch["hazy"]], dim=1)  # [B,2,h,w]
-            velocity = predict_packed(lambda *inputs: unet(*inputs).sample, states, batch["t"], pixel_packing)
-            error = velocity - (batch["clear"] - batch["noise"])  # [B,1,h,w]
+            start = interpolant.start(batch["noise"], batch["hazy"])  # [B,1,h,w]
+            latents = (1 - t) * start + t * batch["clear"]  # [B,1,h,w]
+            inputs = interpolant.network_input(latents, batch["hazy"])  # [B,1 or 2,h,w]
+            prediction = predict_packed(lambda *each: unet(*each).sample, inputs, batch["t"], pixel_packing)
+            error = prediction - interpolant.target(start, batch["clear"])  # [B,1,h,w]
             weight = balance(batch["hazy"]) if args.balanced_loss else torch.ones_like(error)  # [B,1,h,w]
             mean_error = (weight * error).mean(dim=(1, 2, 3)) / weight.mean(dim=(1, 2, 3))
             mean_part = weight.mean(dim=(1, 2, 3)) * mean_error.square()  # part of the loss due to the mean error

@@ -10,7 +10,7 @@ from torch import nn
 BLOCK_OUT_CHANNELS = {128: (32, 32, 64, 96, 128), 64: (32, 64, 96, 128)}
 
 
-def build_unet(patch_size: int = 128, pixel_packing: int = 1) -> UNet2DModel:
+def build_unet(patch_size: int = 128, pixel_packing: int = 1, guided: bool = True) -> UNet2DModel:
     """
     A new network for the velocity field, to be trained on patches of 128 px (3.7 million parameters) or 64 px.
 
@@ -18,11 +18,12 @@ def build_unet(patch_size: int = 128, pixel_packing: int = 1) -> UNet2DModel:
         patch_size (`int`): 128 or 64.
         pixel_packing (`int`): With p, every p × p pixels become the channels of one pixel, as diffusers packs the
             latents of Flux. The receptive field is then p times wider, and the cost per pixel about p² times lower.
+        guided (`bool`): Whether the hazy image is a second input, besides the state.
     """
     plain = len(BLOCK_OUT_CHANNELS[patch_size]) - 2  # levels above the one with attention
     return UNet2DModel(
         sample_size=patch_size,
-        in_channels=2 * pixel_packing**2,  # x_t and the hazy image
+        in_channels=(2 if guided else 1) * pixel_packing**2,  # x_t and the hazy image
         out_channels=pixel_packing**2,
         layers_per_block=1,
         block_out_channels=BLOCK_OUT_CHANNELS[patch_size],
@@ -52,19 +53,21 @@ def add_gain(unet: UNet2DModel) -> None:
     unet.register_to_config(out_channels=wider.out_channels)
 
 
-def check_network(unet: UNet2DModel, resolution: int, pixel_packing: int = 1) -> None:
+def check_network(unet: UNet2DModel, resolution: int, pixel_packing: int = 1, guided: bool = True) -> None:
     """
     Check that a network suits the pipeline and the patch size.
 
     Raises:
-        `ValueError`: If the network does not map the state and the hazy image (packed pixels) to one image and,
-            optionally, a gain, or if patches of `resolution` pixels cannot be packed and halved between its levels.
+        `ValueError`: If the network does not map the state and, if `guided`, the hazy image (packed pixels) to one
+            image and, optionally, a gain, or if patches of `resolution` pixels cannot be packed and halved between its
+            levels.
     """
     channels, packed = (unet.config.in_channels, unet.config.out_channels), pixel_packing**2
-    if channels not in [(2 * packed, packed), (2 * packed, 2 * packed)]:
+    inputs, seen = (2 * packed, "the state and the hazy image") if guided else (packed, "the state")
+    if channels not in [(inputs, packed), (inputs, 2 * packed)]:
         raise ValueError(
-            f"The network must have {2 * packed} input channels, for the state and the hazy image, and {packed} "
-            f"output channel(s), or {2 * packed} with a gain, but has {channels[0]} and {channels[1]}."
+            f"The network must have {inputs} input channels, for {seen}, and {packed} output channel(s), or "
+            f"{2 * packed} with a gain, but has {channels[0]} and {channels[1]}."
         )
     factor = pixel_packing * 2 ** (len(unet.config.block_out_channels) - 1)
     if resolution % factor:

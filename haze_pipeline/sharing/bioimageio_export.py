@@ -16,6 +16,7 @@ from torch import nn
 from haze_pipeline.image_processing import HazeImageProcessor
 from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 from haze_pipeline.sampling.initial_noise import draw_noise
+from haze_pipeline.sampling.interpolant import Interpolant
 from haze_pipeline.sampling.pixel_packing import predict_packed, remove_lattice
 from haze_pipeline.sampling.tiled_sampler import FLIPS
 from haze_pipeline.utils.console import require
@@ -150,7 +151,15 @@ class PosteriorMean(nn.Module):
 def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> torch.jit.ScriptModule:
     """
     The posterior mean of a pipeline as TorchScript that maps `[B, 1, H, W]` to `[B, 1, H, W]`, see [`PosteriorMean`].
+
+    Raises:
+        `ValueError`: If the checkpoint is not a flow from noise.
     """
+    if pipe.interpolant != Interpolant():
+        raise ValueError(
+            "Only checkpoints of HazeMatching can be exported; this one has another path or prediction: "
+            f"{pipe.interpolant}."
+        )
     if pipe.config.zero_state_mean:
         noise, flips = torch.zeros(1, 1, 1, 1), FLIPS[:1]
     else:
