@@ -22,13 +22,14 @@ HERE = Path(__file__).parent
 KIND = ("--specimen", "tubules", "--na", 1.2, "--pixel-size", 0.1)
 # Name: number of pairs, seed. Other benchmarks use other seeds.
 PAIRS = {"train": (1000, 31), "test": (100, 33)}
-SIZE, RESOLUTION, BATCH = 160, 96, 4
+SIZE, RESOLUTION, BATCH = 160, 64, 4
 PACKED = ("--pixel_packing", 2)
-FLOW = (*PACKED, "--t_sampling", "uniform", "--posterior_mean_share", 0.2)
-INDI = (*PACKED, "--t_sampling", "uniform", "--posterior_mean_share", 0.5)
+FLOW = (*PACKED, "--report_to", "none", "--t_sampling", "uniform", "--posterior_mean_share", 0.2)
+INDI = (*PACKED, "--report_to", "none", "--t_sampling", "uniform", "--posterior_mean_share", 0.5)
 
 # Name: script, flags, and configuration of a narrow network.
 METHODS = {
+    "U-Net": ("regression", PACKED, None),
     "RCAN": ("regression", ("--architecture", "rcan"),
         {"num_features": 32, "num_groups": 4, "num_blocks": 4, "reduction": 8}),
     "MPRNet": ("regression", ("--architecture", "mprnet"),
@@ -36,6 +37,11 @@ METHODS = {
     "MIMO-UNet": ("regression", ("--architecture", "mimo-unet"), {"num_features": 16, "num_blocks": 4}),
     "Restormer": ("regression", ("--architecture", "restormer"),
         {"num_features": 16, "num_blocks": [2, 2, 2, 2], "num_refinement_blocks": 1}),
+    "InDI": ("haze_matching", (*INDI, "--source", "hazy", "--source_noise", 0.01, "--prediction_type", "clear",
+        "--unguided"), None),
+    "SIFM 0": ("haze_matching", (*FLOW, "--source", "hazy"), None),
+    "SIFM 0.1": ("haze_matching", (*FLOW, "--source", "hazy", "--source_noise", 0.1), None),
+    "HazeMatching": ("haze_matching", FLOW, None),
 }  # fmt: skip
 
 
@@ -80,7 +86,7 @@ def train(name, folder, minutes, precision):
 def main():
     parser = argparse.ArgumentParser(description="Train the methods of the paper at equal cost, and compare them.")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "methods", help="Pairs and networks.")
-    parser.add_argument("--minutes", type=float, default=8, help="Processor time of each training.")
+    parser.add_argument("--minutes", type=float, default=4, help="Processor time of each training.")
     parser.add_argument("--mixed_precision", default="bf16", help="no where the processor is slow at bf16.")
     parser.add_argument("--only", nargs="+", choices=METHODS, help="Train these methods, and compare nothing.")
     args = parser.parse_args()

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, tiny_unet, write_pairs
+from diffusers import UNet2DModel
 from scipy.ndimage import gaussian_filter
 from warm_python import run_script
 
@@ -159,6 +160,23 @@ def test_a_stored_regression_names_only_networks_of_this_package_and_runs_no_cod
     HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(tmp_path / "flow")
     with pytest.raises(ValueError, match="contains a HazeMatchingPipeline, not a HazeRegressionPipeline"):
         HazeRegressionPipeline.from_pretrained(tmp_path / "flow")
+
+
+def test_a_packed_unet_is_trained(tmp_path):
+    (tmp_path / "pairs").mkdir()
+    pairs = write_pairs(tmp_path / "pairs", 2, (48, 48))
+    UNet2DModel.from_config({**tiny_unet().config, "in_channels": 8, "out_channels": 4}).save_config(tmp_path / "net")
+    arguments = [
+        ROOT / "training" / "train_regression.py", "--train_data_dir", pairs, "--output_dir", tmp_path / "output",
+        "--pixel_packing", 2, "--train_batch_size", 2, "--max_train_steps", 1, "--resolution", 32,
+    ]  # fmt: skip
+    result = run_script(*arguments, "--architecture", "rcan")
+    assert result.returncode == 2 and "--pixel_packing is for the U-Net" in result.stderr
+    result = run_script(*arguments, "--model_config_name_or_path", tmp_path / "net")
+    assert result.returncode == 0, result.stderr[-3000:]
+    trained = HazeRegressionPipeline.from_pretrained(tmp_path / "output")
+    assert trained.config.pixel_packing == 2
+    assert trained(np.ones((20, 20))).prediction.shape == (20, 20)
 
 
 def test_the_training_script_trains_every_output_of_a_network(tmp_path):

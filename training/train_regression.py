@@ -36,6 +36,7 @@ from haze_pipeline.models.rcan import RCAN
 from haze_pipeline.models.restormer import Restormer
 from haze_pipeline.models.unet_haze_matching import build_unet, check_network
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
+from haze_pipeline.sampling.pixel_packing import predict_packed
 from haze_pipeline.training_utils import (
     averaged_unet,
     resume,
@@ -75,6 +76,10 @@ def parse_args():
         "--model_config_name_or_path",
         help="Configuration of a network of this architecture. The default is that of its paper.",
     )
+    parser.add_argument(
+        "--pixel_packing", type=int, default=1,
+        help="Pack N × N pixels into the channels of one pixel of the U-Net, as in train_haze_matching.py.",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights and patches.")
     parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
     parser.add_argument("--max_train_steps", type=int, default=6000, help="Total number of optimiser steps.")
@@ -90,6 +95,10 @@ def parse_args():
     parser.add_argument("--validation_steps", type=int, default=500, help="Steps between validations.")
     args = parser.parse_args()
     check_arguments(parser, args)
+    if args.pixel_packing < 1:
+        parser.error(f"--pixel_packing must be 1 or more pixels, got {args.pixel_packing}.")
+    if args.pixel_packing > 1 and args.architecture != "unet":
+        parser.error(f"--pixel_packing is for the U-Net, not for --architecture {args.architecture}.")
     return args
 
 
@@ -126,12 +135,12 @@ def main():
         )
 
     architecture, takes_state = ARCHITECTURES[args.architecture], args.architecture == "unet"
-    unet = build_unet() if takes_state else architecture()
+    unet = build_unet(pixel_packing=args.pixel_packing) if takes_state else architecture()
     if args.model_config_name_or_path is not None:
         unet = architecture.from_config(architecture.load_config(args.model_config_name_or_path))
     if takes_state:
         unet.register_to_config(sample_size=args.resolution)
-        check_network(unet, args.resolution)
+        check_network(unet, args.resolution, args.pixel_packing)
     elif args.resolution % unet.scale_factor:
         raise ValueError(
             f"--resolution must be a multiple of {unet.scale_factor} for this network, got {args.resolution}."
@@ -156,6 +165,7 @@ def main():
             input_std=image_processor.input_std,
             target_mean=image_processor.target_mean,
             target_std=image_processor.target_std,
+            pixel_packing=args.pixel_packing,
             training_patch_size=args.resolution,
             training_pixel_size=data.pixel_size_span,
         )
@@ -170,6 +180,7 @@ def main():
         "processes": accelerator.num_processes,
         "seed": args.seed,
         "resolution": args.resolution,
+        "pixel packing": args.pixel_packing,
         "learning rate": args.learning_rate,
         "weight decay": args.weight_decay,
         "decay of averages": args.ema_decay,
@@ -187,7 +198,10 @@ def main():
     for batch in accelerator.skip_first_batches(dataloader, step):
         if takes_state:
             inputs = torch.cat([torch.zeros_like(batch["hazy"]), batch["hazy"]], dim=1)  # [B,2,h,w]
-            predictions = unet(inputs, torch.zeros_like(batch["t"]), return_dict=False)  # ([B,1,h,w],)
+            t = torch.zeros_like(batch["t"])
+            predictions = [
+                predict_packed(lambda *each: unet(*each).sample, inputs, t, args.pixel_packing)
+            ]  # [B,1,h,w]
         else:
             predictions = unet(batch["hazy"])  # the last one is [B,1,h,w], others may be smaller
         loss = 0.0
