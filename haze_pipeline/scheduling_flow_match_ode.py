@@ -72,6 +72,8 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
             strings. Values are `{"sigmas": [1, σ_1, …], "weights": [[w_00], [w_10, w_11], …]}`. Step i adds the sum of
             w_ij·u_j over all slopes j so far. Its weights sum to σ_(i+1) − σ_i, so that a constant velocity is
             integrated exactly.
+        sigmas (`list[float]`, *optional*):
+            Grid for as many steps as it has values, instead of equal steps; see [`set_timesteps`].
     """
 
     _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler"]
@@ -83,6 +85,7 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
         solver: str = "euler",
         shift: float = 1.0,
         bespoke: dict[str, dict] | None = None,
+        sigmas: list[float] | None = None,
     ):
         if solver not in SOLVERS:
             raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {solver!r}.")
@@ -153,6 +156,8 @@ class FlowMatchODEScheduler(SchedulerMixin, ConfigMixin):
                     f"solver of this checkpoint, got {num_inference_steps}."
                 )
             sigmas = self.config.bespoke[str(num_inference_steps)]["sigmas"]
+        elif sigmas is None and self.config.sigmas and num_inference_steps == len(self.config.sigmas):
+            sigmas = self.config.sigmas
         elif sigmas is None:
             if num_inference_steps < 1:
                 raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")

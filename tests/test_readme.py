@@ -51,7 +51,7 @@ NOT_RUN = {
 TRAINING = "--max_train_steps 1 --train_batch_size 2 --lr_warmup_steps 0"
 SMALLER = {
     ("simulate", "--from-stack"): "--num-images 2",
-    ("simulate", "--pinholes"): "--num-images 1 --size 32",
+    ("simulate", "--pinholes"): "--num-images 2 --size 64",
     ("simulate", "--from-images"): "--num-images 2 --size 64",
     ("simulate", "--seed"): "--num-images 2 --size 32",
     ("dataset", "--test-share"): "--seed 2",  # with which each split gets one of the four specimens

@@ -40,6 +40,7 @@ from tqdm.auto import tqdm
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
+from haze_pipeline.data.pinhole_series import haze_fractions, join_series
 from haze_pipeline.loading import load_pipeline
 from haze_pipeline.models.unet_haze_matching import add_gain, build_unet, check_network
 from haze_pipeline.presets import Preset, choose_members
@@ -130,6 +131,12 @@ def parse_args():
     parser.add_argument(
         "--unguided", action="store_true",
         help="Do not show the hazy image to the network, besides the state. Needs --source hazy.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pinhole_series", action="store_true",
+        help="The pairs are pinhole series, as of haze-pipeline simulate --pinholes. The network learns to predict "
+        "the clear image from the image of any pinhole, at a time that is fitted to the haze of the series. Needs "
+        "--source hazy, --prediction_type clear and --unguided.",
     )  # fmt: skip
     # Optimisation.
     parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, patches, times and noise.")
@@ -231,6 +238,11 @@ def parse_args():
                 parser.error(f"--init_from sets the path and the prediction: remove --{name}.")
     if args.unguided and args.source != "hazy":
         parser.error("--unguided needs --source hazy: without it, the network does not see the hazy image.")
+    path = (args.source, args.source_noise or 0.0, args.prediction_type, args.unguided)
+    if args.pinhole_series and (args.init_from or path != ("hazy", 0.0, "clear", True)):
+        parser.error("--pinhole_series needs --source hazy, --prediction_type clear and --unguided, without noise.")
+    if args.pinhole_series and (args.simulate or args.streaming):
+        parser.error("--pinhole_series needs --train_data_dir, or --dataset_name without --streaming.")
     try:
         choose_interpolant(args)
     except ValueError as error:
@@ -354,6 +366,12 @@ def train(args, command, accelerator, output_dir):
     # Data, in the units of the initial pipeline or, without one, in units computed from the data.
     initial = None if args.init_from is None else load_pipeline(args.init_from)
     data = load_data(args)
+    sigmas = None  # the straight path
+    if args.pinhole_series:
+        data.pairs = join_series(data.pairs)
+        data.validation = join_series(data.validation) if data.validation else []
+        sigmas = haze_fractions(data.pairs)[::-1]
+        logger.info("haze of the pinholes, from the largest: %s", ", ".join(f"{sigma:.2f}" for sigma in sigmas))
     if initial is not None:
         image_processor = initial.image_processor
     else:
@@ -387,6 +405,7 @@ def train(args, command, accelerator, output_dir):
         t_sampling=args.t_sampling, seed=args.seed, length=max_train_steps * examples_per_step,
         intensity_augmentation=args.intensity_augmentation, weakened_haze=args.weakened_haze,
         added_haze=args.added_haze, noise_corner_frequency=noise_corner_frequency,
+        level_times=[1.0 - sigmas[0], *(1 - sigma for sigma in sigmas[:0:-1])] if sigmas else (),
     )  # fmt: skip
     # Not shuffled: the examples are already random, and this order is the same after resuming.
     dataloader = torch.utils.data.DataLoader(
@@ -433,7 +452,7 @@ def train(args, command, accelerator, output_dir):
     def averaged_pipeline():
         return HazeMatchingPipeline(
             unet=averaged_unet(accelerator, unet, ema),
-            scheduler=FlowMatchODEScheduler(),
+            scheduler=FlowMatchODEScheduler(solver="cold", sigmas=sigmas) if sigmas else FlowMatchODEScheduler(),
             normalization=image_processor.normalization,
             input_mean=image_processor.input_mean,
             input_std=image_processor.input_std,
@@ -444,6 +463,7 @@ def train(args, command, accelerator, output_dir):
             pixel_packing=pixel_packing,
             zero_state_mean=zero_state_share > 0,
             **asdict(interpolant),
+            default_num_inference_steps=len(sigmas) if sigmas else 19,
             training_patch_size=args.resolution,
             training_pixel_size=data.pixel_size_span,
         )
@@ -460,6 +480,7 @@ def train(args, command, accelerator, output_dir):
         "noise corner frequency": noise_corner_frequency,
         "pixel packing": pixel_packing,
         **asdict(interpolant),
+        "haze of pinholes": sigmas and [round(sigma, 6) for sigma in sigmas],
         "predicts gain": args.predict_gain,
         "schedule": f"{args.lr_scheduler} after {args.lr_warmup_steps} steps",
         "weakened haze": args.weakened_haze,
@@ -502,7 +523,7 @@ def train(args, command, accelerator, output_dir):
         with accelerator.accumulate(unet):
             t = batch["t"].view(-1, 1, 1, 1)
             start = interpolant.start(batch["noise"], batch["hazy"])  # [B,1,h,w]
-            latents = (1 - t) * start + t * batch["clear"]  # [B,1,h,w]
+            latents = batch["state"] if sigmas else (1 - t) * start + t * batch["clear"]  # [B,1,h,w]
             inputs = interpolant.network_input(latents, batch["hazy"])  # [B,1 or 2,h,w]
             prediction = predict_packed(lambda *each: unet(*each).sample, inputs, batch["t"], pixel_packing)
             error = prediction - interpolant.target(start, batch["clear"])  # [B,1,h,w]

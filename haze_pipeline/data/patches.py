@@ -1,7 +1,7 @@
 """Training examples: patches of hazy and clear images in network units."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 
 import numpy as np
@@ -15,6 +15,7 @@ from haze_pipeline.simulation.specimens import ALL_SPECIMENS, blobs, uniform
 
 from .augmentation import add_haze, weaken_haze
 from .pairs import Pair, pairs_from_rows
+from .pinhole_series import PinholeSeries
 
 
 # Coarse pixels for random specimens mixed with real ones: range of pixel sizes, in units of the largest pixel that
@@ -146,8 +147,8 @@ def fit_image_processor(normalization: str, pairs: list[Pair]) -> HazeImageProce
 
 def normalize_pair(pair: Pair, image_processor: HazeImageProcessor, resolution: int) -> torch.Tensor | None:
     """
-    Normalise a pair to `[2, H, W]` (hazy, clear). The result is `None` if the hazy image has no contrast, since
-    nothing can be learned from it.
+    Normalise a pair to `[2, H, W]` (hazy, clear), or a [`PinholeSeries`] to `[1 + T, H, W]` (hazy, clear, smaller
+    pinholes). The result is `None` if the hazy image has no contrast, since nothing can be learned from it.
 
     Raises:
         `ValueError`: If the images are smaller than patches of `resolution` pixels, or not finite.
@@ -160,19 +161,24 @@ def normalize_pair(pair: Pair, image_processor: HazeImageProcessor, resolution: 
         hazy, clear = image_processor.preprocess(pair.hazy), image_processor.preprocess(pair.clear)  # [1,1,H,W]
     except ValueError as error:
         raise ValueError(f"{pair.source}: {error}") from error
-    return _in_network_units(hazy, clear, image_processor)
+    smaller = image_processor.preprocess(pair.smaller) if isinstance(pair, PinholeSeries) else hazy[:0]  # [T-1,1,H,W]
+    return _in_network_units(hazy, clear, image_processor, smaller)
 
 
 def _in_network_units(
-    hazy: torch.Tensor, clear: torch.Tensor, image_processor: HazeImageProcessor
+    hazy: torch.Tensor, clear: torch.Tensor, image_processor: HazeImageProcessor, smaller: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """Normalise both images `[1, 1, H, W]` and stack them to `[2, H, W]`; `None` if the hazy one has no contrast."""
+    """
+    Normalise both images `[1, 1, H, W]`, and images of smaller pinholes like the hazy one, and stack them to
+    `[2 or more, H, W]`; `None` if the hazy one has no contrast.
+    """
     statistics = image_processor.compute_normalization(hazy)
     if statistics.target_std.item() == 0:
         return None
-    hazy = (hazy - statistics.input_mean) / statistics.input_std
+    recorded = hazy if smaller is None else torch.cat([hazy, smaller])
+    recorded = (recorded - statistics.input_mean) / statistics.input_std
     clear = (clear - statistics.target_mean) / statistics.target_std
-    return torch.cat([hazy, clear])[:, 0]
+    return torch.cat([recorded[:1], clear, recorded[1:]])[:, 0]
 
 
 class FieldsInMemory:
@@ -283,9 +289,13 @@ class TrainingExamples(torch.utils.data.Dataset):
             Fraction of examples with added smooth haze, besides those with weakened haze. The same conditions apply.
         noise_corner_frequency (`float`, defaults to `0.0`): Corner frequency of the noise spectrum, see
             [`draw_noise`]; 0 for white noise.
+        level_times (sequence of `float`, *optional*):
+            For fields of [`PinholeSeries`], the times of the images: of the largest pinhole, then of the smallest to
+            the second largest. An example then has the `state` of one of these images, drawn at random, at its time.
 
     Raises:
-        `ValueError`: If `weakened_haze` or `added_haze` is used with fixed statistics.
+        `ValueError`: If `weakened_haze` or `added_haze` is used with fixed statistics, or any variation of the haze or
+            of the intensity with series.
     """
 
     def __init__(
@@ -302,7 +312,10 @@ class TrainingExamples(torch.utils.data.Dataset):
         added_haze: float = 0.0,
         noise_corner_frequency: float = 0.0,
         zero_state_share: float = 0.0,
+        level_times: Sequence[float] = (),
     ):
+        if level_times and (weakened_haze + added_haze > 0 or intensity_augmentation > 0):
+            raise ValueError("The haze and the intensity of pinhole series cannot be varied: leave these options out.")
         if weakened_haze + added_haze > 0 and fields.image_processor.normalization == "fixed":
             raise ValueError(
                 '`weakened_haze` and `added_haze` do not work with fixed statistics: use the normalization `"image"`.'
@@ -314,6 +327,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         self.intensity_augmentation = intensity_augmentation
         self.weakened_haze, self.added_haze = weakened_haze, added_haze
         self.noise_corner_frequency = noise_corner_frequency
+        self.level_times = level_times
         self.seed = seed
         self.length = length
 
@@ -349,7 +363,12 @@ class TrainingExamples(torch.utils.data.Dataset):
             noise = torch.zeros(1, self.resolution, self.resolution)  # the target velocity is then the clear image
         else:
             noise = draw_noise((self.resolution, self.resolution), self.noise_corner_frequency, generator)  # [1,h,w]
-        return {"hazy": patch[:1], "clear": patch[1:], "noise": noise, "t": torch.tensor(t, dtype=torch.float32)}
+        example = {"hazy": patch[:1], "clear": patch[1:2], "noise": noise}
+        if self.level_times:
+            level = int(rng.integers(len(self.level_times)))
+            t = self.level_times[level]
+            example["state"] = patch[:1] if level == 0 else patch[1 + level : 2 + level]
+        return {**example, "t": torch.tensor(t, dtype=torch.float32)}
 
     def _vary_haze(self, field: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """Weaken or add haze in a field `[2, H, W]`, or leave it unchanged; then normalise the field again."""
