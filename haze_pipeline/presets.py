@@ -52,11 +52,17 @@ def choose_members(pipe, preset: Preset, num_inference_steps: int | None = None)
 
 
 def choose_solver(pipe, preset: Preset, num_inference_steps: int | None):
-    """The scheduler of a preset for the checkpoint of `pipe`, and the number of steps (the preset's if omitted)."""
+    """
+    The scheduler of a preset for the checkpoint of `pipe`, and the number of steps (the preset's if omitted). Networks
+    that predict clear images, as of InDI and cold diffusion, keep scheduler and steps of their checkpoint if a preset
+    has more than one step.
+    """
     from .scheduling_flow_match_ode import FlowMatchODEScheduler
 
     solver = PRESETS[preset]["solver"]
     steps = num_inference_steps or PRESETS[preset]["num_inference_steps"]
+    if steps > 1 and pipe.config.prediction_type == "clear":
+        return pipe.scheduler, num_inference_steps or pipe.config.default_num_inference_steps
     if solver != "bespoke":
         return FlowMatchODEScheduler(solver=solver), steps
     fitted = pipe.scheduler.config.get("bespoke") or {}

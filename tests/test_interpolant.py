@@ -12,6 +12,7 @@ from conftest import tiny_unet
 from diffusers import UNet2DModel
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.sampling.interpolant import Interpolant
 
 
@@ -206,3 +207,13 @@ def test_noise_of_a_call_is_checked(hazy):
     pipe = HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler())
     with pytest.raises(ValueError, match="`source_noise` must be positive"):
         pipe(hazy, 2, source_noise=0)
+
+
+def test_presets_keep_the_scheduler_of_a_network_that_predicts_clear_images():
+    indi = make_pipe(INDI, UNet2DModel.from_config({**tiny_unet().config, "in_channels": 1}))
+    prepared, steps, _ = with_preset(indi, Preset.balanced)
+    assert prepared.scheduler is indi.scheduler and steps == indi.config.default_num_inference_steps
+    prepared, steps, _ = with_preset(indi, Preset.fast)
+    assert steps == 1 and prepared.scheduler.config.solver == "euler"
+    prepared, steps, _ = with_preset(make_pipe(SIFM, tiny_unet()), Preset.balanced)
+    assert prepared.scheduler.config.solver == "ab2"
