@@ -3,8 +3,9 @@ Time `haze-pipeline evaluate` on held-out simulated pairs: all baselines and the
 
     python bench/evaluate.py
 
-The time is that of the whole command. As the regression baseline, it receives the network of the checkpoint, which
-costs as much as a network trained for regression. Scores are not stored. Writes `bench/evaluate.json`.
+The time is that of the whole command. As a second model, it receives a regression pipeline with the network of the
+checkpoint, which costs as much as a network trained for regression. Scores are not stored. Writes
+`bench/evaluate.json`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 
 from haze_pipeline.loading import load_pipeline
+from haze_pipeline.pipeline_haze_matching import DEFAULT_CHECKPOINT
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
 
@@ -40,7 +42,7 @@ def main():
         simulate = ["simulate", folder / "pairs", "--num-images", args.num_images, "--size", args.size, "--seed", SEED]
         subprocess.run([*program, *map(str, simulate)], check=True)
         evaluate = ["evaluate", "--dataset", folder / "pairs", "-o", folder / "report", "--preset", "fast"]
-        evaluate += ["--regression", folder / "regression"]
+        evaluate += ["--model", DEFAULT_CHECKPOINT, "--model", folder / "regression"]
         started = time.perf_counter()
         subprocess.run([*program, *map(str, evaluate)], check=True)
         seconds = time.perf_counter() - started

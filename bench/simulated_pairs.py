@@ -16,8 +16,8 @@ import torch
 from checkpoint import weights_hash
 
 from haze_pipeline.data.pairs import Pair
+from haze_pipeline.evaluation.methods import classical_methods
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
-from haze_pipeline.evaluation.scores import classical_methods
 from haze_pipeline.loading import load_pipeline
 from haze_pipeline.presets import Preset, choose_members
 from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
@@ -45,7 +45,7 @@ def main():
         pair = Pair(simulated.hazy.numpy(), simulated.clear.numpy(), name, name)
         images = {}
         for method in classical.values():
-            images.update(method(pair))
+            images.update(method.predict(pair))
         generator = torch.Generator().manual_seed(0)
         images[OURS] = pipe(
             pair.hazy, num_inference_steps=1, ensemble_size=choose_members(pipe, Preset.fast), generator=generator

@@ -1,7 +1,10 @@
 """Loading of pipelines by name: download the weights, load them, and move them to a device."""
 
+import json
 import re
+from collections.abc import Collection
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
@@ -25,29 +28,47 @@ class DType(StrEnum):
     float16 = "float16"
 
 
-def load_pipeline(model: str | None):
+# The classes of pipelines of this package, and their modules. `model_index.json` names the class of a stored pipeline.
+PIPELINES = {
+    "HazeMatchingPipeline": "haze_pipeline.pipeline_haze_matching",
+    "HazeRegressionPipeline": "haze_pipeline.pipeline_haze_regression",
+}
+
+
+def load_pipeline(model: str | None, kinds: Collection[str] = ("HazeMatchingPipeline",)):
     """
     Load the pipeline from a folder or a repository of the Hub. `None` loads the default checkpoint.
 
+    Args:
+        model (`str`, *optional*): Folder, or repository as `ORG/NAME` or `ORG/NAME@REVISION`.
+        kinds (collection of `str`, defaults to `("HazeMatchingPipeline",)`): Accepted classes; `PIPELINES` for all.
+
     Raises:
-        `ValueError`: If there is no such pipeline, or its files are damaged.
+        `ValueError`: If there is no such pipeline, it is of another class, or its files are damaged.
         `OSError`: If the Hub cannot be reached and there is no complete copy on this machine.
     """
     from diffusers.utils import logging as diffusers_logging
 
-    from .pipeline_haze_matching import HazeMatchingPipeline
-
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors are reported below in one sentence
     if model is None:
+        from .pipeline_haze_matching import HazeMatchingPipeline
+
         return HazeMatchingPipeline.from_default()
     folder = fetch_model(model)
     try:
-        return HazeMatchingPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+        kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        kind = kind[1] if isinstance(kind, list) else kind  # with stored code: [module, class]
+        if kind in kinds:
+            pipeline_class = getattr(import_module(PIPELINES[kind]), kind)
+            return pipeline_class.from_pretrained(folder, low_cpu_mem_usage=False)
     except Exception as error:  # damaged files cause errors of many kinds, from KeyError to SafetensorError
         raise ValueError(
             f"{model} could not be loaded as a pipeline; check the copy or create it again: {error}"
         ) from error
+    raise ValueError(
+        f"{model} contains a pipeline of the class {kind}, but {' or '.join(kinds)} is needed: name another model."
+    )
 
 
 def fetch_model(model: str) -> Path:
@@ -90,7 +111,7 @@ def place_pipeline(pipe, device, dtype: DType):
     Move a pipeline to a device and to a number type.
 
     Args:
-        pipe ([`HazeMatchingPipeline`]): The pipeline.
+        pipe ([`RestorationPipeline`]): The pipeline.
         device ([`Device`] or `torch.device`): The device.
         dtype ([`DType`]): The number type of the network's arithmetic.
 

@@ -353,7 +353,7 @@ def test_commands_accept_repositories_and_explain_errors(pipe, environments, tmp
             f"info lab/microscope@{revision} --json",
             f"dehaze {EXAMPLE} -o {tmp_path}/clear.ome.tif --model lab/microscope --num-inference-steps 1 "
             f"--ensemble-size 1 --json",
-            f"evaluate --dataset {pairs} -o {tmp_path}/report --model lab/microscope --preset fast --no-baselines",
+            f"evaluate --dataset {pairs} -o {tmp_path}/report --model lab/microscope --preset fast --baseline none",
             f"calibrate {pairs} -o {tmp_path}/calibrated --model lab/microscope {ensemble}",
             f"info {tmp_path}/calibrated --json",
             "info lab/nothing",
@@ -381,7 +381,7 @@ def test_commands_accept_repositories_and_explain_errors(pipe, environments, tmp
     assert json.loads(latest[1])["target_std"] == 1.4 == json.loads(again[1])["target_std"]
     assert json.loads(older[1])["target_std"] == 1.3
     assert json.loads(dehazed[1])["model"] == "lab/microscope"
-    assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["model"] == "lab/microscope"
+    assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["models"][0]["name"] == "lab/microscope"
     assert json.loads(again[1])["calibrated_for"] == {"ensemble_size": 2, "num_inference_steps": 2}
     assert kept == latest
     sentences = (

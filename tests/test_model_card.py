@@ -128,7 +128,7 @@ def test_a_pushed_card_contains_all_known_facts(run, model, pairs, tmp_path):
         "log": [{"step": 70, "seconds": 7200.0, "loss": 0.5, "validation_psnr": 24.25}],
     }
     (folder / "training.json").write_text(json.dumps(training))
-    options = ("--preset", "fast", "--no-baselines", "--dtype", "float32")
+    options = ("--preset", "fast", "--baseline", "none", "--dtype", "float32")
     code, _, error = run("evaluate", "--dataset", pairs, "--model", folder, "-o", tmp_path / "report", *options)
     assert code == 0, error
 
@@ -139,10 +139,13 @@ def test_a_pushed_card_contains_all_known_facts(run, model, pairs, tmp_path):
     card = check_card((staged / "README.md").read_text(encoding="utf-8"), staged)
     assert (card.data.datasets, card.data.base_model, card.data.license) == (["lab/pairs"], "lab/older", "cc-by-4.0")
     facts = json.loads((tmp_path / "report" / "evaluation.json").read_text())
-    score = facts["summary"]["haze-pipeline fast"]["range-invariant PSNR (dB)"]["mean"]
+    score = facts["summary"]["haze-pipeline fast"]["range-invariant PSNR (dB)"]
     first = card.data.eval_results[0]
-    assert first.metric_value == round(score, 4) and first.dataset_name == facts["dataset"]
-    assert f"| haze-pipeline fast | {score:.3f} |" in card.text
+    assert first.metric_value == round(score["mean"], 4) and first.dataset_name == facts["dataset"]
+    [row] = re.findall(r"^\| haze-pipeline fast \| (.*) \|$", card.text, re.MULTILINE)
+    parameters, _, shown, difference, *_ = row.split(" | ")
+    assert parameters == f"{pipe.unet.num_parameters() / 1e6:.3g}" and difference == "–"  # it is the reference
+    assert shown == f"{score['mean']:.2f} ± {score['deviation']:.2f}"
     calibration = json.loads((folder / "calibration.json").read_text())
     assert (
         f"{calibration['before']['RMS error / RMS deviation']:.2f} times the predicted standard deviation before"
@@ -170,6 +173,52 @@ def test_a_pushed_card_contains_all_known_facts(run, model, pairs, tmp_path):
         write_repository(other, tmp_path / "none", "lab/microscope", None, pairs)
     with pytest.raises(ValueError, match="float16"):
         write_repository(other.to(torch.float16), tmp_path / "half", "lab/x")
+
+
+def test_a_push_finds_its_model_among_several(run, pairs, tmp_path):
+    pipes = [HazeMatchingPipeline(tiny_unet(seed), FlowMatchODEScheduler()) for seed in range(3)]
+    for seed, pipe in enumerate(pipes):
+        pipe.save_pretrained(tmp_path / f"seed{seed}")
+    models = ("--model", tmp_path / "seed0", "--model", tmp_path / "seed1")
+    options = ("--preset", "fast", "--baseline", "none", "--dtype", "float32", "--num-figures", 0)
+    code, _, error = run("evaluate", "--dataset", pairs, *models, "-o", tmp_path / "report", *options)
+    assert code == 0, error
+    facts = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    # As if the pairs were a dataset of the Hub.
+    (tmp_path / "report" / "evaluation.json").write_text(json.dumps({**facts, "dataset_id": "lab/pairs"}))
+    write_repository(pipes[1], tmp_path / "staged", "lab/microscope", None, tmp_path / "report", license_id="mit")
+    card = check_card((tmp_path / "staged" / "README.md").read_text(encoding="utf-8"), tmp_path / "staged")
+    assert {result.metric_name.split(", ")[1] for result in card.data.eval_results} == {"seed1 fast"}
+    value = facts["summary"]["seed1 fast"]["range-invariant PSNR (dB)"]["mean"]
+    assert card.data.eval_results[0].metric_value == round(value, 4)
+    assert "This checkpoint is called seed1 in the table." in card.text and "| seed0 fast |" in card.text
+    assert f"weights {facts['models'][1]['revision']}" in card.text
+    stored = tmp_path / "staged" / ".eval_results" / "haze-pipeline-seed1-fast.yaml"
+    assert list(stored.parent.iterdir()) == [stored]
+    assert yaml.safe_load(stored.read_text())[0]["value"] == round(value, 4)
+    with pytest.raises(ValueError, match="of other weights"):
+        write_repository(pipes[2], tmp_path / "other", "lab/microscope", None, tmp_path / "report")
+
+
+def test_older_evaluations_are_read(run, model, pairs, tmp_path):
+    options = ("--preset", "fast", "--baseline", "none", "--dtype", "float32", "--num-figures", 0)
+    code, _, error = run("evaluate", "--dataset", pairs, "--model", model, "-o", tmp_path / "report", *options)
+    assert code == 0, error
+    file = tmp_path / "report" / "evaluation.json"
+    facts = json.loads(file.read_text())
+    revision = facts["models"][0]["revision"]
+    for name in ("models", "kinds", "parameters", "reference", "differences", "dataset_id"):
+        del facts[name]
+    file.write_text(json.dumps({**facts, "model": "lab/older", "revision": revision}))
+    pipe = HazeMatchingPipeline.from_pretrained(model)
+    write_repository(pipe, tmp_path / "staged", "lab/microscope", None, tmp_path / "report", license_id="mit")
+    card = check_card((tmp_path / "staged" / "README.md").read_text(encoding="utf-8"), tmp_path / "staged")
+    value = facts["summary"]["haze-pipeline fast"]["range-invariant PSNR (dB)"]["mean"]
+    assert card.data.eval_results[0].metric_value == round(value, 4) and f"weights {revision}" in card.text
+    assert "| haze-pipeline fast | " in card.text and not (tmp_path / "staged" / ".eval_results").exists()
+    file.write_text(json.dumps({**facts, "model": "lab/older", "revision": "0123456789ab"}))
+    with pytest.raises(ValueError, match=r"of other weights \(0123456789ab\)"):
+        write_repository(pipe, tmp_path / "other", "lab/microscope", None, tmp_path / "report")
 
 
 @pytest.mark.parametrize("published", [True, False])

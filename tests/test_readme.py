@@ -29,6 +29,7 @@ from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.cli import app
 from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
 from haze_pipeline.io.ome_zarr import OmeZarrWriter
+from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 
 
@@ -55,7 +56,7 @@ SMALLER = {
     ("simulate", "--from-images"): "--num-images 2 --size 64",
     ("simulate", "--seed"): "--num-images 2 --size 32",
     ("dataset", "--test-share"): "--seed 2",  # with which each split gets one of the four specimens
-    ("evaluate", "--dataset"): "--preset fast --no-baselines",  # for the others see test_cli_evaluate.py
+    ("evaluate", "--dataset"): "--preset fast --baseline none",  # for the others see test_cli_evaluate.py
     ("dehaze", "quality"): "--ensemble-size 2 --num-inference-steps 2",
     ("dehaze", "--workers"): "--workers 1",  # for processes see test_runs.py
     ("train_haze_matching.py", ""): f"{TRAINING} --simulation_size 64 --patches_per_field 2 --report_to none",
@@ -124,6 +125,7 @@ def inputs(tmp_path_factory):
     # 4. Checkpoints: the result of a training, and a file of the official code.
     for name in ("runs/first", "runs/first/best"):
         HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()).save_pretrained(folder / name)
+    HazeRegressionPipeline(tiny_unet()).save_pretrained(folder / "runs/regression")
     torch.save(reference_unet(128).state_dict(), folder / "best_model.pth")
     return folder
 

@@ -17,7 +17,7 @@ def push(
     evaluation: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Report of `haze-pipeline evaluate` on these weights, for the model card."
+            metavar="FOLDER", help="Report of `haze-pipeline evaluate` with these weights, for the model card."
         ),
     ] = None,
     example: Annotated[

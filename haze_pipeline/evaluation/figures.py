@@ -1,5 +1,6 @@
 """Figures of evaluations. They need matplotlib, which the extra `eval` installs."""
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,67 +50,144 @@ def plot_calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> "Figur
     return figure
 
 
-def plot_perception_distortion(summary: dict, distortion: str, perception: str) -> "Figure":
+# By kind of prediction: marker, colour and fill of the plot. The colours are of Okabe & Ito's palette, which
+# colour-blind readers can tell apart; the shapes differ, too.
+MARKS = {
+    "classical method": {"marker": "s", "color": "0.35", "markerfacecolor": "white"},
+    "point predictor": {"marker": "o", "color": "#0072B2"},
+    "posterior sample": {"marker": "^", "color": "#D55E00"},
+}
+
+
+def plot_perception_distortion(
+    summary: dict, kinds: dict[str, str], distortion: str, perception: str, higher_is_better: dict[str, bool]
+) -> "Figure":
     """
-    Plot two metrics of every method against each other, with their confidence intervals.
+    Plot two metrics of every method against each other, with their confidence intervals. Classical methods, point
+    predictors and posterior samples have different marks.
 
     Args:
         summary (`dict`): By method and metric `{"mean", "low", "high"}`, see [`summarize`].
+        kinds (`dict[str, str]`): By method, one of `MARKS`.
         distortion (`str`): Metric on the horizontal axis.
         perception (`str`): Metric on the vertical axis.
+        higher_is_better (`dict[str, bool]`): By metric, whether higher is better.
     """
-    figure = new_figure(figsize=(7, 5))
+    figure = new_figure(figsize=(8, 6))
     axes = figure.add_subplot()
-    for number, (method, metrics) in enumerate(summary.items()):
+    for kind, mark in MARKS.items():
+        axes.plot([], [], linestyle="none", markersize=7, label=kind, **mark)  # for the legend
+    for method, metrics in summary.items():
         x, y = metrics[distortion], metrics[perception]
         errors = {
             name: None if value["low"] is None else [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
             for name, value in (("xerr", x), ("yerr", y))
         }
-        axes.errorbar(
-            x["mean"], y["mean"], **errors, marker="osD^vP*X"[number % 8], color=f"C{number % 10}", capsize=2,
-            linewidth=0.8, linestyle="none", label=method,
-        )  # fmt: skip
-    axes.set(xlabel=distortion, ylabel=perception)
+        mark = MARKS[kinds[method]]
+        bars = {"ecolor": (mark["color"], 0.6), "elinewidth": 0.8, "capsize": 2}
+        axes.errorbar(x["mean"], y["mean"], **errors, linestyle="none", markersize=7, **mark, **bars)
+    # In the text of the vertical axis, which is rotated, the arrow to the left points down.
+    axes.set(
+        xlabel=f"{distortion}, better →" if higher_is_better[distortion] else f"← better, {distortion}",
+        ylabel=f"{perception}, better →" if higher_is_better[perception] else f"← better, {perception}",
+    )
+    axes.margins(0.12)
     axes.set_ylim(bottom=0)
     axes.grid(color="0.92")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    _label_points(axes, {method: (metrics[distortion], metrics[perception]) for method, metrics in summary.items()})
     return figure
+
+
+def _label_points(axes, points: dict[str, tuple[dict, dict]]):
+    """
+    Write the name of every point close to it, where it covers neither other names and marks nor, if possible, the bars
+    of confidence intervals. A name that is not beside its mark gets a line to it.
+    """
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # sets the limits and the place of the axes
+    pixels_per_point = axes.figure.dpi / 72
+    frame = axes.get_window_extent()
+    centres, marks, bars, labels = {}, {}, [], []  # in pixels
+    for name, values in points.items():
+        x, y = centres[name] = axes.transData.transform([value["mean"] for value in values])
+        # So wide that a name beside its own mark is not close to another one.
+        marks[name] = Bbox([[x, y], [x, y]]).padded(14 * pixels_per_point)
+        if values[0]["low"] is not None:
+            (left, bottom), (right, top) = (
+                axes.transData.transform([value[end] for value in values]) for end in ("low", "high")
+            )
+            bars += [Bbox([[left, y], [right, y]]).padded(1), Bbox([[x, bottom], [x, top]]).padded(1)]
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    places = [(distance, angle) for distance in (6, 12, 20, 30, 42, 56) for angle in angles]  # points, radians
+    style = {"fontsize": 8, "ha": "center", "va": "center", "path_effects": [withStroke(linewidth=2, foreground="w")]}
+    line = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+    for name, centre in centres.items():
+        data = [value["mean"] for value in points[name]]
+        label = axes.annotate(
+            name, data, (0, 0), textcoords="offset points", arrowprops=line, in_layout=False, **style
+        )
+        size = label.get_window_extent().size
+        others = [mark for other, mark in marks.items() if other != name]
+
+        def box_at(distance, angle, centre=centre, size=size):
+            # The nearest corner or side of the name is `distance` from the mark.
+            direction = np.array([np.cos(angle), np.sin(angle)])
+            middle = centre + distance * pixels_per_point * direction + np.sign(direction.round(1)) * size / 2
+            return Bbox([middle - size / 2, middle + size / 2])
+
+        def cost(place, box_at=box_at, others=others):
+            box = box_at(*place)
+            inside = Bbox.intersection(box, frame)
+            is_cut_off = inside is None or (inside.size < box.size - 0.5).any()
+            covered, crossed = box.count_overlaps(labels + others), min(4, box.count_overlaps(bars))
+            return 200 * is_cut_off + 50 * covered + 10 * crossed + 0.2 * place[0]
+
+        distance, angle = min(places, key=cost)
+        labels.append(box_at(distance, angle))
+        label.xyann = (labels[-1].get_points().mean(axis=0) - centre) / pixels_per_point
+        label.arrow_patch.set_visible(distance > 6)
 
 
 def plot_panels(pair: "Pair", images: dict[str, np.ndarray], scores: dict[str, float]) -> "Figure":
     """
-    Show the predictions of one pair and, below them, their errors. The scale and offset of each prediction are fitted
-    to the clear image, whose contrast is used for all of them.
+    Show the predictions of one pair and, below each, its errors. The scale and offset of each prediction are fitted to
+    the clear image, whose contrast is used for all of them.
 
     Args:
         pair ([`Pair`]): Hazy and clear image.
         images (`dict`): Predictions by name.
         scores (`dict`): Range-invariant PSNR of each prediction in dB.
     """
-    columns = len(images) + 1
+    columns = min(len(images) + 1, 6)
+    bands = -(-(len(images) + 1) // columns)  # each has a row of images and a row of errors
     height, width = pair.clear.shape
-    figure = new_figure(figsize=(1.75 * columns, 1.75 * height / width * 2 + 0.7))
-    axes = figure.subplots(2, columns, squeeze=False)
+    figure = new_figure(figsize=(1.75 * columns, bands * (1.75 * height / width * 2 + 0.6)))
+    axes = figure.subplots(2 * bands, columns, squeeze=False)
+    shown_above, errors_below = axes[::2].ravel(), axes[1::2].ravel()
     low, high = np.percentile(pair.clear, (0.1, 99.8))
     span = float(pair.clear.max()) - float(pair.clear.min())
     errors = {name: (fit_scale_and_offset(pair.clear, image) - pair.clear) / span for name, image in images.items()}
     limit = max(0.01, float(np.percentile(np.abs(list(errors.values())), 99)))
     # With "auto", Matplotlib averages pixels when it shrinks an image, and shows single pixels when it enlarges one.
     gray = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6 * span), "interpolation": "auto"}
-    for column, (name, image) in enumerate(images.items()):
-        axes[0, column].imshow(fit_scale_and_offset(pair.clear, image), **gray)
-        axes[0, column].set_title(f"{name}\n{scores[name]:.1f} dB", fontsize=7)
-        shown = axes[1, column].imshow(errors[name], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="auto")
-    axes[0, -1].imshow(pair.clear, **gray)
-    axes[0, -1].set_title(f"clear\nblack {low:.3g}, white {high:.3g}", fontsize=7)
     for axis in axes.flat:
         axis.set_axis_off()
-    bar = figure.colorbar(shown, cax=axes[1, -1].inset_axes((0.05, 0.05, 0.1, 0.9)))
+    for (name, image), above, below in zip(images.items(), shown_above, errors_below, strict=False):
+        above.imshow(fit_scale_and_offset(pair.clear, image), **gray)
+        above.set_title(f"{textwrap.fill(name, 28)}\n{scores[name]:.1f} dB", fontsize=7)
+        shown = below.imshow(errors[name], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="auto")
+    clear, below = shown_above[len(images)], errors_below[len(images)]
+    clear.imshow(pair.clear, **gray)
+    clear.set_title(f"clear\nblack {low:.3g}, white {high:.3g}", fontsize=7)
+    bar = figure.colorbar(shown, cax=below.inset_axes((0.05, 0.05, 0.1, 0.9)))
     bar.set_label("error / range of clear", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     if pair.pixel_size_um is not None:
-        _draw_scale_bar(axes[0, -1], width, height, pair.pixel_size_um)
+        _draw_scale_bar(clear, width, height, pair.pixel_size_um)
     return figure
 
 

@@ -1,13 +1,15 @@
 """Comparison of methods on pairs: scores of every image, means with confidence intervals, and their protocol."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
 from haze_pipeline.data.pairs import Pair
 
-from .baselines import BASELINES
+from . import perceptual
 from .feature_similarity import fsim, gmsd
 from .metrics import (
     micro_ms3im,
@@ -83,6 +85,48 @@ PROTOCOL = {
 MIN_SIDE = 48  # px; every metric is defined for images of at least this side
 
 
+def choose_metrics(pairs: list[Pair], with_networks: bool, dinov2: str | None) -> tuple[dict, dict]:
+    """
+    The metrics of an evaluation, and what is known about them.
+
+    Args:
+        pairs (`list[Pair]`): The pairs to evaluate on.
+        with_networks (`bool`): Add LPIPS and FID-768.
+        dinov2 (`str`, *optional*): Add the distance of the features of this DINOv2.
+
+    Returns:
+        `tuple[dict, dict]`: The metrics of the whole set, see [`score_images`]. And `protocol`, by name the definition
+        of every metric; `unreliable`, the names of those for which the pairs are too few; `higher_is_better`, by name.
+
+    Raises:
+        `ValueError`: If an image is too small for the added metrics.
+        `OSError`: If DINOv2 cannot be loaded.
+    """
+    set_metrics, num_features = dict(SET_METRICS), {}
+    small = [pair for pair in pairs if min(pair.clear.shape) < perceptual.PATCH]
+    if (with_networks or dinov2 is not None) and small:
+        raise ValueError(
+            f"{small[0].source} has {small[0].clear.shape} pixels, too few for the patches of --perceptual and "
+            f"--dinov2, whose side is {perceptual.PATCH} pixels: leave out these options or the image."
+        )
+    if with_networks:
+        set_metrics |= {"LPIPS": (perceptual.lpips, False), "FID-768": (perceptual.fid, False)}
+        num_features["FID-768"] = 768
+    if dinov2 is not None:
+        tokens = perceptual.ClassTokens(dinov2)  # loaded now, so that a wrong name fails at once
+        set_metrics["DINOv2 distance"] = (partial(perceptual.dinov2_distance, tokens=tokens), False)
+        num_features["DINOv2 distance"] = tokens.num_features
+    metrics = IMAGE_METRICS | JOINT_METRICS | set_metrics
+    protocol = {name: PROTOCOL[name] for name in metrics}
+    # The covariance of n features needs more than n patches.
+    num_patches = sum(math.prod(side // perceptual.PATCH for side in pair.clear.shape) for pair in pairs)
+    unreliable = [name for name, number in num_features.items() if num_patches <= number]
+    for name in unreliable:
+        protocol[name] += f"; unreliable: {num_patches} patches are too few for {num_features[name]} features"
+    higher_is_better = {name: higher for name, (_, higher) in metrics.items()}
+    return set_metrics, {"protocol": protocol, "unreliable": unreliable, "higher_is_better": higher_is_better}
+
+
 def score_images(
     pairs: list[Pair],
     methods: dict[str, Callable[[Pair], dict[str, np.ndarray]]],
@@ -102,7 +146,8 @@ def score_images(
 
     Returns:
         `dict`: `predictions`, by name of the prediction the kept images; `scores`, by name and metric one value for
-        every image; `set_scores`, by name and metric one value; `seconds_per_megapixel`, by name of the method.
+        every image; `set_scores`, by name and metric one value; `seconds_per_megapixel`, by name the time of the
+        whole method.
 
     Raises:
         `ValueError`: If there are no pairs, a clear image is constant, too small or not finite, a method fails with
@@ -130,8 +175,9 @@ def score_images(
                 if not np.isfinite(image).all():
                     raise ValueError(f"{pair.source}, {key}: the prediction contains NaN or infinite values.")
                 predictions.setdefault(key, []).append(image)
-        results["seconds_per_megapixel"][name] = (time.perf_counter() - started) / megapixels
+        seconds = time.perf_counter() - started
         for key, images in predictions.items():
+            results["seconds_per_megapixel"][key] = seconds / megapixels
             results["predictions"][key] = images[:num_kept]
             results["scores"][key] = {
                 metric: [function(*both) for both in zip(targets, images, strict=True)]
@@ -143,21 +189,17 @@ def score_images(
     return results
 
 
-def classical_methods() -> dict[str, Callable[[Pair], dict[str, np.ndarray]]]:
+def paired_differences(scores: dict[str, dict[str, list[float]]], reference: str) -> dict[str, dict[str, list[float]]]:
     """
-    By name, the unchanged input and every classical baseline as functions of a pair. On every image, each baseline has
-    the setting with the highest range-invariant PSNR *on that same image*. No user can know this setting, so the score
-    is an upper bound for the baseline.
+    The scores of every method minus those of `reference` on the same images. [`summarize`] gives their intervals: it
+    resamples the same specimens for both. The spread between images is mostly common to all methods, so that these
+    intervals are narrower than those of the scores.
     """
-
-    def best(name: str) -> Callable[[Pair], dict[str, np.ndarray]]:
-        def run(pair: Pair) -> dict[str, np.ndarray]:
-            images = BASELINES[name](pair.hazy)
-            return {name: max(images, key=lambda image: range_invariant_psnr(pair.clear, image))}
-
-        return run
-
-    return {"input": lambda pair: {"input": pair.hazy}, **{name: best(name) for name in BASELINES}}
+    return {
+        method: {metric: np.subtract(values, scores[reference][metric]).tolist() for metric, values in metrics.items()}
+        for method, metrics in scores.items()
+        if method != reference
+    }
 
 
 def summarize(scores: dict[str, dict[str, list[float]]], specimens: Iterable[str], num_resamples: int = 2000) -> dict:

@@ -5,12 +5,27 @@ from a publication that the card names.
 
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from haze_pipeline.utils.provenance import weights_digest
+
+from .evaluation_results import (
+    DISTORTION,
+    PERCEPTION,
+    eval_results,
+    evaluated_models,
+    find_model,
+    format_difference,
+    format_parameters,
+    format_score,
+    format_seconds,
+)
+
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import ModelCard
 
     from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 
@@ -49,7 +64,7 @@ def make_model_card(
             Known facts, see [`read_facts`]; each may be missing.
             - `training`: written by `training/train_haze_matching.py`.
             - `conversion`: written by `haze-pipeline convert`.
-            - `evaluation`: written by `haze-pipeline evaluate`.
+            - `evaluation`: written by `haze-pipeline evaluate`, also for several models.
             - `calibration`: written by `haze-pipeline calibrate`.
             - `calibration_plot`: name of a file beside the card.
             - `figures`: pairs of a file and its caption.
@@ -58,12 +73,16 @@ def make_model_card(
               made by `haze-pipeline evaluate`.
             - `loader`: a call to show instead of `from_pretrained`.
         license_id (`str`, *optional*): Licence of the weights as the Hub spells it, such as `"apache-2.0"`.
+
+    Raises:
+        `ValueError`: If the evaluation is of other weights.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     training, evaluation, conversion = (facts.get(name) for name in ("training", "evaluation", "conversion"))
     dataset, base_model = (training or {}).get("dataset_name"), (training or {}).get("base_model")
-    results = eval_results(evaluation) if evaluation else facts.get("eval_results")
+    evaluated = find_model(evaluation, weights_digest(pipeline)) if evaluation else None
+    results = eval_results(evaluation, evaluated) if evaluation else facts.get("eval_results")
     card_data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="image-to-image",
@@ -85,54 +104,45 @@ def make_model_card(
         title=title,
         config=pipeline.config,
         parameters=f"{pipeline.unet.num_parameters():,}",
-        results=_results(evaluation) if evaluation else None,
+        results=_results(evaluation, evaluated) if evaluation else None,
         published=published,
         published_results=PUBLISHED_RESULTS.get(conversion["subset"], []) if published else [],
         **facts,
     )
 
 
-def eval_results(evaluation: dict) -> list["EvalResult"]:
-    """The scores of a model's own predictions for a card's `model-index`, from a file of `haze-pipeline evaluate`."""
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type="image-to-image",
-            task_name="dehazing",
-            dataset_type=evaluation["dataset"],
-            dataset_name=evaluation["dataset"],
-            dataset_split=evaluation["split"],
-            metric_type=metric,
-            metric_name=f"{metric}, {method}",
-            metric_value=round(mean_score(evaluation, method, metric), 4),
-            dataset_args={"images": evaluation["num_images"], "specimens": evaluation["num_specimens"]},
-            metric_args={"protocol": evaluation["protocol"][metric]},
-        )
-        for method in evaluation["summary"]
-        if method.startswith("haze-pipeline")
-        for metric in evaluation["higher_is_better"]
-    ]
-
-
-def mean_score(evaluation: dict, method: str, metric: str) -> float:
-    """The mean of a metric over the images, or its single value if it is a metric of the whole set."""
-    if metric in evaluation["set_scores"][method]:
-        return evaluation["set_scores"][method][metric]
-    return evaluation["summary"][method][metric]["mean"]
-
-
-def _results(evaluation: dict) -> dict:
-    """A table of mean scores, and how many predictions are farther from the truth than their input."""
-    metrics = list(evaluation["higher_is_better"])
-    rows = {method: [mean_score(evaluation, method, metric) for metric in metrics] for method in evaluation["summary"]}
-    own = next(method for method in rows if method.startswith("haze-pipeline"))
+def _results(evaluation: dict, model: dict) -> dict:
+    """
+    A table of all methods of an evaluation, and how many predictions of `model` are farther from the truth than their
+    input.
+    """
+    columns = {}
+    is_complete = "differences" in evaluation  # not in older files
+    if is_complete:
+        columns |= {"parameters (million)": format_parameters, "seconds per megapixel": format_seconds}
+    for metric in dict.fromkeys((DISTORTION, PERCEPTION, *evaluation["higher_is_better"])):
+        arrow = "↑" if evaluation["higher_is_better"][metric] else "↓"
+        columns[f"{metric} {arrow}"] = partial(format_score, metric=metric)
+        if is_complete and metric in (DISTORTION, PERCEPTION):
+            name = f"{metric}, difference from {evaluation['reference']}"
+            columns[name] = partial(format_difference, metric=metric)
+    rows = {method: [cell(evaluation, method) for cell in columns.values()] for method in evaluation["summary"]}
+    own = model["methods"][0]
     gains = [
-        (image["scores"][own][metrics[0]] - image["scores"]["input"][metrics[0]], image["source"])
+        (image["scores"][own][DISTORTION] - image["scores"]["input"][DISTORTION], image["source"])
         for image in evaluation["images"]
     ]
     worse = [gain for gain, _ in gains if gain < 0]
-    return {"metrics": metrics, "rows": rows, "own": own, "num_worse": len(worse), "worst": min(gains)}
+    return {
+        "columns": list(columns),
+        "rows": rows,
+        "metric": DISTORTION,
+        "own": own,
+        "revision": model["revision"],
+        "name": model["name"] if len(evaluated_models(evaluation)) > 1 else None,
+        "num_worse": len(worse),
+        "worst": min(gains),
+    }
 
 
 def shareable_command(arguments: list[str]) -> str:

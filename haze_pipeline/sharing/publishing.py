@@ -19,11 +19,15 @@ from haze_pipeline.utils.console import require
 from haze_pipeline.utils.hub import create_repository
 from haze_pipeline.utils.provenance import weights_digest
 
+from .evaluation_results import find_model, write_eval_results
 from .model_card import FACTS, make_model_card, read_facts
 
 
 # Files of an earlier push. Those that are not uploaded again are deleted in the same commit.
-OURS = ["*.py", "unet/*", "scheduler/*", "examples/*", *(f"{name}.json" for name in FACTS), "calibration.png"]
+OURS = [
+    "*.py", "unet/*", "scheduler/*", "examples/*", *(f"{name}.json" for name in FACTS), "calibration.png",
+    ".eval_results/haze-pipeline*",
+]  # fmt: skip
 
 GENERATED = "<!-- Written by haze-pipeline"
 
@@ -49,7 +53,9 @@ def push_pipeline(
         folder (`str` or `Path`, *optional*):
             Pipeline folder with the files that training, conversion, evaluation and calibration wrote. A LICENSE there
             is uploaded too. A README.md there replaces the card if it was written or changed by hand.
-        evaluation (`str` or `Path`, *optional*): Folder that `haze-pipeline evaluate` wrote.
+        evaluation (`str` or `Path`, *optional*):
+            Folder that `haze-pipeline evaluate` wrote. If it compares several models, the card has the results of the
+            one with the weights of `pipe`.
         examples (sequence of `str` or `Path`, *optional*): Hazy TIFFs to upload. The card shows their results.
         license_id (`str`, *optional*): Licence of the weights as the Hub spells it, such as `"apache-2.0"`.
         private (`bool`, *optional*): Make a new repository private. By default, the organisation's setting applies.
@@ -114,12 +120,8 @@ def write_repository(
             raise ValueError(f"{evaluation} is not a report of `haze-pipeline evaluate`: it has no evaluation.json.")
         shutil.copyfile(Path(evaluation, "evaluation.json"), staged / "evaluation.json")
     facts = read_facts(staged)
-    own, evaluated = weights_digest(pipe), facts.get("evaluation", {}).get("revision")
-    if evaluated not in (None, own):
-        raise ValueError(
-            f"The evaluation is of other weights ({evaluated}) than those to push ({own}): evaluate the weights to "
-            "push."
-        )
+    if "evaluation" in facts:
+        write_eval_results(staged, facts["evaluation"], find_model(facts["evaluation"], weights_digest(pipe)))
 
     # 3. Examples, dehazed as by `haze-pipeline dehaze`.
     (staged / "examples").mkdir()
