@@ -47,6 +47,7 @@ bench: .venv/.installed-test
 	$(BIN)/python bench/loader.py
 	$(BIN)/python bench/training.py
 	$(BIN)/python bench/regression.py
+	$(BIN)/python bench/methods.py
 	$(BIN)/python bench/stack_pairs.py
 	$(BIN)/python bench/calibration.py
 	$(BIN)/python bench/evaluate.py

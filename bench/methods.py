@@ -5,12 +5,17 @@ Train the methods of the paper at equal cost on simulated pairs of one kind, and
 
 One microscope images random specimens of tubules. Every network trains for the same processor time on one core
 (`--minutes`), so the networks are narrow or packed, and train far less than in the papers. The commands are those of a
-user. What exists in `--folder` is not made again. Writes `bench/methods.json` and `docs/images/methods.png`.
+user. What exists in `--folder` is not made again. Writes `bench/methods.json` and the figures
+`docs/images/methods*.png`.
 """
 
 import argparse
+import base64
+import itertools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +25,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
+from haze_pipeline.loading import load_pipeline
 from haze_pipeline.models.mimo_unet import MIMOUNet
 from haze_pipeline.models.mprnet import MPRNet
 from haze_pipeline.models.rcan import RCAN
@@ -37,8 +43,11 @@ PACKED = ("--pixel_packing", 2)
 FLOW = (*PACKED, "--report_to", "none", "--t_sampling", "uniform", "--posterior_mean_share", 0.2)
 INDI = (*PACKED, "--report_to", "none", "--t_sampling", "uniform", "--posterior_mean_share", 0.5)
 
-# Name: script, flags, and a narrow network.
+METRICS = ("range-invariant PSNR (dB)", "MicroMS3IM", "FSIM", "spectrum distance (dB)")
+
+# Name: script, flags, and a narrow network. The first one is the reference of the differences.
 METHODS = {
+    "HazeMatching": ("haze_matching", FLOW, lambda: build_unet(pixel_packing=2)),
     "U-Net": ("regression", PACKED, lambda: build_unet(pixel_packing=2)),
     "RCAN": ("regression", ("--architecture", "rcan"),
         lambda: RCAN(num_features=32, num_groups=3, num_blocks=3, reduction=8)),
@@ -52,7 +61,6 @@ METHODS = {
     "SIFM 0": ("haze_matching", (*FLOW, "--source", "hazy"), lambda: build_unet(pixel_packing=2)),
     "SIFM 0.1": ("haze_matching", (*FLOW, "--source", "hazy", "--source_noise", 0.1),
         lambda: build_unet(pixel_packing=2)),
-    "HazeMatching": ("haze_matching", FLOW, lambda: build_unet(pixel_packing=2)),
 }  # fmt: skip
 
 
@@ -104,6 +112,36 @@ def train(name, folder, minutes, precision):
     (output / "cost.json").write_text(json.dumps({"steps": steps, "batch": batch, "seconds_per_step": cost}))
 
 
+def compare(folder, minutes):
+    """Evaluate all methods on the held-out pairs, and write the results and the figures."""
+    # The paper also samples the interpolant that was trained without noise with noise.
+    pipe = load_pipeline(str(folder / "SIFM 0"))
+    pipe.register_to_config(source_noise=0.1)
+    pipe.save_pretrained(folder / "SIFM 0, noise 0.1")
+    models = [*METHODS]
+    models.insert(models.index("SIFM 0") + 1, "SIFM 0, noise 0.1")
+    shutil.rmtree(folder / "report", ignore_errors=True)
+    named = itertools.chain.from_iterable(("--model", folder / name) for name in models)
+    run(
+        sys.executable, "-m", "haze_pipeline", "evaluate", "--dataset", folder / "test", "--baseline", "all",
+        "--num-figures", 1, "-o", folder / "report", *named,
+    )  # fmt: skip
+    evaluation = json.loads((folder / "report" / "evaluation.json").read_text())
+    kept = ("num_images", "kinds", "parameters", "seconds_per_megapixel", "reference")
+    results = {name: evaluation[name] for name in kept}
+    for part in ("summary", "differences"):
+        results[part] = {
+            method: {metric: values[metric] for metric in METRICS} for method, values in evaluation[part].items()
+        }
+    results["trainings"] = {name: json.loads((folder / name / "cost.json").read_text()) for name in METHODS}
+    results |= {"minutes": minutes, "num_pairs": PAIRS["train"][0], "size": SIZE, "resolution": RESOLUTION}
+    (HERE / "methods.json").write_text(json.dumps(results, indent=1) + "\n")
+    # The first figure of the report is the plot, the second one shows the first pair.
+    figures = re.findall('data:image/png;base64,([^"]+)', (folder / "report" / "report.html").read_text())
+    for name, figure in zip(("methods", "methods_example"), figures, strict=True):
+        (HERE.parent / "docs" / "images" / f"{name}.png").write_bytes(base64.b64decode(figure))
+
+
 def main():
     parser = argparse.ArgumentParser(description="Train the methods of the paper at equal cost, and compare them.")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "methods", help="Pairs and networks.")
@@ -120,8 +158,8 @@ def main():
             )  # fmt: skip
     for name in args.only or METHODS:
         train(name, args.folder, args.minutes, args.mixed_precision)
-    if args.only:
-        return
+    if not args.only:
+        compare(args.folder, args.minutes)
 
 
 if __name__ == "__main__":

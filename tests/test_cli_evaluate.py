@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.data.hub_datasets import build_dataset, pair_row
 from haze_pipeline.data.pairs import pairs_from_folder
-from haze_pipeline.evaluation.baselines import BASELINES
-from haze_pipeline.evaluation.methods import choose_baselines, short_names
+from haze_pipeline.evaluation.baselines import BASELINES, dark_sectioning
+from haze_pipeline.evaluation.methods import choose_baselines, classical_methods, short_names
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.evaluation.scores import paired_differences, summarize
 from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
@@ -240,6 +241,20 @@ def test_differences_are_paired_and_resample_the_same_specimens():
     value = differences["b"]["m"]
     assert list(differences) == ["b"] and value["mean"] == pytest.approx(gain.mean())
     assert value["low"] > 0.9 and value["high"] - value["low"] < 0.05 * (means["high"] - means["low"])
+
+
+def test_methods_without_settings_use_the_optics_of_the_metadata(run, tmp_path):
+    optics = ("--na", 1.2, "--pixel-size", 0.1, "--emission", 0.6)
+    assert run("simulate", tmp_path / "pairs", "--num-images", 1, "--size", 64, *optics)[0] == 0
+    (pair,) = pairs_from_folder(tmp_path / "pairs")
+    assert pair.airy_radius == pytest.approx(0.61 * 0.6 / 1.2 / 0.1)
+    methods = classical_methods(["dark sectioning", "Wiener"], [pair])
+    assert list(methods) == ["input", "dark sectioning", "dark sectioning, known optics", "Wiener"]
+    expected = dark_sectioning(pair.hazy, airy_radius=pair.airy_radius).prediction
+    found = methods["dark sectioning, known optics"].predict(pair)
+    np.testing.assert_array_equal(found["dark sectioning, known optics"], expected)
+    unknown = replace(pair, airy_radius=None)
+    assert "dark sectioning, known optics" not in classical_methods(["dark sectioning"], [pair, unknown])
 
 
 def test_baselines_have_names_that_can_be_typed():

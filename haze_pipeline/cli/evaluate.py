@@ -121,8 +121,9 @@ def evaluate(
     from haze_pipeline.io.micrograph_files import replace_when_complete
 
     # 1. Load what is compared. Wrong names fail before anything is computed.
-    methods = classical_methods(choose_baselines(baseline or ["all"]))
+    chosen = choose_baselines(baseline or ["all"])
     pairs = list(islice(load_pairs(dataset, split), max_pairs))
+    methods = classical_methods(chosen, pairs)
     set_metrics, about_metrics = choose_metrics(pairs, perceptual, dinov2)
     models = load_models(model or [])
     if preset and not any(each.has_presets for each in models):

@@ -108,6 +108,7 @@ def pair_row(
     source: str,
     level: float | None = None,
     pixel_size_um: float | None = None,
+    airy_radius: float | None = None,
 ) -> dict:
     """
     Make one row of a dataset of pairs.
@@ -120,6 +121,7 @@ def pair_row(
         level (`float`, *optional*): Diameter in Airy units of the pinhole with which `hazy` was recorded. `None` means
             a widefield image, recorded without a pinhole; JSON cannot represent infinity.
         pixel_size_um (`float`, *optional*): Side of a pixel in µm; `None` if unknown or if pixels are not square.
+        airy_radius (`float`, *optional*): Airy radius of the widefield microscope in pixels; `None` if unknown.
 
     Raises:
         `ValueError`: If the shapes differ or a plane cannot be stored exactly.
@@ -139,7 +141,8 @@ def pair_row(
             row[name] = encode_plane(plane)
         except ValueError as error:
             raise ValueError(f"{source}, {name}: {error}") from error
-    return {**row, "level": level, "pixel_size_um": pixel_size_um, "specimen_id": specimen_id, "source": source}
+    about = {"level": level, "pixel_size_um": pixel_size_um, "airy_radius": airy_radius}
+    return {**row, **about, "specimen_id": specimen_id, "source": source}
 
 
 def build_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
@@ -162,6 +165,7 @@ def build_dataset(rows: Iterable[dict], path: str | Path) -> "datasets.Dataset":
             # In float32, 0.1 would become 0.10000000149.
             "level": datasets.Value("float64"),
             "pixel_size_um": datasets.Value("float64"),
+            "airy_radius": datasets.Value("float64"),
             "specimen_id": datasets.Value("string"),
             "source": datasets.Value("string"),
         }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from haze_pipeline.io.micrograph import Micrograph
 from haze_pipeline.io.micrograph_files import list_tiffs, read_micrograph
 
 from .hub_datasets import decode_plane, stream_split
@@ -27,6 +28,8 @@ class Pair:
         source (`str`): Where the pair comes from; error messages name it.
         level (`float`, *optional*): Pinhole of the hazy image in Airy units; `None` for a widefield image.
         pixel_size_um (`float`, *optional*): Side of a pixel in µm.
+        airy_radius (`float`, *optional*): Airy radius of the widefield microscope, 0.61 · emission wavelength / NA, in
+            pixels, if the metadata of the image state the optics.
     """
 
     hazy: np.ndarray
@@ -35,6 +38,7 @@ class Pair:
     source: str
     level: float | None = None
     pixel_size_um: float | None = None
+    airy_radius: float | None = None
 
 
 # Folders of the published HazeMatching data. `train_crops_fid` repeats training images and is not read.
@@ -109,8 +113,19 @@ def pairs_from_folder(folder: str | Path, level: float | None = None) -> Iterato
         for index, (hazy_plane, clear_plane) in enumerate(zip(*planes, strict=True)):
             source = name.as_posix() if len(planes[0]) == 1 else f"{name.as_posix()}, plane {index}"
             yield Pair(
-                hazy_plane, clear_plane, specimen, source, note.get("level") if level is None else level, pixel_size
-            )
+                hazy_plane, clear_plane, specimen, source, note.get("level") if level is None else level, pixel_size,
+                _airy_radius(note, hazy),
+            )  # fmt: skip
+
+
+def _airy_radius(note: dict, hazy: Micrograph) -> float | None:
+    """Airy radius in pixels from the parameters of a simulation, or else from the metadata of a micrograph."""
+    channels = hazy.acquisition.channels
+    nanometres = channels[0].emission_wavelength if channels else None
+    emission = note.get("emission_wavelength") or (nanometres and nanometres / 1000)  # µm
+    aperture = note.get("numerical_aperture") or hazy.acquisition.numerical_aperture
+    pixel_size = note.get("pixel_size") or hazy.pixel_size_um
+    return 0.61 * emission / aperture / pixel_size if emission and aperture and pixel_size else None
 
 
 def simulation_notes(folder: str | Path) -> list[dict]:
@@ -233,7 +248,7 @@ def pairs_from_rows(rows: Iterable[dict], start: int = 0) -> Iterator[Pair]:
                 "register them."
             )
         specimen = row.get("specimen_id") or source
-        yield Pair(hazy, clear, specimen, source, row.get("level"), row.get("pixel_size_um"))
+        yield Pair(hazy, clear, specimen, source, row.get("level"), row.get("pixel_size_um"), row.get("airy_radius"))
 
 
 def _stem(name: Path) -> str:

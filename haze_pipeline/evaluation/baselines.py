@@ -325,6 +325,12 @@ BASELINES: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
     ),
 }
 
+# By name, methods that need no setting but the Airy radius, which the metadata of an image may state.
+WITH_KNOWN_OPTICS: dict[str, Callable[..., HazeMatchingOutput]] = {
+    "Richardson–Lucy, gradient consensus": richardson_lucy_gradient_consensus,
+    "dark sectioning": dark_sectioning,
+}
+
 
 def _for_each_plane(image: np.ndarray, method: Callable[[np.ndarray], np.ndarray]) -> HazeMatchingOutput:
     planes = HazeImageProcessor().preprocess(image)[:, 0].numpy()  # [N,H,W]; raises errors for invalid images

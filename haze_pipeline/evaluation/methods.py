@@ -16,7 +16,7 @@ from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.sharing.evaluation_results import typable
 from haze_pipeline.utils.provenance import weights_digest
 
-from .baselines import BASELINES
+from .baselines import BASELINES, WITH_KNOWN_OPTICS
 from .metrics import range_invariant_psnr
 
 
@@ -67,14 +67,16 @@ class Model:
         return isinstance(self.pipe, HazeMatchingPipeline)
 
 
-def classical_methods(names: Iterable[str] = tuple(BASELINES)) -> dict[str, Method]:
+def classical_methods(names: Iterable[str] = tuple(BASELINES), pairs: Sequence[Pair] = ()) -> dict[str, Method]:
     """
     The unchanged input and classical baselines by name. On every image, each baseline has the setting with the highest
     range-invariant PSNR *on that same image*. No user can know this setting, so the score is an upper bound for the
-    baseline.
+    baseline. Baselines whose only setting is the Airy radius also run with that of the metadata, as users run them, if
+    all `pairs` state it.
 
     Args:
         names (iterable of `str`, *optional*): Names of baselines, see `BASELINES`. By default, all of them.
+        pairs (sequence of [`Pair`], *optional*): The pairs of the evaluation.
     """
 
     def best(name: str) -> Callable[[Pair], dict[str, np.ndarray]]:
@@ -84,8 +86,17 @@ def classical_methods(names: Iterable[str] = tuple(BASELINES)) -> dict[str, Meth
 
         return predict
 
+    def with_known_optics(name: str, label: str) -> Callable[[Pair], dict[str, np.ndarray]]:
+        return lambda pair: {label: WITH_KNOWN_OPTICS[name](pair.hazy, airy_radius=pair.airy_radius).prediction}
+
+    states_optics = bool(pairs) and all(pair.airy_radius is not None for pair in pairs)
     methods = {"input": Method(lambda pair: {"input": pair.hazy}, {"input": Kind.classical})}
-    return methods | {name: Method(best(name), {name: Kind.classical}) for name in names}
+    for name in names:
+        methods[name] = Method(best(name), {name: Kind.classical})
+        if states_optics and name in WITH_KNOWN_OPTICS:
+            label = f"{name}, known optics"
+            methods[label] = Method(with_known_optics(name, label), {label: Kind.classical})
+    return methods
 
 
 def choose_baselines(requested: Iterable[str]) -> list[str]:
