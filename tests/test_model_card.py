@@ -11,10 +11,12 @@ import tifffile
 import torch
 import yaml
 from conftest import ROOT, tiny_unet, write_pairs
+from diffusers import UNet2DModel
 from huggingface_hub import ModelCard
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.sharing.conversion import SUBSETS
+from haze_pipeline.sharing.model_card import make_model_card
 from haze_pipeline.sharing.publishing import write_repository
 
 
@@ -230,3 +232,14 @@ def test_a_card_names_the_authors_only_for_their_published_weights(tmp_path, pub
     card = check_card((tmp_path / "staged" / "README.md").read_text(encoding="utf-8"), tmp_path)
     assert card.data.license == "unknown"
     assert ("the authors of the paper published" in card.text) == (known.sha256 in card.text) == published
+
+
+def test_cards_of_other_paths_say_what_the_network_predicts():
+    unet = UNet2DModel.from_config({**tiny_unet().config, "in_channels": 1})
+    path = {"source": "hazy", "source_noise": 0.01, "prediction_type": "clear", "guided": False}
+    text = str(make_model_card(HazeMatchingPipeline(unet, FlowMatchODEScheduler(), **path), "indi", {}, None))
+    assert "from\nthe hazy image with noise of the standard deviation 0.01 to the clear image" in text
+    assert "predicts\nthe clear image, and does not see the hazy image" in text
+    assert "conditional flow matching" not in text
+    text = str(make_model_card(HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler()), "flow", {}, None))
+    assert "guided conditional flow matching" in text and "follows a path" not in text
