@@ -15,6 +15,7 @@ from torchcfm_unet import reference_unet
 
 from haze_pipeline import HazeMatchingPipeline, __version__, cli
 from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
+from haze_pipeline.models.mimo_unet import MIMOUNet
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
 
@@ -70,6 +71,13 @@ def test_info_says_what_the_checkpoint_stores(run, model):
     assert json.loads(run("info", "--json")[1])["parameters"] == 3_706_692
 
 
+def test_info_describes_pipelines_of_any_class(run, tmp_path):
+    HazeRegressionPipeline(MIMOUNet(num_features=8, num_blocks=1)).save_pretrained(tmp_path)
+    facts = json.loads(run("info", tmp_path, "--json")[1])
+    assert (facts["pipeline"], facts["network"], facts["scheduler"]) == ("HazeRegressionPipeline", "MIMOUNet", None)
+    assert facts["parameters"] > 0 and facts["block_out_channels"] is None
+
+
 def test_info_refuses_a_folder_without_a_pipeline(run, tmp_path):
     code, _, err = run("info", tmp_path)
     assert code == 1 and "model_index.json" in err
@@ -99,7 +107,6 @@ def test_commands_that_need_a_flow_refuse_other_pipelines(run, tmp_path):
     (tmp_path / "pairs").mkdir()
     pairs = write_pairs(tmp_path / "pairs", 1, (32, 32))
     for command in (
-        ["info", tmp_path / "regression"],
         ["dehaze", tmp_path / "hazy.tif", "-o", tmp_path / "clear.tif", "--model", tmp_path / "regression"],
         ["calibrate", pairs, "-o", tmp_path / "calibrated", "--model", tmp_path / "regression"],
         ["export-bioimageio", tmp_path / "regression", "-o", tmp_path / "package.zip", "--license", "mit"],
