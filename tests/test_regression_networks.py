@@ -1,6 +1,7 @@
 """The networks of the paper's baselines, alone, in `HazeRegressionPipeline`, and in their training script."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -117,6 +118,17 @@ def test_images_of_any_size_are_restored_and_a_stored_pipeline_gives_the_same_bi
         prediction = pipe(image).prediction
         assert prediction.shape == size and np.isfinite(prediction).all()
         np.testing.assert_array_equal(loaded(image).prediction, prediction)
+
+
+def test_a_new_process_loads_a_stored_network(tmp_path):
+    HazeRegressionPipeline(narrow(RCAN)).save_pretrained(tmp_path)
+    code = (
+        "from haze_pipeline.loading import PIPELINES, load_pipeline; import sys; "
+        "assert 'haze_pipeline.models.rcan' not in sys.modules; "
+        "print(type(load_pipeline(sys.argv[1], PIPELINES).unet).__name__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert result.stdout.strip() == "RCAN", result.stderr[-2000:]
 
 
 def test_fields_are_tiled_unless_layers_average_over_them():

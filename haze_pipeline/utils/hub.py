@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from importlib import import_module
 from pathlib import Path
 
 from huggingface_hub import HfApi, RepoUrl, get_cached_repo_tree, snapshot_download
@@ -112,6 +113,8 @@ def resolve_index(index: dict, name: str | Path, scheduler_module: str, pipeline
                 f"The {component} of {name} is a {class_name} of {library}: only classes of diffusers and of this "
                 "package are loaded."
             )
+        if library in NETWORKS:
+            import_module(library)  # diffusers finds only classes of modules that are imported already
     return index
 
 
