@@ -55,6 +55,16 @@ class Restormer(ImageNetwork, ModelMixin, ConfigMixin):
             ffn_expansion_factor=expansion,
         )
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> "Restormer":
+        """Load the network, see [`ModelMixin`]. Raises an `ImportError` if MONAI is not installed."""
+        # While diffusers loads weights, torch's functions for initial weights return nothing. MONAI must not be
+        # imported then, because it keeps one of them for good and uses what it returns.
+        require("baselines", "einops", "monai")
+        import monai.networks.nets.restormer  # noqa: F401
+
+        return super().from_pretrained(*args, **kwargs)
+
     def forward(self, hazy: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Restore hazy images `[B, 1, h, w]`, see [`ImageNetwork`]. The layers predict what is added to the image."""
         return (hazy + self.layers(hazy),)
