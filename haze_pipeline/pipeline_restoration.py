@@ -45,7 +45,7 @@ class RestorationPipeline(DiffusionPipeline):
         Raises:
             `ValueError`: If the channels do not fit the `pixel_packing`.
         """
-        packing = self.config.pixel_packing
+        packing = self.config.get("pixel_packing", 1)
         if packing < 1:
             raise ValueError(f"`pixel_packing` must be 1 or more pixels, got {packing}.")
         # Networks of images alone register no channels, since they have one of each.
@@ -143,8 +143,8 @@ class RestorationPipeline(DiffusionPipeline):
     ) -> TiledSampler:
         """Sampler for fields of `size` pixels, on the device of the network."""
         return TiledSampler(
-            self.unet, self.config.pixel_packing, self.unet_scale_factor, size, self.config.training_patch_size,
-            tile_size, tile_overlap, batch_size, self._execution_device,
+            self.unet, self.config.get("pixel_packing", 1), self.unet_scale_factor, size,
+            self.config.training_patch_size, tile_size, tile_overlap, batch_size, self._execution_device,
         )  # fmt: skip
 
     @contextmanager
