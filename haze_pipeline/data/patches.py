@@ -283,6 +283,7 @@ class TrainingExamples(torch.utils.data.Dataset):
             Fraction of examples with added smooth haze, besides those with weakened haze. The same conditions apply.
         noise_corner_frequency (`float`, defaults to `0.0`): Corner frequency of the noise spectrum, see
             [`draw_noise`]; 0 for white noise.
+        noise_channels (`int`, defaults to `1`): Channels of the noise, drawn one after another.
 
     Raises:
         `ValueError`: If `weakened_haze` or `added_haze` is used with fixed statistics.
@@ -302,6 +303,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         added_haze: float = 0.0,
         noise_corner_frequency: float = 0.0,
         zero_state_share: float = 0.0,
+        noise_channels: int = 1,
     ):
         if weakened_haze + added_haze > 0 and fields.image_processor.normalization == "fixed":
             raise ValueError(
@@ -313,7 +315,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         self.t_sampling = t_sampling
         self.intensity_augmentation = intensity_augmentation
         self.weakened_haze, self.added_haze = weakened_haze, added_haze
-        self.noise_corner_frequency = noise_corner_frequency
+        self.noise_corner_frequency, self.noise_channels = noise_corner_frequency, noise_channels
         self.seed = seed
         self.length = length
 
@@ -346,9 +348,12 @@ class TrainingExamples(torch.utils.data.Dataset):
             t = 1 / (1 + np.exp(-rng.standard_normal()))
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         if kind < self.zero_state_share:
-            noise = torch.zeros(1, self.resolution, self.resolution)  # the target velocity is then the clear image
+            # The target velocity is then the clear image.
+            noise = torch.zeros(self.noise_channels, self.resolution, self.resolution)
         else:
-            noise = draw_noise((self.resolution, self.resolution), self.noise_corner_frequency, generator)  # [1,h,w]
+            size = (self.resolution, self.resolution)
+            channels = [draw_noise(size, self.noise_corner_frequency, generator) for _ in range(self.noise_channels)]
+            noise = torch.cat(channels)  # [c,h,w]
         return {"hazy": patch[:1], "clear": patch[1:], "noise": noise, "t": torch.tensor(t, dtype=torch.float32)}
 
     def _vary_haze(self, field: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
