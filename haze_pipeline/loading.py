@@ -32,6 +32,7 @@ class DType(StrEnum):
 PIPELINES = {
     "HazeMatchingPipeline": "haze_pipeline.pipeline_haze_matching",
     "HazeRegressionPipeline": "haze_pipeline.pipeline_haze_regression",
+    "HDNPipeline": "haze_pipeline.pipeline_hdn",
 }
 
 

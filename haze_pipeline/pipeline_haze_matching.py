@@ -172,20 +172,11 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
         self.interpolant.check_source_noise(source_noise)
         if num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be positive, got {num_inference_steps}.")
-        if ensemble_size < 1:
-            raise ValueError(f"`ensemble_size` must be positive, got {ensemble_size}.")
+        self.check_sampling(len(planes), ensemble_size, strength, generator, output_uncertainty)
         if ensembling_kwargs not in ({}, {"reduction": "mean"}, {"reduction": "median"}):
             raise ValueError(
                 f'`ensembling_kwargs` must be {{"reduction": "mean" or "median"}}, got {ensembling_kwargs}.'
             )
-        if not 0 <= strength <= 1:
-            raise ValueError(f"`strength` must lie between 0 and 1, got {strength}.")
-        if strength < 1 and self.config.normalization == "fixed":
-            raise ValueError(
-                "`strength` must be 1 with this checkpoint, whose predictions are not in the counts of the input."
-            )
-        if output_uncertainty and ensemble_size == 1:
-            raise ValueError("`output_uncertainty` needs `ensemble_size` of 2 or more: one sample has no spread.")
         if output_uncertainty and source_noise == 0:
             raise ValueError("`output_uncertainty` needs `source_noise` above 0: without noise, there is no spread.")
         if output_uncertainty and num_inference_steps == 1:
@@ -193,14 +184,6 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 "`output_uncertainty` needs `num_inference_steps` of 2 or more: "
                 "one step gives the posterior mean, which has no spread."
             )
-        generators = generator if isinstance(generator, list) else [generator or torch.default_generator]
-        if not all(isinstance(each, torch.Generator) and each.device.type == "cpu" for each in generators):
-            raise ValueError(
-                "`generator` must be a torch.Generator on the CPU or a list of them, "
-                f"such as torch.Generator().manual_seed(0), got {generator!r}."
-            )
-        if isinstance(generator, list) and len(generator) != len(planes):
-            raise ValueError(f"`generator` must have one entry per plane, {len(planes)}, got {len(generator)}.")
         if latents is not None:
             check_latents(latents, shape, ensemble_size)
             if generator is not None:

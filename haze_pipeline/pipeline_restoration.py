@@ -45,7 +45,7 @@ class RestorationPipeline(DiffusionPipeline):
         Raises:
             `ValueError`: If the channels do not fit the `pixel_packing`.
         """
-        packing = self.config.pixel_packing
+        packing = self.config.get("pixel_packing", 1)
         if packing < 1:
             raise ValueError(f"`pixel_packing` must be 1 or more pixels, got {packing}.")
         # Networks of images alone register no channels, since they have one of each.
@@ -103,6 +103,34 @@ class RestorationPipeline(DiffusionPipeline):
         if output_type not in ("np", "pt"):
             raise ValueError(f'`output_type` must be "np" or "pt", got {output_type!r}.')
 
+    def check_sampling(
+        self,
+        number: int,
+        ensemble_size: int,
+        strength: float,
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_uncertainty: bool,
+    ):
+        """Raise a `ValueError` that names the first invalid argument of a call for `number` planes."""
+        if ensemble_size < 1:
+            raise ValueError(f"`ensemble_size` must be positive, got {ensemble_size}.")
+        if output_uncertainty and ensemble_size == 1:
+            raise ValueError("`output_uncertainty` needs `ensemble_size` of 2 or more: one sample has no spread.")
+        if not 0 <= strength <= 1:
+            raise ValueError(f"`strength` must lie between 0 and 1, got {strength}.")
+        if strength < 1 and self.config.normalization == "fixed":
+            raise ValueError(
+                "`strength` must be 1 with this checkpoint, whose predictions are not in the counts of the input."
+            )
+        generators = generator if isinstance(generator, list) else [generator or torch.default_generator]
+        if not all(isinstance(each, torch.Generator) and each.device.type == "cpu" for each in generators):
+            raise ValueError(
+                "`generator` must be a torch.Generator on the CPU or a list of them, "
+                f"such as torch.Generator().manual_seed(0), got {generator!r}."
+            )
+        if isinstance(generator, list) and len(generator) != number:
+            raise ValueError(f"`generator` must have one entry per plane, {number}, got {len(generator)}.")
+
     def normalize(
         self, planes: torch.Tensor, normalization: Normalization | None = None, restore_dim: bool = True
     ) -> tuple[torch.Tensor, Normalization, DimRegions]:
@@ -143,8 +171,8 @@ class RestorationPipeline(DiffusionPipeline):
     ) -> TiledSampler:
         """Sampler for fields of `size` pixels, on the device of the network."""
         return TiledSampler(
-            self.unet, self.config.pixel_packing, self.unet_scale_factor, size, self.config.training_patch_size,
-            tile_size, tile_overlap, batch_size, self._execution_device,
+            self.unet, self.config.get("pixel_packing", 1), self.unet_scale_factor, size,
+            self.config.training_patch_size, tile_size, tile_overlap, batch_size, self._execution_device,
         )  # fmt: skip
 
     @contextmanager

@@ -1,5 +1,5 @@
 """
-Functions shared by the training scripts: validation, checkpoints for resuming, averaged weights, and saving of
+Functions shared by the training scripts: validation, logs, checkpoints for resuming, averaged weights, and saving of
 pipelines. All files are written atomically: a kill leaves no incomplete checkpoint or pipeline under its final name.
 """
 
@@ -202,6 +202,20 @@ def averaged_unet(accelerator: "accelerate.Accelerator", unet: torch.nn.Module, 
         averaged.load_state_dict({name.replace("_orig_mod.", ""): value.float() for name, value in state.items()})
     ema.restore(unet.parameters())
     return averaged.to(accelerator.device).eval()
+
+
+def read_log(output_dir: str | Path, step: int) -> list[dict]:
+    """Rows of `training_log.jsonl` up to a step. The log of a killed training may be ahead of its checkpoint."""
+    log = Path(output_dir, "training_log.jsonl")
+    rows = map(json.loads, log.read_text().splitlines()) if step > 0 and log.is_file() else ()
+    return [row for row in rows if row["step"] <= step]
+
+
+def write_log(output_dir: str | Path, rows: list[dict]) -> None:
+    """Write all rows of `training_log.jsonl`, one in each line."""
+    incomplete = Path(output_dir, "incomplete-training_log.jsonl")
+    incomplete.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    incomplete.replace(Path(output_dir, "training_log.jsonl"))
 
 
 def save_best(pipeline: DiffusionPipeline, output_dir: str | Path, step: int, score: float) -> None:

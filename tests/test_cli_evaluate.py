@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import ROOT, tiny_unet, write_pairs
 from hub_double import hub_double
@@ -20,11 +21,21 @@ from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
 from haze_pipeline.data.hub_datasets import build_dataset, pair_row
 from haze_pipeline.data.pairs import pairs_from_folder
 from haze_pipeline.evaluation.baselines import BASELINES, dark_sectioning
-from haze_pipeline.evaluation.methods import choose_baselines, classical_methods, short_names
+from haze_pipeline.evaluation.methods import (
+    Kind,
+    choose_baselines,
+    classical_methods,
+    load_models,
+    model_methods,
+    short_names,
+)
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.evaluation.scores import paired_differences, summarize
 from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
+from haze_pipeline.models.autoencoder_hierarchical import AutoencoderHierarchical
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
+from haze_pipeline.pipeline_hdn import HDNPipeline
+from haze_pipeline.presets import Preset
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +143,20 @@ def test_models_of_several_kinds_are_compared(comparison):
     text = "{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**value).replace("-", "−")
     assert f"<td>{text}</td>" in page and "difference from first/best fast" in page
     assert f"<td>{number / 1e6:.3g}</td>" in page
+
+
+def test_samples_of_a_hierarchical_vae_are_compared(pairs, tmp_path):
+    torch.manual_seed(0)
+    HDNPipeline(AutoencoderHierarchical(2, 4, 8, 1)).save_pretrained(tmp_path / "hdn")
+    (model,) = load_models([str(tmp_path / "hdn")])
+    model.pipe.set_progress_bar_config(disable=True)
+    pair = next(pairs_from_folder(pairs))
+    (method,) = model_methods(model, [Preset.fast], [pair], seed=3).values()
+    assert method.kinds == {"hdn, mean of 8": Kind.estimate, "hdn, one sample": Kind.sample}
+    expected = model.pipe(pair.hazy, 8, generator=torch.Generator().manual_seed(3), output_samples=True)
+    found = method.predict(pair)
+    np.testing.assert_array_equal(found["hdn, mean of 8"], expected.prediction)
+    np.testing.assert_array_equal(found["hdn, one sample"], expected.samples[0])
 
 
 def test_the_printed_table_is_aligned_and_short(comparison):

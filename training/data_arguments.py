@@ -1,4 +1,4 @@
-"""Command-line arguments for the training data, which all training scripts share."""
+"""Command-line arguments that training scripts share."""
 
 import argparse
 from pathlib import Path
@@ -49,6 +49,30 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataloader_num_workers", type=int, default=0,
         help="Number of processes that cut patches. With --simulate, each of them simulates every image.",
     )  # fmt: skip
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the optimisation, validation and checkpoints of `train_regression.py` and others."""
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="Folder for checkpoints and the trained pipeline."
+    )
+    parser.add_argument(
+        "--normalization", choices=["image", "fixed"], default="image",
+        help='"image": each image is normalised by its own statistics; "fixed": by those of the training set.',
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights and patches.")
+    parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
+    parser.add_argument("--max_train_steps", type=int, default=6000, help="Total number of optimiser steps.")
+    parser.add_argument("--learning_rate", type=float, default=5e-4, help="Peak learning rate of AdamW.")
+    parser.add_argument("--lr_warmup_steps", type=int, default=200, help="Steps of linear warm-up; a cosine follows.")
+    parser.add_argument("--weight_decay", type=float, default=1e-4, help="Weight decay of AdamW.")
+    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm to which gradients are clipped.")
+    parser.add_argument("--ema_decay", type=float, default=0.999, help="Decay of the averaged weights that are saved.")
+    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
+    parser.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between checkpoints.")
+    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="Number of checkpoints to keep.")
+    parser.add_argument("--resume_from_checkpoint", help='A folder "checkpoint-…", or "latest".')
+    parser.add_argument("--validation_steps", type=int, default=500, help="Steps between validations.")
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

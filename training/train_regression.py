@@ -15,7 +15,6 @@ import argparse
 import json
 import logging
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from data_arguments import add_data_arguments, check_arguments, load_data
+from data_arguments import add_data_arguments, add_training_arguments, check_arguments, load_data
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -62,13 +61,6 @@ def parse_args():
     parser = argparse.ArgumentParser(description="Train a network that predicts clear images by regression.")
     add_data_arguments(parser)
     parser.add_argument(
-        "--output_dir", type=Path, required=True, help="Folder for checkpoints and the trained pipeline."
-    )
-    parser.add_argument(
-        "--normalization", choices=["image", "fixed"], default="image",
-        help='"image": each image is normalised by its own statistics; "fixed": by those of the training set.',
-    )  # fmt: skip
-    parser.add_argument(
         "--architecture", choices=list(ARCHITECTURES), default="unet",
         help="Network: that of HazeMatching, or a baseline of its paper. `restormer` needs the extra `baselines`.",
     )  # fmt: skip
@@ -80,19 +72,7 @@ def parse_args():
         "--pixel_packing", type=int, default=1,
         help="Pack N × N pixels into the channels of one pixel of the U-Net, as in train_haze_matching.py.",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights and patches.")
-    parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")
-    parser.add_argument("--max_train_steps", type=int, default=6000, help="Total number of optimiser steps.")
-    parser.add_argument("--learning_rate", type=float, default=5e-4, help="Peak learning rate of AdamW.")
-    parser.add_argument("--lr_warmup_steps", type=int, default=200, help="Steps of linear warm-up; a cosine follows.")
-    parser.add_argument("--weight_decay", type=float, default=1e-4, help="Weight decay of AdamW.")
-    parser.add_argument("--max_grad_norm", type=float, default=1.0, help="Norm to which gradients are clipped.")
-    parser.add_argument("--ema_decay", type=float, default=0.999, help="Decay of the averaged weights that are saved.")
-    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
-    parser.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between checkpoints.")
-    parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="Number of checkpoints to keep.")
-    parser.add_argument("--resume_from_checkpoint", help='A folder "checkpoint-…", or "latest".')
-    parser.add_argument("--validation_steps", type=int, default=500, help="Steps between validations.")
+    add_training_arguments(parser)
     args = parser.parse_args()
     check_arguments(parser, args)
     if args.pixel_packing < 1:

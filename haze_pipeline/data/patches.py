@@ -292,6 +292,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         level_times (sequence of `float`, *optional*):
             For fields of [`PinholeSeries`], the times of the images: of the largest pinhole, then of the smallest to
             the second largest. An example then has the `state` of one of these images, drawn at random, at its time.
+        noise_channels (`int`, defaults to `1`): Channels of the noise, drawn one after another.
 
     Raises:
         `ValueError`: If `weakened_haze` or `added_haze` is used with fixed statistics, or any variation of the haze or
@@ -313,6 +314,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         noise_corner_frequency: float = 0.0,
         zero_state_share: float = 0.0,
         level_times: Sequence[float] = (),
+        noise_channels: int = 1,
     ):
         if level_times and (weakened_haze + added_haze > 0 or intensity_augmentation > 0):
             raise ValueError("The haze and the intensity of pinhole series cannot be varied: leave these options out.")
@@ -326,7 +328,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         self.t_sampling = t_sampling
         self.intensity_augmentation = intensity_augmentation
         self.weakened_haze, self.added_haze = weakened_haze, added_haze
-        self.noise_corner_frequency = noise_corner_frequency
+        self.noise_corner_frequency, self.noise_channels = noise_corner_frequency, noise_channels
         self.level_times = level_times
         self.seed = seed
         self.length = length
@@ -360,9 +362,12 @@ class TrainingExamples(torch.utils.data.Dataset):
             t = 1 / (1 + np.exp(-rng.standard_normal()))
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         if kind < self.zero_state_share:
-            noise = torch.zeros(1, self.resolution, self.resolution)  # the target velocity is then the clear image
+            # The target velocity is then the clear image.
+            noise = torch.zeros(self.noise_channels, self.resolution, self.resolution)
         else:
-            noise = draw_noise((self.resolution, self.resolution), self.noise_corner_frequency, generator)  # [1,h,w]
+            size = (self.resolution, self.resolution)
+            channels = [draw_noise(size, self.noise_corner_frequency, generator) for _ in range(self.noise_channels)]
+            noise = torch.cat(channels)  # [c,h,w]
         example = {"hazy": patch[:1], "clear": patch[1:2], "noise": noise}
         if self.level_times:
             level = int(rng.integers(len(self.level_times)))

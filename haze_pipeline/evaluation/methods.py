@@ -11,6 +11,7 @@ import torch
 from haze_pipeline.data.pairs import Pair
 from haze_pipeline.loading import PIPELINES, load_pipeline
 from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
+from haze_pipeline.pipeline_hdn import HDNPipeline
 from haze_pipeline.pipeline_restoration import RestorationPipeline
 from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.sharing.evaluation_results import typable
@@ -18,6 +19,9 @@ from haze_pipeline.utils.provenance import weights_digest
 
 from .baselines import BASELINES, WITH_KNOWN_OPTICS
 from .metrics import range_invariant_psnr
+
+
+HDN_MEMBERS = 8  # as many as of the preset `balanced`
 
 
 class Kind(StrEnum):
@@ -163,7 +167,8 @@ def short_names(models: Sequence[str]) -> list[str]:
 
 def model_methods(model: Model, presets: Iterable[Preset], pairs: Sequence[Pair], seed: int) -> dict[str, Method]:
     """
-    The methods by which a model is evaluated: the presets for a [`HazeMatchingPipeline`], or else its one prediction.
+    The methods by which a model is evaluated: the presets for a [`HazeMatchingPipeline`], the mean of `HDN_MEMBERS`
+    samples for an [`HDNPipeline`], or else the one prediction.
 
     Args:
         model ([`Model`]): The model.
@@ -172,10 +177,17 @@ def model_methods(model: Model, presets: Iterable[Preset], pairs: Sequence[Pair]
         seed (`int`): Seed of the noise.
     """
     parameters = sum(weights.numel() for weights in model.pipe.unet.parameters())
+    seeds = {id(pair): seed + index for index, pair in enumerate(pairs)}
+    if isinstance(model.pipe, HDNPipeline):
+        return {model.label: _sampling(model.label, model.pipe, HDN_MEMBERS, {}, seeds, parameters)}
     if model.has_presets:
-        seeds = {id(pair): seed + index for index, pair in enumerate(pairs)}
-        chosen = dict.fromkeys(presets)  # each once
-        return {f"{model.label} {preset}": _with_preset(model, preset, seeds, parameters) for preset in chosen}
+        methods = {}
+        for preset in dict.fromkeys(presets):  # each once
+            prepared, steps, members = with_preset(model.pipe, preset)
+            name, arguments = f"{model.label} {preset}", {"num_inference_steps": steps}
+            # One step gives the posterior mean.
+            methods[name] = _sampling(name, prepared, members, arguments, seeds, parameters, is_mean=steps == 1)
+        return methods
 
     def predict(pair: Pair) -> dict[str, np.ndarray]:
         return {model.label: model.pipe(pair.hazy).prediction}
@@ -183,23 +195,24 @@ def model_methods(model: Model, presets: Iterable[Preset], pairs: Sequence[Pair]
     return {model.label: Method(predict, {model.label: Kind.estimate}, parameters)}
 
 
-def _with_preset(model: Model, preset: Preset, seeds: dict[int, int], parameters: int) -> Method:
-    prepared, steps, members = with_preset(model.pipe, preset)
-    name = f"{model.label} {preset}"
-    if steps == 1:
-        names = {name: Kind.estimate}  # the posterior mean
-    else:
-        names = {f"{name}, mean of {members}": Kind.estimate, f"{name}, one sample": Kind.sample}
+def _sampling(
+    name: str,
+    pipe: RestorationPipeline,
+    members: int,
+    arguments: dict,
+    seeds: dict[int, int],
+    parameters: int,
+    is_mean: bool = False,
+) -> Method:
+    """The mean of an ensemble and, unless every member is a mean (`is_mean`), one sample."""
+    names = {f"{name}, mean of {members}": Kind.estimate, f"{name}, one sample": Kind.sample}
+    if is_mean:
+        names = {name: Kind.estimate}
 
     def predict(pair: Pair) -> dict[str, np.ndarray]:
-        out = prepared(
-            pair.hazy,
-            num_inference_steps=steps,
-            ensemble_size=members,
-            generator=torch.Generator().manual_seed(seeds[id(pair)]),
-            output_samples=steps > 1,
-        )
-        images = [out.prediction] if steps == 1 else [out.prediction, out.samples[0]]
+        generator = torch.Generator().manual_seed(seeds[id(pair)])
+        out = pipe(pair.hazy, ensemble_size=members, generator=generator, output_samples=not is_mean, **arguments)
+        images = [out.prediction] if is_mean else [out.prediction, out.samples[0]]
         return dict(zip(names, images, strict=True))
 
     return Method(predict, names, parameters)

@@ -24,6 +24,7 @@ from haze_pipeline.sampling.uncertainty import local_intensity, predicted_std, p
 if TYPE_CHECKING:
     from haze_pipeline.data.pairs import Pair
     from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
+    from haze_pipeline.pipeline_hdn import HDNPipeline
 
 
 # Pixels drawn at random from each larger image. Neighbouring pixels are redundant, and 500 images take a gigabyte.
@@ -36,7 +37,11 @@ MAX_CONTRAST_RATIO = 8.0
 
 
 def measure_errors(
-    pipe: "HazeMatchingPipeline", pairs: Iterable["Pair"], num_inference_steps: int, ensemble_size: int, seed: int = 0
+    pipe: "HazeMatchingPipeline | HDNPipeline",
+    pairs: Iterable["Pair"],
+    num_inference_steps: int | None,
+    ensemble_size: int,
+    seed: int = 0,
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """
     Measure the spread of the ensemble, the local intensity and the error of the ensemble's mean at pixels of every
@@ -46,9 +51,10 @@ def measure_errors(
     contrast, such as blank planes at the end of a stack, are left out.
 
     Args:
-        pipe ([`HazeMatchingPipeline`]): The pipeline. A stored calibration is not used.
+        pipe ([`HazeMatchingPipeline`] or [`HDNPipeline`]): The pipeline. A stored calibration is not used.
         pairs (iterable of [`Pair`]): Hazy and clear images.
-        num_inference_steps (`int`): Steps of every member, with the scheduler of `pipe`.
+        num_inference_steps (`int`, *optional*):
+            Steps of every member, with the scheduler of `pipe`; `None` for a pipeline without steps.
         ensemble_size (`int`): Number of members.
         seed (`int`, defaults to `0`): Seed of the noise and of the choice of pixels in large images.
 
@@ -60,6 +66,7 @@ def measure_errors(
             different units.
     """
     specimens, variances = {}, []
+    steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
     for index, pair in enumerate(pairs):
         if not np.isfinite(pair.clear).all():
             raise ValueError(f"{pair.source}: the clear image holds NaN or infinite values; leave this pair out.")
@@ -72,7 +79,7 @@ def measure_errors(
             # Without copies for dim regions, a plane has one unit, in which spread and error are measured. The
             # pipeline applies the calibration to every copy in the unit of that copy.
             out = pipe(
-                pair.hazy, num_inference_steps, ensemble_size, generator=generator, output_samples=True,
+                pair.hazy, **steps, ensemble_size=ensemble_size, generator=generator, output_samples=True,
                 restore_dim=False,
             )  # fmt: skip
         except ValueError as error:
@@ -101,7 +108,7 @@ def measure_errors(
 
 
 def calibrate(
-    specimens: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], num_members: int, num_inference_steps: int
+    specimens: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], num_members: int, num_inference_steps: int | None
 ) -> dict:
     """
     Fit the calibration that a pipeline needs to return calibrated standard deviations and intervals.
@@ -109,7 +116,7 @@ def calibrate(
     Args:
         specimens (`dict`): Spread, local intensity and errors of every specimen, see [`measure_errors`].
         num_members (`int`): Number of members of every ensemble.
-        num_inference_steps (`int`): Steps of every member.
+        num_inference_steps (`int`, *optional*): Steps of every member; `None` for a pipeline without steps.
 
     Returns:
         `dict`: Arguments of `pipe.register_to_config`: `uncertainty_scale` and `uncertainty_offset` of the published
@@ -121,12 +128,13 @@ def calibrate(
     curve = fit_curve(spread, intensity, errors, num_members)
     predicted = predict_errors(specimens, num_members, curve=curve)
     factors = {str(alpha): factor for alpha, factor in conformal_factors(predicted.values()).items()}
+    steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
     return {
         "uncertainty_scale": scale,
         "uncertainty_offset": offset,
         "uncertainty_curve": curve,
         "interval_factors": factors,
-        "calibrated_for": {"ensemble_size": num_members, "num_inference_steps": num_inference_steps},
+        "calibrated_for": {"ensemble_size": num_members, **steps},
     }
 
 

@@ -37,10 +37,10 @@ BLOCK_OVERLAP = 32
 FLIPS = ((), (-1,), (-2,), (-2, -1))
 
 # Maps states and conditions `[B, C, h, w]` and a time to the prediction of the network, `[B, c, h, w]`, float32. The
-# time is `None` for a network of images alone.
+# time is `None` for a network without one.
 Network = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-# `predict(network, latents, hazy, on_step)` maps latents and hazy images `[B, 1, h, w]` to restored images, by one or
-# more network calls.
+# `predict(network, latents, hazy, on_step)` maps latents `[B, C, h, w]` and hazy images `[B, 1, h, w]` to restored
+# images, by one or more network calls.
 Predict = Callable[[Network, torch.Tensor, torch.Tensor, Callable | None], torch.Tensor]
 
 
@@ -49,7 +49,7 @@ class TiledSampler:
     Restores whole fields. The network processes as many tiles at once as memory allows, and fewer if memory runs out.
 
     Args:
-        unet ([`UNet2DModel`] or [`ImageNetwork`]): The network.
+        unet ([`UNet2DModel`], [`ImageNetwork`] or [`AutoencoderHierarchical`]): The network.
         pixel_packing (`int`): Side of the squares of pixels that the network receives as the channels of one pixel.
         scale_factor (`int`): Pixels of the field per pixel of the network's coarsest level, along each side.
         size (`tuple[int, int]`):
@@ -135,7 +135,9 @@ class TiledSampler:
         Args:
             predict (`Callable`):
                 See [`Predict`]. It is called on the patches that provide the statistics, and then on every block.
-            latents (`torch.Tensor` of shape `[B, 1, H, W]`): Initial states.
+            latents (`torch.Tensor` of shape `[B, C, H, W]`):
+                Initial states or noise. Noise that belongs to larger squares of pixels has the size `self.size`, that
+                of the extended fields.
             hazy (`torch.Tensor` of shape `[B, 1, H, W]`): Normalised hazy images.
             flips (sequence of `tuple[int, ...]`): Axes along which each field is mirrored for the network.
             on_step (`Callable`, *optional*): Passed to `predict` for blocks, not for patches.
@@ -144,7 +146,7 @@ class TiledSampler:
             `torch.Tensor` of shape `[B, 1, H, W]`, float32, on the CPU, like `latents` and `hazy`.
         """
         height, width = hazy.shape[-2:]
-        latents, hazy = self._pad(latents), self._pad(hazy)  # [B,1,h,w]
+        latents, hazy = self._pad(latents), self._pad(hazy)  # [B,C,h,w], [B,1,h,w]
         while True:
             try:
                 restored = self._sample(predict, latents, hazy, flips, on_step)[..., :height, :width]
@@ -273,10 +275,10 @@ class TiledSampler:
 
     def _pad(self, fields: torch.Tensor) -> torch.Tensor:
         """
-        Mirror `[B, 1, H, W]` at its lower and right edges. NumPy, unlike torch, can mirror by more than the size of
-        the image.
+        Mirror `[B, C, H, W]` at its lower and right edges. NumPy, unlike torch, can mirror by more than the size of
+        the image. Fields of the extended size stay as they are.
         """
-        if self.padding == (0, 0):
+        if fields.shape[-2:] == self.size:
             return fields
         *leading, height, width = fields.shape
         rows = np.pad(np.arange(height), (0, self.padding[0]), mode="symmetric")
