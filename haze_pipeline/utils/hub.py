@@ -13,7 +13,7 @@ PIPELINE = ["pipeline_haze_matching", "HazeMatchingPipeline"]
 SCHEDULER = ["scheduling_flow_match_ode", "FlowMatchODEScheduler"]
 
 # Modules of this package with networks that a stored pipeline may name.
-NETWORKS = [f"haze_pipeline.models.{name}" for name in ("mimo_unet", "mprnet", "rcan", "restormer")]
+NETWORKS = [f"haze_pipeline.models.{name}" for name in ("mimo_unet", "mprnet", "rcan", "restormer", "rrdb")]
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")  # may run code when they are read
 
