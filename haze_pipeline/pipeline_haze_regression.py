@@ -14,9 +14,10 @@ from .pipeline_storage import PipelineStorageMixin
 
 class HazeRegressionPipeline(PipelineStorageMixin, RestorationPipeline):
     r"""
-    Dehazing by regression. The network is trained by mean squared error. It uses no noise and gives neither samples
-    nor an uncertainty. With the network of [`HazeMatchingPipeline`], always with a state of zeros at t = 0, the
-    comparison shows what the flow contributes. The other networks are the baselines of the paper.
+    Dehazing by regression. The network is trained by mean squared error, optionally followed by adversarial training.
+    It uses no noise and gives neither samples nor an uncertainty. With the network of [`HazeMatchingPipeline`], always
+    with a state of zeros at t = 0, the comparison shows what the flow contributes. The other networks are the
+    baselines of the paper.
 
     The attention of [`RCAN`], [`MPRNet`] and [`Restormer`] averages over the image. A field is therefore restored as a
     whole if it fits in memory, and tiles agree less well than with the other networks.
@@ -24,8 +25,8 @@ class HazeRegressionPipeline(PipelineStorageMixin, RestorationPipeline):
     Args:
         unet ([`UNet2DModel`] or [`ImageNetwork`]):
             A U-Net with the input channels (zeros, hazy) and one output channel, each times `pixel_packing`²; or one
-            of [`RCAN`], [`MPRNet`], [`MIMOUNet`] and [`Restormer`] in `haze_pipeline.models`, which map one hazy image
-            to one clear image.
+            of [`RCAN`], [`MPRNet`], [`MIMOUNet`], [`RRDBNet`] and [`Restormer`] in `haze_pipeline.models`, which map
+            one hazy image to one clear image.
         normalization (`str`, defaults to `"image"`): See [`HazeImageProcessor`], as for the next four.
         input_mean (`float`, *optional*): Mean of hazy training images.
         input_std (`float`, *optional*): Standard deviation of hazy training images.

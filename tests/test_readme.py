@@ -61,6 +61,7 @@ SMALLER = {
     ("dehaze", "--workers"): "--workers 1",  # for processes see test_runs.py
     ("train_haze_matching.py", ""): f"{TRAINING} --simulation_size 64 --patches_per_field 2 --report_to none",
     ("train_regression.py", ""): TRAINING,
+    ("train_regression.py", "esrgan"): "--resolution 32 --discriminator_features 8",
     ("train_hierarchical_vae.py", ""): TRAINING,
     ("fit_bespoke_solver.py", ""): "--num_images 1 --resolution 32 --max_evaluations 1",
 }

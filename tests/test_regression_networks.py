@@ -18,6 +18,7 @@ from haze_pipeline.models.mimo_unet import MIMOUNet
 from haze_pipeline.models.mprnet import MPRNet, join, split
 from haze_pipeline.models.rcan import RCAN
 from haze_pipeline.models.restormer import Restormer
+from haze_pipeline.models.rrdb import RRDBNet
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
 
@@ -25,9 +26,10 @@ NARROW = {
     RCAN: {"num_features": 16, "num_groups": 1, "num_blocks": 2, "reduction": 4},
     MPRNet: {"num_features": 8, "added_features": 4, "last_features": 8, "num_last_blocks": 1},
     MIMOUNet: {"num_features": 8, "num_blocks": 1},
+    RRDBNet: {"num_features": 16, "num_blocks": 1, "growth": 8},
     Restormer: {"num_features": 8, "num_blocks": (1, 1), "num_heads": (1, 2), "num_refinement_blocks": 1},
 }
-STEPS = {RCAN: 250, MPRNet: 100, MIMOUNet: 250, Restormer: 120}
+STEPS = {RCAN: 250, MPRNet: 100, MIMOUNet: 250, RRDBNet: 500, Restormer: 120}
 UNITS = {"normalization": "fixed", "input_mean": 0.0, "input_std": 1.0, "training_patch_size": 32}
 
 
@@ -95,6 +97,7 @@ def test_tiles_give_nearly_the_result_of_the_whole_field(trained):
         (RCAN, 15.3),  # one channel and no enlargement; with three channels and ×4, the paper has 15.6
         (MPRNet, 20.1),  # Zamir et al. 2021, deblurring
         (MIMOUNet, 6.8),  # Cho et al. 2021, table 1
+        (RRDBNet, 16.7),  # Wang et al. 2018, with three channels and ×4
         (Restormer, 26.1),  # Zamir et al. 2022
     ],
 )
@@ -105,6 +108,19 @@ def test_the_defaults_have_the_size_of_the_paper(network_class, millions):
     with torch.device("meta"):
         network = network_class()
     assert sum(weight.numel() for weight in network.parameters()) == pytest.approx(millions * 1e6, rel=0.01)
+
+
+def test_rrdbnet_has_all_layers_of_its_paper_but_the_enlargement():
+    def weights(inputs, outputs):
+        return 9 * inputs * outputs + outputs  # a convolution of 3 × 3 pixels with a bias
+
+    dense_block = sum(weights(64 + 32 * i, 32) for i in range(4)) + weights(64 + 32 * 4, 64)
+    # The convolutions after the blocks are that of the trunk, two of the enlargement, and one at full resolution.
+    paper = weights(3, 64) + 23 * 3 * dense_block + 4 * weights(64, 64) + weights(64, 3)
+    assert paper == 16_697_987
+    one_channel = paper - weights(3, 64) + weights(1, 64) - weights(64, 3) + weights(64, 1)
+    with torch.device("meta"):
+        assert RRDBNet().num_parameters() == one_channel - 2 * weights(64, 64)
 
 
 @pytest.mark.parametrize("network_class", NARROW)
@@ -137,7 +153,7 @@ def test_a_new_process_loads_a_stored_network(network_class, tmp_path):
 
 
 def test_fields_are_tiled_unless_layers_average_over_them():
-    for network_class, is_tiled in ((RCAN, False), (MPRNet, False), (MIMOUNet, True)):
+    for network_class, is_tiled in ((RCAN, False), (MPRNet, False), (MIMOUNet, True), (RRDBNet, True)):
         pipe = HazeRegressionPipeline(narrow(network_class))
         assert pipe.prepare_sampler((600, 700), None, None, None).is_tiled == is_tiled
         assert pipe.prepare_sampler((600, 700), 64, 16, None).is_tiled

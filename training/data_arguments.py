@@ -57,8 +57,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--output_dir", type=Path, required=True, help="Folder for checkpoints and the trained pipeline."
     )
     parser.add_argument(
-        "--normalization", choices=["image", "fixed"], default="image",
-        help='"image": each image is normalised by its own statistics; "fixed": by those of the training set.',
+        "--normalization", choices=["image", "fixed"],
+        help='"image" (default): each image is normalised by its own statistics; "fixed": by those of the training '
+        "set.",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights and patches.")
     parser.add_argument("--train_batch_size", type=int, default=16, help="Patches per step and process.")

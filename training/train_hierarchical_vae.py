@@ -138,7 +138,7 @@ def main():
     data = load_data(args)
     if args.target == "input":
         data = without_haze(data)
-    image_processor = fit_image_processor(args.normalization, data.pairs)
+    image_processor = fit_image_processor(args.normalization or "image", data.pairs)
     fields = data.normalize(image_processor)
     length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
     dataset = TrainingExamples(
