@@ -178,7 +178,10 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 f'`ensembling_kwargs` must be {{"reduction": "mean" or "median"}}, got {ensembling_kwargs}.'
             )
         if output_uncertainty and source_noise == 0:
-            raise ValueError("`output_uncertainty` needs `source_noise` above 0: without noise, there is no spread.")
+            raise ValueError(
+                "`output_uncertainty` needs noise in the start of the path, but its standard deviation `source_noise` "
+                "is 0 for this checkpoint or call: all samples are equal."
+            )
         if output_uncertainty and num_inference_steps == 1:
             raise ValueError(
                 "`output_uncertainty` needs `num_inference_steps` of 2 or more: "

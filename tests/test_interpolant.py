@@ -90,7 +90,7 @@ def test_a_guided_flow_without_noise_gives_the_posterior_mean_alone(hazy):
     samples = pipe(hazy, STEPS, ensemble_size=4, output_samples=True).samples
     slope, variance = slope_and_variance(hazy, samples)
     assert slope == pytest.approx(SLOPE, abs=0.01) and variance < 1e-8
-    with pytest.raises(ValueError, match="`source_noise` above 0"):
+    with pytest.raises(ValueError, match="needs noise in the start of the path"):
         pipe(hazy, STEPS, ensemble_size=4, output_uncertainty=True)
 
 
