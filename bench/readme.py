@@ -452,53 +452,6 @@ def regression():
     ]
 
 
-def methods():
-    results = json.loads((HERE / "methods.json").read_text())
-    psnr, spectrum = "range-invariant PSNR (dB)", "spectrum distance (dB)"
-    rows = []
-    for name, summary in results["summary"].items():
-        difference = results["differences"].get(name)
-        against = "–" if difference is None else "{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**difference[psnr])
-        parameters = results["parameters"][name]
-        rows.append(
-            [
-                name,
-                results["kinds"][name],
-                "{mean:.2f} ± {deviation:.2f}".format(**summary[psnr]),
-                against,
-                f"{summary['MicroMS3IM']['mean']:.3f}",
-                f"{summary['FSIM']['mean']:.3f}",
-                f"{summary[spectrum]['mean']:.2f}",
-                "–" if parameters is None else f"{parameters / 1e6:.2f}",
-                f"{results['seconds_per_megapixel'][name]:.2f}",
-            ]
-        )
-    rows.sort(key=lambda row: -float(row[2].split()[0]))
-    steps = ", ".join(f"{name} {each['steps']:,}" for name, each in results["trainings"].items())
-    return [
-        *table(
-            [
-                "method",
-                "kind",
-                "PSNR, dB",
-                f"difference from {results['reference']}, dB",
-                "MicroMS3IM",
-                "FSIM",
-                "spectrum distance, dB",
-                "million parameters",
-                "seconds per megapixel",
-            ],
-            rows,
-        ),
-        "",
-        f"{results['num_images']} held-out images of {results['size']} × {results['size']} pixels; range-invariant "
-        "PSNR, mean ± standard deviation over the images; differences on the same images with their 95 % confidence "
-        f"intervals. Each network was trained on {results['num_pairs']:,} pairs for {results['minutes']:g} minutes of "
-        f"one core, patches of {results['resolution']} px. This makes these numbers of steps: {steps}. Classical "
-        "methods have the best setting for every image, and their time is that of all settings together.",
-    ]
-
-
 def stack_pairs():
     results = json.loads((HERE / "stack_pairs.json").read_text())
     psnr = results["psnr"]
@@ -548,7 +501,6 @@ DOCS = HERE.parent / "docs"
 PAGES = {
     HERE.parent / "README.md": (fresh_clone, summary),
     DOCS / "benchmarks.md": (real_specimens, structures, real_pairs, simulated_pairs, speed, sampling),
-    DOCS / "methods.md": (methods,),
     DOCS / "uncertainty.md": (calibration, trust),
     DOCS / "science.md": (solvers,),
     DOCS / "folders.md": (file_runs,),
