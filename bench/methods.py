@@ -19,49 +19,107 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from haze_pipeline.loading import load_pipeline
+from haze_pipeline.models.autoencoder_hierarchical import AutoencoderHierarchical
 from haze_pipeline.models.mimo_unet import MIMOUNet
 from haze_pipeline.models.mprnet import MPRNet
 from haze_pipeline.models.rcan import RCAN
 from haze_pipeline.models.restormer import Restormer
+from haze_pipeline.models.rrdb import RRDBNet
 from haze_pipeline.models.unet_haze_matching import build_unet
 
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "training"))
+from adversarial import Adversary, content_loss  # noqa: E402
+
+
 KIND = ("--specimen", "tubules", "--na", 1.2, "--pixel-size", 0.1)
 # Name: number of pairs, seed. Other benchmarks use other seeds.
 PAIRS = {"train": (1000, 31), "test": (100, 33)}
 SIZE, RESOLUTION = 160, 64
-BATCH = {"packed": 16, "plain": 4}  # patches per step; packed networks are too small for a core with fewer
 PACKED = ("--pixel_packing", 2)
 FLOW = (*PACKED, "--report_to", "none", "--t_sampling", "uniform", "--posterior_mean_share", 0.2)
 INDI = (*PACKED, "--report_to", "none", "--t_sampling", "uniform", "--posterior_mean_share", 0.5)
 
+HDN = ("--kl_weight", 0.1, "--learning_rate", 1e-3)
+ADVERSARIAL = ("--adversarial_weight", 0.005, "--discriminator_features", 32)
+
 METRICS = ("range-invariant PSNR (dB)", "MicroMS3IM", "FSIM", "spectrum distance (dB)")
 
-# Name: script, flags, and a narrow network. The first one is the reference of the differences.
+
+@dataclass
+class Training:
+    """A training: its script, its flags, and the network, which is narrow."""
+
+    script: str
+    flags: tuple
+    make_network: Callable[[], torch.nn.Module]
+    starts_from: str | None = None  # the training that trained the network for the first half of the time
+    share: float = 1.0  # of the time
+    batch: int = 4  # patches per step; packed networks are too small for a core with so few
+
+
+def packed_unet(guided=True):
+    return build_unet(pixel_packing=2, guided=guided)
+
+
+def rrdb():
+    return RRDBNet(num_features=32, num_blocks=2, growth=16)
+
+
+def hdn():
+    return AutoencoderHierarchical(
+        num_latent_groups=4, latent_channels=16, num_features=48, num_blocks=1, pixel_packing=2
+    )
+
+
+# The first one is the reference of the differences.
 METHODS = {
-    "HazeMatching": ("haze_matching", FLOW, lambda: build_unet(pixel_packing=2)),
-    "U-Net": ("regression", PACKED, lambda: build_unet(pixel_packing=2)),
-    "RCAN": ("regression", ("--architecture", "rcan"),
-        lambda: RCAN(num_features=32, num_groups=3, num_blocks=3, reduction=8)),
-    "MPRNet": ("regression", ("--architecture", "mprnet"),
-        lambda: MPRNet(num_features=16, added_features=8, last_features=16, num_last_blocks=2)),
-    "MIMO-UNet": ("regression", ("--architecture", "mimo-unet"), lambda: MIMOUNet(num_features=16, num_blocks=4)),
-    "Restormer": ("regression", ("--architecture", "restormer"),
-        lambda: Restormer(num_features=16, num_blocks=(1, 2, 2, 2), num_refinement_blocks=1)),
-    "InDI": ("haze_matching", (*INDI, "--source", "hazy", "--source_noise", 0.01, "--prediction_type", "clear",
-        "--unguided"), lambda: build_unet(pixel_packing=2, guided=False)),
-    "SIFM 0": ("haze_matching", (*FLOW, "--source", "hazy"), lambda: build_unet(pixel_packing=2)),
-    "SIFM 0.1": ("haze_matching", (*FLOW, "--source", "hazy", "--source_noise", 0.1),
-        lambda: build_unet(pixel_packing=2)),
-}  # fmt: skip
+    "HazeMatching": Training("haze_matching", FLOW, packed_unet, batch=16),
+    "U-Net": Training("regression", PACKED, packed_unet, batch=16),
+    "RCAN": Training(
+        "regression",
+        ("--architecture", "rcan"),
+        lambda: RCAN(num_features=32, num_groups=3, num_blocks=3, reduction=8),
+    ),
+    "MPRNet": Training(
+        "regression",
+        ("--architecture", "mprnet"),
+        lambda: MPRNet(num_features=16, added_features=8, last_features=16, num_last_blocks=2),
+    ),
+    "MIMO-UNet": Training(
+        "regression", ("--architecture", "mimo-unet"), lambda: MIMOUNet(num_features=16, num_blocks=4)
+    ),
+    "Restormer": Training(
+        "regression",
+        ("--architecture", "restormer"),
+        lambda: Restormer(num_features=16, num_blocks=(1, 2, 2, 2), num_refinement_blocks=1),
+    ),
+    # As in its paper, ESRGAN starts from a network that was trained without a discriminator. Each takes half the time.
+    "RRDBNet": Training("regression", ("--architecture", "esrgan"), rrdb, share=0.5),
+    "ESRGAN": Training(
+        "regression", ("--architecture", "esrgan", *ADVERSARIAL), rrdb, starts_from="RRDBNet", share=0.5
+    ),
+    "InDI": Training(
+        "haze_matching",
+        (*INDI, "--source", "hazy", "--source_noise", 0.01, "--prediction_type", "clear", "--unguided"),
+        lambda: packed_unet(guided=False),
+        batch=16,
+    ),
+    "SIFM 0": Training("haze_matching", (*FLOW, "--source", "hazy"), packed_unet, batch=16),
+    "SIFM 0.1": Training("haze_matching", (*FLOW, "--source", "hazy", "--source_noise", 0.1), packed_unet, batch=16),
+    "HDN": Training("hierarchical_vae", HDN, hdn, batch=8),
+}
 
 
 def run(*arguments):
@@ -71,45 +129,62 @@ def run(*arguments):
     subprocess.run([str(argument) for argument in arguments], check=True, env=environment)
 
 
-def seconds_per_step(network, batch, precision):
+def seconds_per_step(training, precision):
     """Shortest time of a training step on one thread: network, gradients, optimiser and averages."""
     torch.set_num_threads(1)
-    packing = 2 if isinstance(network, UNet2DModel) else 1
-    inputs = torch.randn(batch, network.config.get("in_channels", 1), RESOLUTION // packing, RESOLUTION // packing)
+    network, batch = training.make_network(), training.batch
+    side, channels = RESOLUTION, network.config.get("in_channels", 1)
+    if is_packed := isinstance(network, UNet2DModel):
+        side //= 2
+    elif isinstance(network, AutoencoderHierarchical):
+        channels += network.noise_channels
+    inputs, adversary = torch.randn(batch, channels, side, side), None
     optimizer, ema = torch.optim.AdamW(network.parameters()), EMAModel(network.parameters())
+    if training.flags[-len(ADVERSARIAL) :] == ADVERSARIAL:
+        accelerator = Accelerator(cpu=True, mixed_precision=precision)
+        adversary = Adversary(accelerator, ADVERSARIAL[-1], 1e-4, torch.optim.lr_scheduler.ConstantLR)
     seconds = []
     for _ in range(10):
         started = time.monotonic()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            images = [network(inputs, torch.zeros(batch)).sample] if packing == 2 else network(inputs)
-        sum(image.float().square().mean() for image in images).backward()
+            images = [network(inputs, torch.zeros(batch)).sample] if is_packed else network(inputs)
+        if isinstance(network, AutoencoderHierarchical):
+            images = [images.prediction, images.kl]
+        loss = sum(image.float().square().mean() for image in images)
+        if adversary is not None:
+            loss = loss + adversary.generator_loss(images[-1], inputs) + content_loss(images[-1], inputs)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         ema.step(network.parameters())
+        if adversary is not None:
+            adversary.step(images[-1], inputs)
         seconds.append(time.monotonic() - started)
     return min(seconds)
 
 
 def train(name, folder, minutes, precision):
     """Train one method in `folder / name`, unless it exists."""
-    script, flags, make_network = METHODS[name]
-    output, config = folder / name, folder / f"{name}.config"
+    training, output, config = METHODS[name], folder / name, folder / f"{name}.config"
     if (output / "cost.json").is_file():
         return
-    network = make_network()
-    network.save_config(config)
-    batch = BATCH["packed" if isinstance(network, UNet2DModel) else "plain"]
-    cost = seconds_per_step(network, batch, precision)
-    steps = round(60 * minutes / cost)
+    cost = seconds_per_step(training, precision)
+    steps = round(60 * minutes * training.share / cost)
+    if training.starts_from is None:
+        training.make_network().save_config(config)
+        start = ("--model_config_name_or_path", config)
+    else:
+        start = ("--init_from", folder / training.starts_from)
     run(
         sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, "--num_machines", 1,
-        "--dynamo_backend", "no", "--mixed_precision", precision, HERE.parent / "training" / f"train_{script}.py",
-        "--train_data_dir", folder / "train", "--resolution", RESOLUTION, "--train_batch_size", batch,
+        "--dynamo_backend", "no", "--mixed_precision", precision,
+        HERE.parent / "training" / f"train_{training.script}.py",
+        "--train_data_dir", folder / "train", "--resolution", RESOLUTION, "--train_batch_size", training.batch,
         "--max_train_steps", steps, "--lr_warmup_steps", 50, "--ema_decay", 0.995, "--checkpointing_steps", steps,
-        "--model_config_name_or_path", config, "--output_dir", output, *flags,
+        *start, "--output_dir", output, *training.flags,
     )  # fmt: skip
-    (output / "cost.json").write_text(json.dumps({"steps": steps, "batch": batch, "seconds_per_step": cost}))
+    (output / "cost.json").write_text(json.dumps({"steps": steps, "batch": training.batch, "seconds_per_step": cost}))
 
 
 def compare(folder, minutes):

@@ -13,8 +13,8 @@ from haze_pipeline.utils.console import require
 
 
 PIXEL_WEIGHT = 0.01  # the paper's η
-# The paper has features of a VGG network in place of the spectrum, with a weight of 1. They show where structures are,
-# but amplitudes of a spectrum do not. The weight must therefore not exceed that of the pixels by much.
+# The paper has features of a VGG network in place of the spectrum, with a weight of 1. Unlike these, amplitudes do not
+# show where structures are, so they weigh less here.
 SPECTRUM_WEIGHT = 0.1
 
 SMALLEST_PATCH = 24  # px, from which MONAI's discriminator still has one output
@@ -31,8 +31,9 @@ def content_loss(prediction: torch.Tensor, clear: torch.Tensor) -> torch.Tensor:
 
 def relativistic_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """
-    Loss that is small if the scores `real` exceed the mean of the scores `fake`, and the scores `fake` lie below the
-    mean of the scores `real` (equation 1 of the paper). The generator's loss (equation 2) exchanges the arguments.
+    Relativistic average loss of the discriminator (equation 1 of the paper). It is small if the scores `real` of clear
+    images exceed the mean of the scores `fake` of predictions, and these lie below the mean of the scores `real`. With
+    exchanged arguments, it is the loss of the generator (equation 2).
     """
     # -log(sigmoid(x)) = softplus(-x), and -log(1 - sigmoid(x)) = softplus(x)
     return F.softplus(fake.mean() - real).mean() + F.softplus(fake - real.mean()).mean()
