@@ -33,6 +33,7 @@ PIPELINES = {
     "HazeMatchingPipeline": "haze_pipeline.pipeline_haze_matching",
     "HazeRegressionPipeline": "haze_pipeline.pipeline_haze_regression",
     "HDNPipeline": "haze_pipeline.pipeline_hdn",
+    "LatentRestorationPipeline": "haze_pipeline.pipeline_latent_restoration",
 }
 
 

@@ -26,6 +26,9 @@ class RestorationOutput(BaseOutput):
         interval_factors (`dict`, *optional*):
             Factors on the uncertainty for [`interval`], by alpha; `None` if the checkpoint is calibrated for other
             ensembles.
+        trajectory (`np.ndarray` or `torch.Tensor` of shape `[T, *image.shape]`, float32, *optional*):
+            Estimates of the clear image after every step, the last one being the prediction; from
+            [`LatentRestorationPipeline`] only.
         hot_pixels (`int`):
             Number of isolated outliers, see [`find_hot_pixels`]. The network received the median of their neighbours
             instead. The prediction at these pixels therefore follows from their surroundings.
@@ -35,6 +38,7 @@ class RestorationOutput(BaseOutput):
     uncertainty: np.ndarray | torch.Tensor | list | None = None
     samples: np.ndarray | torch.Tensor | list | None = None
     interval_factors: dict[str, float] | None = None
+    trajectory: np.ndarray | torch.Tensor | list | None = None
     hot_pixels: int = 0
 
     def interval(self, alpha: float = 0.1) -> tuple:

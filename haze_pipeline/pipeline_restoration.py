@@ -60,8 +60,8 @@ class RestorationPipeline(DiffusionPipeline):
             config.normalization, config.input_mean, config.input_std, config.target_mean, config.target_std
         )
         # Every level of a U-Net but the last halves the field, so that the sides of a field must be multiples of this.
-        levels = unet.config.get("block_out_channels")
-        self.unet_scale_factor = packing * (2 ** (len(levels) - 1) if levels else unet.scale_factor)
+        scale_factor = getattr(unet, "scale_factor", None) or 2 ** (len(unet.config.block_out_channels) - 1)
+        self.unet_scale_factor = packing * scale_factor
 
     @property
     def components(self) -> dict:

@@ -105,6 +105,12 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error(f"--ema_decay must lie between 0 and 1, got {args.ema_decay}.")
 
 
+def check_series_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program with an error if the data cannot be pinhole series, which are read as a whole."""
+    if args.pinhole_series and (args.simulate or args.streaming):
+        parser.error("--pinhole_series needs --train_data_dir, or --dataset_name without --streaming.")
+
+
 def load_data(args: argparse.Namespace) -> TrainingData:
     """Load the data that the arguments name, see [`load_training_data`]."""
     return load_training_data(

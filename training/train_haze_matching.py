@@ -29,7 +29,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, set_seed
-from data_arguments import add_data_arguments, check_arguments, load_data
+from data_arguments import add_data_arguments, check_arguments, check_series_arguments, load_data
 from diffusers import UNet2DModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
@@ -241,8 +241,7 @@ def parse_args():
     path = (args.source, args.source_noise or 0.0, args.prediction_type, args.unguided)
     if args.pinhole_series and (args.init_from or path != ("hazy", 0.0, "clear", True)):
         parser.error("--pinhole_series needs --source hazy, --prediction_type clear and --unguided, without noise.")
-    if args.pinhole_series and (args.simulate or args.streaming):
-        parser.error("--pinhole_series needs --train_data_dir, or --dataset_name without --streaming.")
+    check_series_arguments(parser, args)
     try:
         choose_interpolant(args)
     except ValueError as error:

@@ -4,7 +4,8 @@ Train HDN, a hierarchical variational autoencoder (VAE) that encodes hazy images
     accelerate launch training/train_hierarchical_vae.py --train_data_dir runs/train \
         --validation_data_dir runs/validation --output_dir runs/hdn
 
-With `--target input`, the clear images are both input and target, which trains a VAE of clear images.
+With `--target input`, the clear images are both input and target, which trains a VAE of clear images. With
+`--pinhole_series` as well, so are the images of all pinholes; `train_latent_restoration.py` needs such a VAE.
 
 Data and patches are those of `train_regression.py`. The loss is the negative evidence lower bound in nats per pixel,
 as in HDN (Prakash et al. 2022, arXiv 2104.01374): the error of the reconstruction, and the Kullback–Leibler divergence
@@ -24,13 +25,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from data_arguments import add_data_arguments, add_training_arguments, check_arguments, load_data
+from data_arguments import (
+    add_data_arguments,
+    add_training_arguments,
+    check_arguments,
+    check_series_arguments,
+    load_data,
+)
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from haze_pipeline.data.pairs import Pair
 from haze_pipeline.data.patches import TrainingExamples, fit_image_processor
+from haze_pipeline.data.pinhole_series import center_levels, join_series
 from haze_pipeline.data.training_data import TrainingData
 from haze_pipeline.models.autoencoder_hierarchical import (
     AutoencoderHierarchical,
@@ -69,6 +77,10 @@ def parse_args():
         help="`clear`: encode the hazy image and decode the clear one. `input`: encode and decode the clear image.",
     )  # fmt: skip
     parser.add_argument(
+        "--pinhole_series", action="store_true",
+        help="With --target input: also encode and decode an image of a random pinhole for every clear one.",
+    )  # fmt: skip
+    parser.add_argument(
         "--model_config_name_or_path",
         help="Configuration of an AutoencoderHierarchical. The default is that of HDN, with 7.3 million parameters.",
     )
@@ -76,8 +88,18 @@ def parse_args():
         "--free_bits", type=float, default=1.0,
         help="KL in nats per patch that every group of latents may have at no cost, which keeps it from collapsing.",
     )  # fmt: skip
+    parser.add_argument(
+        "--kl_weight", type=float, default=1.0,
+        help="Weight of the KL (Higgins et al. 2017). Below 1, the latents say more about the image, and results are "
+        "sharper and vary less.",
+    )  # fmt: skip
     args = parser.parse_args()
     check_arguments(parser, args)
+    if args.pinhole_series and args.target != "input":
+        parser.error("--pinhole_series needs --target input.")
+    check_series_arguments(parser, args)
+    if not args.kl_weight > 0:
+        parser.error(f"--kl_weight must be positive, got {args.kl_weight}.")
     if not args.free_bits >= 0:
         parser.error(f"--free_bits must not be negative, got {args.free_bits}.")
     return args
@@ -136,14 +158,20 @@ def main():
 
     # Data. The noise of the latents belongs to the example, so that it is the same for any number of processes.
     data = load_data(args)
-    if args.target == "input":
+    if args.pinhole_series:
+        data.pairs, data.validation = join_series(data.pairs), list(clear_alone(data.validation))
+        num_levels = len(data.pairs[0].pinholes)
+    elif args.target == "input":
         data = without_haze(data)
     image_processor = fit_image_processor(args.normalization or "image", data.pairs)
     fields = data.normalize(image_processor)
+    if args.pinhole_series:
+        center_levels(fields.fields)
     length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
     dataset = TrainingExamples(
         fields, args.resolution, posterior_mean_share=1.0, t_sampling="grid", seed=args.seed, length=length,
-        noise_channels=unet.noise_channels,
+        noise_channels=unet.noise_channels * (2 if args.pinhole_series else 1),
+        level_times=range(num_levels) if args.pinhole_series else (),
     )  # fmt: skip
     dataloader = torch.utils.data.DataLoader(
         dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
@@ -188,11 +216,13 @@ def main():
         "script": "train_hierarchical_vae.py",
         **data.facts,
         "target": args.target,
+        "pinhole series": args.pinhole_series,
         "patches per step": args.train_batch_size * accelerator.num_processes,
         "processes": accelerator.num_processes,
         "seed": args.seed,
         "resolution": args.resolution,
         "free bits": args.free_bits,
+        "weight of the KL": args.kl_weight,
         "learning rate": args.learning_rate,
         "weight decay": args.weight_decay,
         "decay of averages": args.ema_decay,
@@ -210,10 +240,17 @@ def main():
     pixels = args.resolution**2
     started, first_step, losses, divergences = time.monotonic(), step + 1, [], []
     for batch in accelerator.skip_first_batches(dataloader, step):
-        image = batch["hazy"] if args.target == "clear" else batch["clear"]  # [B,1,h,w]
-        output = unet(torch.cat([batch["noise"], image], dim=1))  # [B,C+1,h,w]
-        reconstruction = log_likelihood(batch["clear"], output.prediction.float(), output.log_variance)  # [B]
-        bound = evidence_lower_bound(reconstruction, output.kl, args.free_bits)  # [B]
+        image, target, noise = (
+            batch["hazy"] if args.target == "clear" else batch["clear"],
+            batch["clear"],
+            batch["noise"],
+        )
+        if args.pinhole_series:
+            image = target = torch.cat([batch["clear"], batch["state"]])  # [2B,1,h,w]
+            noise = torch.cat(noise.chunk(2, dim=1))  # [2B,C,h,w]
+        output = unet(torch.cat([noise, image], dim=1))  # [B,C+1,h,w]
+        reconstruction = log_likelihood(target, output.prediction.float(), output.log_variance)  # [B]
+        bound = evidence_lower_bound(reconstruction, output.kl, args.free_bits, args.kl_weight)  # [B]
         loss = -bound.mean() / pixels
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)

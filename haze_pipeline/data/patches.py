@@ -291,7 +291,8 @@ class TrainingExamples(torch.utils.data.Dataset):
             [`draw_noise`]; 0 for white noise.
         level_times (sequence of `float`, *optional*):
             For fields of [`PinholeSeries`], the times of the images: of the largest pinhole, then of the smallest to
-            the second largest. An example then has the `state` of one of these images, drawn at random, at its time.
+            the second largest. An example then has the `state` of one of these images, drawn at random, at its time,
+            and the `series` of all, smallest pinhole first.
         noise_channels (`int`, defaults to `1`): Channels of the noise, drawn one after another.
 
     Raises:
@@ -373,6 +374,7 @@ class TrainingExamples(torch.utils.data.Dataset):
             level = int(rng.integers(len(self.level_times)))
             t = self.level_times[level]
             example["state"] = patch[:1] if level == 0 else patch[1 + level : 2 + level]
+            example["series"] = torch.cat([patch[2:], patch[:1]])  # [T,h,w]
         return {**example, "t": torch.tensor(t, dtype=torch.float32)}
 
     def _vary_haze(self, field: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
+import torch
 from scipy.ndimage import gaussian_filter
 
 from .pairs import Pair
@@ -85,6 +86,15 @@ def haze_fractions(series: list[PinholeSeries]) -> list[float]:
             f"{', '.join(f'{fraction:.2f}' for fraction in fractions)}: are the images of a series aligned?"
         )
     return fractions
+
+
+def center_levels(fields: Iterable[torch.Tensor]) -> None:
+    """
+    Subtract the mean of the images of smaller pinholes in normalised series `[1 + T, H, W]` (hazy, clear, smaller), in
+    place. That of the hazy image is 0 already. Haze that is the same everywhere then makes no difference.
+    """
+    for field in fields:
+        field[2:] -= field[2:].mean(dim=(1, 2), keepdim=True)
 
 
 def _pinhole(pair: Pair) -> float:

@@ -48,7 +48,7 @@ class Encoding:
     Latents of images and their distributions. Group 1, the finest, comes first.
 
     Args:
-        latents (`list[torch.Tensor]`): zᵢ, of the shape `[B, C, h / 2ⁱ, w / 2ⁱ]`.
+        latents (`list[torch.Tensor]`): zᵢ, of the shape `[B, C, h / 2ⁱ, w / 2ⁱ]`
         posteriors (`list[DiagonalGaussianDistribution]`): q(zᵢ | zᵢ₊₁ … zₙ, x).
         priors (`list[DiagonalGaussianDistribution]`): p(zᵢ | zᵢ₊₁ … zₙ).
     """
@@ -70,7 +70,9 @@ def log_likelihood(image: torch.Tensor, mean: torch.Tensor, log_variance: torch.
     return nats.sum(dim=(1, 2, 3))
 
 
-def evidence_lower_bound(log_likelihood: torch.Tensor, kl: torch.Tensor, free_bits: float = 0.0) -> torch.Tensor:
+def evidence_lower_bound(
+    log_likelihood: torch.Tensor, kl: torch.Tensor, free_bits: float = 0.0, kl_weight: float = 1.0
+) -> torch.Tensor:
     """
     Lower bound of log p(x): the log-likelihood less the KL divergences.
 
@@ -80,11 +82,13 @@ def evidence_lower_bound(log_likelihood: torch.Tensor, kl: torch.Tensor, free_bi
         free_bits (`float`, defaults to `0.0`):
             Nats per group and image that a group may use at no cost (Kingma et al. 2016, arXiv 1606.04934). A smaller
             divergence counts as this much and has no gradient, so that training does not empty a group.
+        kl_weight (`float`, defaults to `1.0`):
+            Weight of the divergences. The result is a bound of log p(x) if it is 1 or more.
 
     Returns:
         `torch.Tensor` of shape `[B]`, nats per image.
     """
-    return log_likelihood - kl.clamp(min=free_bits).sum(dim=1)
+    return log_likelihood - kl_weight * kl.clamp(min=free_bits).sum(dim=1)
 
 
 def distribution(parameters: torch.Tensor) -> DiagonalGaussianDistribution:
@@ -194,6 +198,9 @@ class AutoencoderHierarchical(ModelMixin, ConfigMixin):
         num_features (`int`, defaults to `64`): Channels of all layers.
         num_blocks (`int`, defaults to `5`): Residual blocks of each level of the encoder and of the decoder.
         dropout (`float`, defaults to `0.0`): Fraction of the channels set to zero in training. HDN uses 0.2.
+        pixel_packing (`int`, defaults to `1`):
+            A square of `pixel_packing` pixels a side is the first convolution's and the decoder's single pixel with
+            as many channels. The network is then faster, and coarser by this factor.
         reconstruction_std (`float`, *optional*):
             Standard deviation of a pixel of the image around the decoder's result; learned if omitted (Rybkin et al.
             2021, arXiv 2006.13202).
@@ -207,18 +214,26 @@ class AutoencoderHierarchical(ModelMixin, ConfigMixin):
         num_features: int = 64,
         num_blocks: int = 5,
         dropout: float = 0.0,
+        pixel_packing: int = 1,
         reconstruction_std: float | None = None,
     ):
         super().__init__()
         if num_latent_groups < 1:
             raise ValueError(f"`num_latent_groups` must be positive, got {num_latent_groups}.")
+        if pixel_packing < 1:
+            raise ValueError(f"`pixel_packing` must be 1 or more pixels, got {pixel_packing}.")
         if reconstruction_std is not None and not reconstruction_std > 0:
             raise ValueError(f"`reconstruction_std` must be positive, got {reconstruction_std}.")
 
         def blocks(number: int) -> list[nn.Module]:
             return [GatedResidualBlock(num_features, dropout) for _ in range(number)]
 
-        self.conv_in = nn.Sequential(nn.Conv2d(1, num_features, 5, padding=2), nn.ELU(), *blocks(1))
+        self.conv_in = nn.Sequential(
+            nn.PixelUnshuffle(pixel_packing),
+            nn.Conv2d(pixel_packing**2, num_features, 5, padding=2),
+            nn.ELU(),
+            *blocks(1),
+        )
         self.bottom_up = nn.ModuleList(
             nn.Sequential(nn.Conv2d(num_features, num_features, 3, stride=2, padding=1), *blocks(num_blocks))
             for _ in range(num_latent_groups)
@@ -227,12 +242,16 @@ class AutoencoderHierarchical(ModelMixin, ConfigMixin):
             TopDownLevel(num_features, latent_channels, num_blocks, dropout, is_top=i == num_latent_groups - 1)
             for i in range(num_latent_groups)
         )
-        self.conv_out = nn.Sequential(*blocks(num_blocks), nn.Conv2d(num_features, 1, 3, padding=1))
+        self.conv_out = nn.Sequential(
+            *blocks(num_blocks),
+            nn.Conv2d(num_features, pixel_packing**2, 3, padding=1),
+            nn.PixelShuffle(pixel_packing),
+        )
         log_variance = torch.tensor(2 * math.log(reconstruction_std or 1.0))
         self.log_variance = nn.Parameter(log_variance, requires_grad=reconstruction_std is None)
 
         # Pixels of the image per latent of the coarsest group, along each side.
-        self.scale_factor = 2**num_latent_groups
+        self.scale_factor = pixel_packing * 2**num_latent_groups
         # Channels of a group when a square of `scale_factor` pixels a side is one pixel, finest first.
         self.packed_channels = [latent_channels * 4**i for i in reversed(range(num_latent_groups))]
         self.noise_channels = -(-sum(self.packed_channels) // self.scale_factor**2)
@@ -326,7 +345,7 @@ class AutoencoderHierarchical(ModelMixin, ConfigMixin):
         packed = F.pixel_unshuffle(noise.float(), self.scale_factor)
         rest = packed.shape[1] - sum(self.packed_channels)
         *groups, _ = packed.split([*self.packed_channels, rest], dim=1)
-        return [F.pixel_shuffle(group, self.scale_factor // 2**i) for i, group in enumerate(groups, start=1)]
+        return [F.pixel_shuffle(group, 2**i) for i, group in zip(reversed(range(len(groups))), groups, strict=True)]
 
     def _check_size(self, size: Sequence[int]) -> None:
         if size[0] % self.scale_factor or size[1] % self.scale_factor:

@@ -1,0 +1,320 @@
+"""
+Train the restoration of latents, and their learned degradation, on pinhole series:
+
+    accelerate launch training/train_latent_restoration.py --train_data_dir runs/series --autoencoder runs/vae \
+        --validation_data_dir runs/validation --output_dir runs/latent
+
+`--autoencoder` is a hierarchical VAE from `train_hierarchical_vae.py --target input --pinhole_series`. Its weights
+stay as they are. The first steps train the restoration R(zₜ, t) of the latents of all levels t with the mean squared
+error. The last `--degradation_steps` train a pair of maps for every level: G from the estimate R(zₜ, t) of the clear
+latents to zₜ₋₁, and F back. Their loss is
+
+    GAN(G, D_Y) + GAN(F, D_X) + cycle weight · cycle + cosine weight · (1 - cosine similarity of G and zₜ₋₁)
+
+with least-squares discriminators D_Y of hazier and D_X of clear latents, and the mean absolute error after a cycle
+through both maps. The result is a folder for `LatentRestorationPipeline.from_pretrained`.
+"""
+
+import argparse
+import json
+import logging
+import math
+import time
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from data_arguments import (
+    add_data_arguments,
+    add_training_arguments,
+    check_arguments,
+    check_series_arguments,
+    load_data,
+)
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from latent_adversaries import LatentAdversaries
+from tqdm.auto import tqdm
+
+from haze_pipeline.data.patches import TrainingExamples
+from haze_pipeline.data.pinhole_series import center_levels, haze_fractions, join_series
+from haze_pipeline.loading import load_pipeline
+from haze_pipeline.models.latent_restoration import LatentRestoration, to_grid
+from haze_pipeline.pipeline_latent_restoration import LatentRestorationPipeline
+from haze_pipeline.training_utils import (
+    averaged_unet,
+    read_log,
+    resume,
+    save_checkpoint,
+    save_trained,
+    start_output,
+    validate,
+    write_log,
+)
+from haze_pipeline.utils.console import errors_in_one_line
+from haze_pipeline.utils.processes import PATIENCE, check_joined, meet_on_cpu
+
+
+logger = get_logger(__name__)
+
+STATISTICS_FIELDS = 64  # clear images from which the unit of the latents is computed
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Train restoration and degradation in the latents of a VAE.")
+    add_data_arguments(parser)
+    add_training_arguments(parser)
+    parser.add_argument(
+        "--autoencoder", required=True,
+        help="VAE of pinhole series: a folder or a repository of the Hub. It sets the normalisation.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--block_out_channels", type=int, nargs="+", default=[64, 96, 128], help="Channels of the U-Net that restores."
+    )
+    parser.add_argument("--layers_per_block", type=int, default=1, help="Its residual blocks per level.")
+    parser.add_argument(
+        "--degradation_features", type=int, default=64, help="Channels of the maps, and of the discriminators."
+    )
+    parser.add_argument(
+        "--degradation_steps", type=int, default=2000,
+        help="Number of the last steps, which train the degradation instead of the restoration.",
+    )  # fmt: skip
+    parser.add_argument("--cycle_weight", type=float, default=10.0, help="Weight of the error after a cycle.")
+    parser.add_argument("--cosine_weight", type=float, default=1.0, help="Weight of the cosine similarity.")
+    args = parser.parse_args()
+    check_arguments(parser, args)
+    args.pinhole_series = True
+    check_series_arguments(parser, args)
+    if args.normalization is not None:
+        parser.error("--autoencoder sets the normalisation: remove --normalization.")
+    if not 0 < args.degradation_steps < args.max_train_steps:
+        parser.error(
+            f"--degradation_steps must lie between 1 and --max_train_steps - 1, got {args.degradation_steps} of "
+            f"{args.max_train_steps}."
+        )
+    for name in ("cycle_weight", "cosine_weight"):
+        if not 0 <= getattr(args, name) < math.inf:
+            parser.error(f"--{name} must be finite and not negative, got {getattr(args, name)}.")
+    return args
+
+
+@torch.no_grad()
+def fit_units(unet: LatentRestoration, clear_images: list[torch.Tensor]):
+    """
+    Set the mean and the standard deviation of latents to those of samples of the posteriors of clear images `[H, W]`.
+    Latents that carry no information have narrow means, and thus hardly count in these units.
+    """
+    means, variances = [], []
+    for image in clear_images:
+        height, width = (side // unet.scale_factor * unet.scale_factor for side in image.shape)
+        posteriors = unet.autoencoder.encode(image[None, None, :height, :width]).posteriors
+        means.append(to_grid([each.mean for each in posteriors]).flatten(2)[0])  # [C,h·w]
+        variances.append(to_grid([each.var for each in posteriors]).flatten(2)[0])
+    mean, variance = torch.cat(means, dim=1), torch.cat(variances, dim=1)
+    unet.latent_mean.copy_(mean.mean(dim=1)[:, None, None])
+    unet.latent_std.copy_((mean.var(dim=1) + variance.mean(dim=1)).sqrt()[:, None, None])
+
+
+def main():
+    args = parse_args()
+    accelerator = Accelerator(
+        cpu=meet_on_cpu(), mixed_precision=args.mixed_precision,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PATIENCE),  # all processes wait for the main one to validate
+            DistributedDataParallelKwargs(find_unused_parameters=True),  # a step trains one part of the network
+        ],
+    )  # fmt: skip
+    check_joined(accelerator.num_processes)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    set_seed(args.seed)
+    if accelerator.is_main_process:
+        start_output(args.output_dir, resume=args.resume_from_checkpoint is not None)
+    accelerator.wait_for_everyone()
+
+    # Data, in the units of the autoencoder.
+    autoencoder = load_pipeline(args.autoencoder, ("HDNPipeline",))
+    if not autoencoder.config.reconstructs_input:
+        raise ValueError(
+            f"--autoencoder {args.autoencoder} restores hazy images instead of reconstructing its input: train one "
+            "with `train_hierarchical_vae.py --target input --pinhole_series`."
+        )
+    data = load_data(args)
+    data.pairs = join_series(data.pairs)
+    num_levels, fractions = len(data.pairs[0].pinholes), haze_fractions(data.pairs)
+    logger.info("haze of the pinholes: %s", ", ".join(f"{fraction:.2f}" for fraction in fractions))
+    # Pairs of smaller pinholes are less hazy than the pipeline expects.
+    data.validation = join_series(data.validation) if data.validation else []
+    image_processor = autoencoder.image_processor
+    fields = data.normalize(image_processor)
+    center_levels(fields.fields)
+
+    # Model.
+    unet = LatentRestoration(
+        autoencoder_config={name: value for name, value in autoencoder.unet.config.items() if name[0] != "_"},
+        num_levels=num_levels,
+        block_out_channels=args.block_out_channels,
+        layers_per_block=args.layers_per_block,
+        degradation_features=args.degradation_features,
+    )
+    if args.resolution % unet.scale_factor:
+        raise ValueError(
+            f"--resolution must be a multiple of {unet.scale_factor} for this network, got {args.resolution}."
+        )
+    unet.autoencoder.load_state_dict(autoencoder.unet.state_dict())
+    fit_units(unet, [field[1] for field in fields.fields[:STATISTICS_FIELDS]])
+    num_channels = unet.latent_mean.shape[1]
+    logger.info("%d parameters, %d process(es)", unet.num_parameters(), accelerator.num_processes)
+
+    length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
+    dataset = TrainingExamples(
+        fields, args.resolution, posterior_mean_share=1.0, t_sampling="grid", seed=args.seed, length=length,
+        level_times=(num_levels, *range(1, num_levels)),
+    )  # fmt: skip
+    dataloader = torch.utils.data.DataLoader(
+        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
+        generator=torch.Generator(),  # workers' seeds must not use the global generator, which checkpoints restore
+    )  # fmt: skip
+    if data.validation:
+        score = validate(lambda hazy: hazy, data.validation)[0]
+        logger.info("validation: %d series, %.2f dB before the network", len(data.validation), score)
+
+    # Optimisers, schedules, averaged weights. Both parts of the training have a schedule of their own.
+    restoration_steps = args.max_train_steps - args.degradation_steps
+    optimizers = [
+        torch.optim.AdamW(part.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+        for part in (unet.restoration, unet.degradation)
+    ]
+    # accelerate advances the schedule once per process and step, so its lengths are steps × processes.
+    make_schedule = partial(get_scheduler, "cosine", num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes)
+    schedules = [
+        make_schedule(optimizer, num_training_steps=steps * accelerator.num_processes)
+        for optimizer, steps in zip(optimizers, (restoration_steps, args.degradation_steps), strict=True)
+    ]
+    unet, dataloader, *optimizers = accelerator.prepare(unet, dataloader, *optimizers)
+    schedules = [accelerator.prepare(schedule) for schedule in schedules]
+    network = accelerator.unwrap_model(unet)
+    adversaries = LatentAdversaries(
+        accelerator, num_channels, args.degradation_features, args.learning_rate,
+        partial(make_schedule, num_training_steps=args.degradation_steps * accelerator.num_processes),
+    )  # fmt: skip
+    ema = EMAModel(unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4)
+    accelerator.register_for_checkpointing(ema)
+
+    def averaged_pipeline():
+        pipeline = LatentRestorationPipeline(
+            unet=averaged_unet(accelerator, unet, ema),
+            normalization=image_processor.normalization,
+            input_mean=image_processor.input_mean,
+            input_std=image_processor.input_std,
+            target_mean=image_processor.target_mean,
+            target_std=image_processor.target_std,
+            haze_fractions=fractions,
+            training_patch_size=args.resolution,
+            training_pixel_size=data.pixel_size_span,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    # These facts must not change when the training is resumed.
+    facts = {
+        "script": "train_latent_restoration.py",
+        **data.facts,
+        "patches per step": args.train_batch_size * accelerator.num_processes,
+        "processes": accelerator.num_processes,
+        "seed": args.seed,
+        "resolution": args.resolution,
+        "steps of the restoration": restoration_steps,
+        "weight of the cycle": args.cycle_weight,
+        "weight of the cosine similarity": args.cosine_weight,
+        "learning rate": args.learning_rate,
+        "weight decay": args.weight_decay,
+        "decay of averages": args.ema_decay,
+        "target mean": image_processor.target_mean,
+        "target deviation": image_processor.target_std,
+    }
+    step = resume(accelerator, ema, args.output_dir, args.resume_from_checkpoint, facts, args.max_train_steps)
+    log = read_log(args.output_dir, step)
+
+    def restoration_loss(batch) -> tuple[torch.Tensor, dict]:
+        """Loss of R at the levels of the examples, and its parts for the log."""
+        with torch.no_grad():
+            clear, hazy = network.encode(batch["clear"]), network.encode(batch["state"])  # [B,C,h,w]
+        (restored,) = unet(hazy, batch["t"])
+        loss = F.mse_loss(restored.float(), clear)
+        return loss, {"restoration": loss}
+
+    def degradation_loss(batch, t: int) -> tuple[torch.Tensor, dict, tuple]:
+        """Loss of the maps of level t, its parts, and what the discriminators learn from."""
+        with torch.no_grad():
+            hazy, hazier = (network.encode(batch["series"][:, [level - 1]]) for level in (t, t - 1))  # [B,C,h,w]
+            clear = network.restore(hazy, t).float()
+        degraded, cleared, cycled_clear, cycled_hazier = (each.float() for each in unet(hazier, t, clear))
+        level = t / num_levels
+        parts = {
+            "adversarial": adversaries.generator_loss(degraded, cleared, level),
+            "cycle": F.l1_loss(cycled_clear, clear) + F.l1_loss(cycled_hazier, hazier),
+            "cosine": 1 - F.cosine_similarity(degraded, hazier, dim=1).mean(),
+        }
+        loss = parts["adversarial"] + args.cycle_weight * parts["cycle"] + args.cosine_weight * parts["cosine"]
+        return loss, parts, ((hazier, degraded), (clear, cleared), level)
+
+    # Train.
+    progress_bar = tqdm(
+        total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
+    )
+    unet.train()
+    started, losses = time.monotonic(), []
+    for batch in accelerator.skip_first_batches(dataloader, step):
+        if step == restoration_steps:
+            ema.copy_to(unet.parameters())  # the degradation learns from the averaged restoration
+        stage = int(step >= restoration_steps)
+        if stage == 0:
+            loss, parts = restoration_loss(batch)
+        else:
+            level = int(np.random.default_rng([args.seed, step]).integers(2, num_levels + 1))
+            loss, parts, judged = degradation_loss(batch, level)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+        optimizers[stage].step()
+        schedules[stage].step()
+        optimizers[stage].zero_grad()
+        if stage == 1:
+            parts["discriminators"] = adversaries.step(*judged)
+        ema.step(unet.parameters())
+        step += 1
+        progress_bar.update()
+        losses.append({name: accelerator.reduce(part.detach(), "mean").item() for name, part in parts.items()})
+        last = step == args.max_train_steps
+        if step % args.validation_steps == 0 or step in (restoration_steps, args.max_train_steps):
+            names = losses[-1]
+            row = {"step": step, "seconds": time.monotonic() - started}
+            row |= {name: float(np.mean([each[name] for each in losses if name in each])) for name in names}
+            pipeline = averaged_pipeline() if data.validation else None
+            if accelerator.is_main_process:
+                if data.validation:
+                    variant = ("one_step", "direct")[stage]
+                    row[f"validation_psnr_{variant}"] = validate(
+                        lambda hazy, pipeline=pipeline, variant=variant: pipeline(hazy, variant).prediction,
+                        data.validation,
+                    )[0]
+                log.append(row)
+                write_log(args.output_dir, log)
+                logger.info("%s", json.dumps(row))
+            losses = []
+        if step % args.checkpointing_steps == 0 or last:
+            save_checkpoint(accelerator, args.output_dir, step, args.checkpoints_total_limit, facts)
+    progress_bar.close()
+
+    pipeline = averaged_pipeline()
+    if accelerator.is_main_process:
+        save_trained(pipeline, args.output_dir, {})
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    with errors_in_one_line():
+        main()
