@@ -30,6 +30,7 @@ from haze_pipeline.evaluation.scores import summarize
 from haze_pipeline.loading import PIPELINES, load_pipeline
 from haze_pipeline.models.autoencoder_hierarchical import AutoencoderHierarchical
 from haze_pipeline.models.unet_haze_matching import build_unet
+from haze_pipeline.reliability import calibration
 
 
 HERE = Path(__file__).parent
@@ -96,6 +97,9 @@ VARIANTS = {
     "refinement, 3 passes": {"variant": "refinement", "num_refinements": 3},
     "re-projection": {"variant": "reprojection"},
 }
+# Colours that colour-blind readers can tell apart (Okabe & Ito), one for each kind of variant.
+COLOURS = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#007050", "#E69F00", "#B07800", "#D55E00")
+STYLES = dict(zip(VARIANTS, zip(COLOURS, "sv^v^v^o", strict=True), strict=True))
 
 
 def run(*arguments) -> float:
@@ -270,9 +274,18 @@ def evaluate(folder: Path, size: dict) -> tuple[dict, dict]:
         "trainings": {
             name: json.loads((folder / name / "cost.json").read_text()) for name in ("unet", "hdn", "vae", "latent")
         },
+        "calibration_of_hdn": calibration_of(pipes["hdn"], test),
         "parameters": {name: pipe.unet.num_parameters() for name, pipe in pipes.items()},
     }
     return results, shown
+
+
+def calibration_of(pipe, pairs: list) -> dict:
+    """Scores of the uncertainty of HDN before calibration, and on specimens that its calibration has not seen."""
+    specimens = calibration.measure_errors(pipe, pairs, None, HDN_MEMBERS)
+    before = calibration.pool(calibration.predict_errors(specimens, HDN_MEMBERS))
+    after = calibration.pool(calibration.cross_validate(specimens, HDN_MEMBERS))
+    return {"before": calibration.scores(*before), "after": calibration.scores(*after)}
 
 
 def with_interval(values: list) -> dict:
@@ -289,18 +302,17 @@ def plot(results: dict, path: Path):
     figure = new_figure(figsize=(11, 4.6))
     left, right = figure.subplots(1, 2)
     num_steps = len(results["haze_fractions"])
-    styles = {name: f"C{i}" for i, name in enumerate(VARIANTS)}
-    for name, colour in styles.items():
+    for name, (colour, marker) in STYLES.items():
         wide = {"linewidth": 2.5} if name == "re-projection" else {"linewidth": 1.3}
-        left.plot(range(1, num_steps + 1), results["psnr"][name]["mean"], "o-", color=colour, label=name, **wide)
-        right.plot(range(1, num_steps), results["drift"][name], "o-", color=colour, **wide)
-    for name, line in (("U-Net", "-"), ("HDN", "--"), ("hazy image", ":")):
-        left.axhline(results["psnr"][name]["mean"], color="black", linestyle=line, linewidth=1, label=name)
+        left.plot(
+            range(1, num_steps + 1), results["psnr"][name]["mean"], f"{marker}-", color=colour, label=name, **wide
+        )
+        right.plot(range(1, num_steps), results["drift"][name], f"{marker}-", color=colour, **wide)
+    for name, line in (("decoder", "-."), ("U-Net", "-"), ("HDN", "--"), ("hazy image", ":")):
+        left.axhline(results["psnr"][name]["mean"], color="grey", linestyle=line, linewidth=1, label=name)
     true = results["psnr"]["true levels"]["mean"]
-    left.plot(range(1, num_steps + 1), true, ".", color="grey", label="from the true image of the level")
-    right.plot(
-        range(1, num_steps), results["distance_of_levels"], ".", color="grey", label="true levels, one to the next"
-    )
+    left.plot(range(1, num_steps + 1), true, "*", color="grey", label="true level, or the one before")
+    right.plot(range(1, num_steps), results["distance_of_levels"], "*", color="grey")
     left.set(xlabel="step", ylabel="range-invariant PSNR (dB)", xticks=range(1, num_steps + 1))
     right.set(
         xlabel="step", ylabel="distance from the latents of the true image\n(standard deviations)",

@@ -26,6 +26,8 @@ from conftest import ROOT
 from haze_pipeline.evaluation.baselines import richardson_lucy, rolling_ball
 from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
 from haze_pipeline.loading import Device, DType, load_pipeline, place_pipeline
+from haze_pipeline.models.latent_restoration import LatentRestoration
+from haze_pipeline.pipeline_latent_restoration import LatentRestorationPipeline
 from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.reliability.assessment import assess
 from haze_pipeline.simulation.optics import Optics
@@ -391,6 +393,39 @@ def test_simulation_and_comparison_give_the_results_of_the_package(space, pipe, 
     np.testing.assert_array_equal(ours, dehazed(pipe, image, Preset.fast).prediction)
     np.testing.assert_array_equal(ball, rolling_ball(image, 12).prediction)
     np.testing.assert_array_equal(lucy, richardson_lucy(image, 2, 5).prediction)
+
+
+def test_a_plane_is_restored_step_by_step_in_latents(browser, tmp_path):
+    torch.manual_seed(0)
+    network = LatentRestoration(
+        {"num_latent_groups": 2, "latent_channels": 4, "num_features": 8, "num_blocks": 1}, 3, (8, 8)
+    )
+    pipe = LatentRestorationPipeline(network.eval(), haze_fractions=[0.2, 0.5, 1.0])
+    pipe.save_pretrained(tmp_path / "latent")
+    image = micrograph(2, size=96)
+    source = tmp_path / "stack.ome.tif"
+    write_ome_tiff(source, Micrograph(image, "ZYX", (0.1, 0.1), z_step=0.3))
+    (tmp_path / "space").mkdir()
+    with started(tmp_path / "space", HAZE_LATENT_MODEL=str(tmp_path / "latent")) as space:
+        gallery, contrast, steps = space.client().predict(
+            handle_file(source), plane=2, variant="direct", api_name="/restore_in_latents"
+        )
+        assert [each["caption"] for each in gallery] == ["input", "step 1", "step 2", "step 3"]
+        made = read_micrograph(steps)
+        expected = place_pipeline(pipe, Device.auto, DType.auto)(image[1], "direct", output_trajectory=True)
+        np.testing.assert_array_equal(made.data, expected.trajectory)
+        assert made.axes == "TYX" and "black to white" in contrast
+
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page.set_default_timeout(60_000)
+        page.goto(space.url)
+        page.locator("input[type=file]").first.set_input_files(source)
+        page.get_by_role("img").first.wait_for()
+        page.get_by_role("tab", name="Step by step").click()
+        page.get_by_role("button", name="Restore").click()
+        page.get_by_text("step 3").first.wait_for()
+        page.screenshot(path=os.environ.get("HAZE_SCREENSHOTS", str(tmp_path)) + "/latents.png", full_page=True)
+        assert f'File "{ROOT / "spaces"}' not in space.log, space.log
 
 
 def test_the_examples_in_its_documents_run(space, tmp_path, monkeypatch):

@@ -1,10 +1,7 @@
 """Dehaze a micrograph in the browser, judge the result, see how a pinhole affects haze, and compare methods."""
 
-import html
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +11,9 @@ from tempfile import TemporaryDirectory
 # The package `spaces` of ZeroGPU must be imported before torch.
 from sampling import PIPE, describe_uncertainty, posterior_mean, sample  # isort: skip
 import gradio as gr
+import latents
 import numpy as np
+from errors import one_sentence
 from uploads import (
     EXPIRY,
     MAX_FILE,
@@ -49,18 +48,6 @@ MICROSCOPE = Optics(
 )
 
 pictures = PIPE.image_processor.visualize_together
-
-
-@contextmanager
-def one_sentence(path: str | None = None) -> Iterator[None]:
-    """Show errors of the body in a toast. The message names the file as the user does."""
-    try:
-        yield
-    except (OSError, ValueError, MemoryError, RuntimeError) as error:
-        message = " ".join(str(error).split()) or "There is not enough memory: choose a smaller image."
-        if path is not None:
-            message = message.replace(path, Path(path).name)
-        raise gr.Error(html.escape(message, quote=False), print_exception=False) from error
 
 
 def show_image(path: str | None, image_number: int = 1) -> tuple:
@@ -380,6 +367,8 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
         compare, [*image, ball, airy_radius, iterations, image_number], [*panels, compared_contrast, compared_files],
         api_name="compare", **computing,
     )  # fmt: skip
+    if latents.PIPE is not None:
+        latents.add_tab([*image, image_number], **computing)
 
 
 if __name__ == "__main__":
