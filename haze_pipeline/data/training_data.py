@@ -1,6 +1,6 @@
 """Load the pairs that a training learns from, and the pairs that validate it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -107,7 +107,7 @@ def load_training_data(
         patches_per_field (`int`, defaults to `512`): Mean number of patches from each simulated or streamed pair.
         validation_data_dir (`Path`, *optional*): Folder of validation pairs. By default, the split `validation` of the
             training data, if there is one.
-        max_validation_pairs (`int`, defaults to `64`): Largest number of validation pairs.
+        max_validation_pairs (`int`, defaults to `64`): Largest number of validation pairs. Pinhole series stay whole.
         resolution (`int`, defaults to `64`): Side of the training patches, pixels.
 
     Raises:
@@ -172,7 +172,7 @@ def load_training_data(
         validation = iter(())
     sizes = [pair.pixel_size_um for pair in pairs if pair.pixel_size_um is not None]
     span = {"min": min(sizes), "max": max(sizes)} if sizes else None
-    validation = list(islice(validation, max_validation_pairs))
+    validation = _take(validation, max_validation_pairs)
     for pair in validation:
         for name, image in (("hazy", pair.hazy), ("clear", pair.clear)):
             if not np.isfinite(image).all() or image.min() == image.max():
@@ -189,6 +189,17 @@ def load_training_data(
     return TrainingData(
         pairs, series, validation, description, pixel_sizes or span, facts, resolution, patches_per_field
     )
+
+
+def _take(pairs: Iterable[Pair], number: int) -> list[Pair]:
+    """The first pairs, and those that complete the last pinhole series."""
+    taken = []
+    for pair in pairs:
+        is_same_series = bool(taken) and taken[-1].specimen_id == pair.specimen_id and taken[-1].level != pair.level
+        if len(taken) >= number and not is_same_series:
+            break
+        taken.append(pair)
+    return taken
 
 
 def _shareable_name(dataset_name: str) -> str:
