@@ -257,6 +257,13 @@ def save_trained(pipeline: DiffusionPipeline, output_dir: str | Path, files: dic
     incomplete.rmdir()
 
 
+def save_component(model: ModelMixin, output_dir: str | Path, name: str) -> None:
+    """Write a model that is no part of the pipeline to the sub-folder `name` of the output folder of its training."""
+    incomplete = Path(output_dir, f"incomplete-{name}")
+    model.save_pretrained(incomplete)
+    _replace(Path(output_dir, name), incomplete)
+
+
 def _checkpoints(output_dir: str | Path) -> list[Path]:
     return [path for path in Path(output_dir).glob("checkpoint-*") if _is_checkpoint(path)]
 

@@ -37,6 +37,7 @@ from haze_pipeline.loading import fetch_model
 from haze_pipeline.models.mimo_unet import MIMOUNet
 from haze_pipeline.models.mprnet import MPRNet
 from haze_pipeline.models.rcan import RCAN
+from haze_pipeline.models.residual_unet import ResidualUNet
 from haze_pipeline.models.restormer import Restormer
 from haze_pipeline.models.rrdb import RRDBNet
 from haze_pipeline.models.unet_haze_matching import build_unet, check_network
@@ -60,7 +61,7 @@ logger = get_logger(__name__)
 # Classes of `--architecture`. All but the first map one hazy image to one clear image.
 ARCHITECTURES = {
     "unet": UNet2DModel, "rcan": RCAN, "mprnet": MPRNet, "mimo-unet": MIMOUNet, "esrgan": RRDBNet,
-    "restormer": Restormer,
+    "residual-unet": ResidualUNet, "restormer": Restormer,
 }  # fmt: skip
 
 

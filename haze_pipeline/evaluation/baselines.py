@@ -249,12 +249,14 @@ def _dark_section(plane: np.ndarray, airy_radius: float, block: int, degree: flo
     haze = 3 * (lowest / max(lowest.max(), 1e-9) * (most - least) + least)
     haze = np.maximum(haze, 1e-3)
     # 3. Estimate the transmission, smooth it with edges preserved (He, Sun & Tang 2013), and invert the haze model.
-    transmission = _guided_filter(low, 1 - 0.95 * dark_channel(low / haze), 15, 0.001)
+    transmission = guided_filter(low, 1 - 0.95 * dark_channel(low / haze), 15, 0.001)
     clear = (low - haze) / np.maximum(transmission, 0.1) + haze
     return (clear + high)[margin : margin + height, margin : margin + width]
 
 
-def _guided_filter(guide: np.ndarray, field: np.ndarray, radius: int, epsilon: float) -> np.ndarray:
+def guided_filter(guide: np.ndarray, field: np.ndarray, radius: int, epsilon: float) -> np.ndarray:
+    """Smooth a field `[H, W]` except at edges of the guide `[H, W]` (He, Sun & Tang 2013)."""
+
     def mean(values):
         size = 2 * radius + 1
         ones = ndimage.uniform_filter(np.ones_like(values), size, mode="constant")

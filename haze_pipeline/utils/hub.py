@@ -16,7 +16,10 @@ SCHEDULER = ["scheduling_flow_match_ode", "FlowMatchODEScheduler"]
 # Modules of this package with networks that a stored pipeline may name.
 NETWORKS = [
     f"haze_pipeline.models.{name}"
-    for name in ("autoencoder_hierarchical", "latent_restoration", "mimo_unet", "mprnet", "rcan", "restormer", "rrdb")
+    for name in (
+        "autoencoder_hierarchical", "latent_restoration", "mimo_unet", "mprnet", "rcan", "residual_unet", "restormer",
+        "rrdb",
+    )
 ]
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")  # may run code when they are read
