@@ -99,7 +99,7 @@ def test_a_rotation_turns_counterclockwise_and_by_90_degrees_without_error():
 def test_a_rotation_does_not_distort_images_that_are_not_square():
     y, x = torch.meshgrid(torch.arange(41) - 20.0, torch.arange(81) - 40.0, indexing="ij")
     disc = torch.exp(-(x**2 + y**2) / 20)[None, None]
-    torch.testing.assert_close(rotate(disc, 37), disc, atol=0.01, rtol=0)
+    torch.testing.assert_close(rotate(disc, 37), disc, atol=0.03, rtol=0)
 
 
 def test_an_unknown_transform_is_refused():
