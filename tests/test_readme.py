@@ -63,6 +63,9 @@ SMALLER = {
     ("train_regression.py", ""): TRAINING,
     ("train_regression.py", "esrgan"): "--resolution 32 --discriminator_features 8",
     ("train_hierarchical_vae.py", ""): TRAINING,
+    ("train_eid.py", ""): f"{TRAINING} --resolution 32",
+    ("train_eid.py", "--unpaired_clear"): "--max_train_steps 2 --operator_steps 1 --discriminator_features 4",
+    ("train_eid.py", "learned"): '--operator_config {"num_features":4,"num_blocks":1}',
     ("fit_bespoke_solver.py", ""): "--num_images 1 --resolution 32 --max_evaluations 1",
 }
 
@@ -99,7 +102,7 @@ def inputs(tmp_path_factory):
     write(example, read_micrograph(ROOT / example).data[:64, :64], "YX")
 
     # 2. Images to dehaze.
-    for name in ("cells.tif", "fish.tif", "filaments.tif"):
+    for name in ("cells.tif", "fish.tif", "filaments.tif", "hazy_images/0.tif"):
         write(name, counts(32, 32), "YX")
     write("movie.tif", counts(2, 32, 32), "TYX")
     for name in ("day1/one.tif", "day1/night/two.tif"):
