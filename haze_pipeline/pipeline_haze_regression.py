@@ -1,4 +1,4 @@
-"""Baselines of HazeMatching: networks that are trained to predict the clear image in one step, without a flow."""
+"""Networks that predict the clear image in one step, without a flow: baselines of HazeMatching, and EID."""
 
 import numpy as np
 import torch
@@ -7,6 +7,7 @@ from diffusers import UNet2DModel
 from haze_pipeline.models.image_network import ImageNetwork
 from haze_pipeline.sampling.ensemble import Ensemble
 
+from .image_processing import Normalization
 from .pipeline_output import RestorationOutput
 from .pipeline_restoration import RestorationPipeline
 from .pipeline_storage import PipelineStorageMixin
@@ -14,10 +15,10 @@ from .pipeline_storage import PipelineStorageMixin
 
 class HazeRegressionPipeline(PipelineStorageMixin, RestorationPipeline):
     r"""
-    Dehazing by regression. The network is trained by mean squared error, optionally followed by adversarial training.
-    It uses no noise and gives neither samples nor an uncertainty. With the network of [`HazeMatchingPipeline`], always
-    with a state of zeros at t = 0, the comparison shows what the flow contributes. The other networks are the
-    baselines of the paper.
+    Restoration by one call of a network, without noise. It gives neither samples nor an uncertainty. The network is
+    trained on pairs by mean squared error, optionally followed by adversarial training (`train_regression.py`), or
+    without pairs (`train_eid.py`). With the network of [`HazeMatchingPipeline`], always with a state of zeros at
+    t = 0, the comparison shows what the flow contributes. The other networks are the baselines of the paper.
 
     The attention of [`RCAN`], [`MPRNet`] and [`Restormer`] averages over the image. A field is therefore restored as a
     whole if it fits in memory, and tiles agree less well than with the other networks.
@@ -25,8 +26,9 @@ class HazeRegressionPipeline(PipelineStorageMixin, RestorationPipeline):
     Args:
         unet ([`UNet2DModel`] or [`ImageNetwork`]):
             A U-Net with the input channels (zeros, hazy) and one output channel, each times `pixel_packing`²; or one
-            of [`RCAN`], [`MPRNet`], [`MIMOUNet`], [`RRDBNet`] and [`Restormer`] in `haze_pipeline.models`, which map
-            one hazy image to one clear image.
+            of [`RCAN`], [`MPRNet`], [`MIMOUNet`], [`RRDBNet`], [`ResidualUNet`] and [`Restormer`] in
+            `haze_pipeline.models`, which map one hazy image to one clear image. A [`ResidualUNet`] of three channels
+            restores colour images, and needs the normalization `"fixed"`.
         normalization (`str`, defaults to `"image"`): See [`HazeImageProcessor`], as for the next four.
         input_mean (`float`, *optional*): Mean of hazy training images.
         input_std (`float`, *optional*): Standard deviation of hazy training images.
@@ -66,6 +68,12 @@ class HazeRegressionPipeline(PipelineStorageMixin, RestorationPipeline):
             training_pixel_size=training_pixel_size,
         )
         self.takes_state = not isinstance(unet, ImageNetwork)
+        self.num_channels = unet.config.get("num_channels", 1)
+        if self.num_channels > 1 and normalization != "fixed":
+            raise ValueError(
+                f'`normalization` must be "fixed" for a network of colour images, got {normalization!r}: statistics '
+                "of every plane would change the colours."
+            )
         self.prepare_network(unet, num_states=2 if self.takes_state else 1)
 
     @torch.no_grad()
@@ -76,45 +84,57 @@ class HazeRegressionPipeline(PipelineStorageMixin, RestorationPipeline):
         tile_size: int | None = None,
         tile_overlap: int | None = None,
         output_type: str = "np",
+        strength: float = 1.0,
+        normalization: Normalization | None = None,
     ) -> RestorationOutput:
         """
         Dehaze an image.
 
         Args:
             image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`):
-                Hazy micrograph, see [`HazeMatchingPipeline`].
+                Hazy micrograph, see [`HazeMatchingPipeline`]; colour images `[..., 3, H, W]` for a network of colours.
             batch_size (`int`, *optional*): Fields or tiles per network call.
             tile_size (`int`, *optional*): Largest side of the tiles.
             tile_overlap (`int`, *optional*): Pixels shared by neighbouring tiles.
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors.
+            strength (`float`, defaults to `1.0`): Fraction of what was taken for haze that is removed.
+            normalization ([`Normalization`], *optional*): Maps between counts and network units, see [`normalize`].
 
         Returns:
             [`RestorationOutput`] with the `prediction` `[..., H, W]`.
 
         Raises:
-            `ValueError`: If an argument is out of range, or the image is infinite, empty or less than 2-D.
+            `ValueError`: If an argument is out of range, or the image is infinite, empty or less than 2-D, or has
+                other channels than the network.
         """
         planes = self.image_processor.preprocess(image, allow_masked=True)  # [N,1,H,W]
         shape = tuple(np.shape(image))
         self.check_tiles(batch_size, tile_size, tile_overlap, output_type)
+        self.check_strength(strength)
+        if self.num_channels > 1 and (len(shape) < 3 or shape[-3] != self.num_channels):
+            raise ValueError(
+                f"`image` must have the shape [..., {self.num_channels}, H, W] for this network of colour images, got "
+                f"{shape}."
+            )
         masked = planes.isnan() if planes.isnan().any() else None  # [N,1,H,W]
         hot_pixels = self.image_processor.replace_hot_pixels(planes)
-        hazy, normalization, dim_regions = self.normalize(planes)  # [N+V,1,H,W]
+        hazy, normalization, dim_regions = self.normalize(planes, normalization)  # [N+V,1,H,W]
+        images = hazy.reshape(-1, self.num_channels, *hazy.shape[-2:])  # [M,C,H,W], M · C = N + V
         sampler = self.prepare_sampler(hazy.shape[-2:], tile_size, tile_overlap, batch_size)
-        ensemble = Ensemble(hazy.shape, 1, keep_spread=False, keep_samples=False)
+        ensemble = Ensemble(images.shape, 1, keep_spread=False, keep_samples=False)
 
         def predict(network, zeros, hazy, on_step):
             if not self.takes_state:
-                return network(hazy, None)  # [B,1,h,w]
+                return network(hazy, None)  # [B,C,h,w]
             return network(torch.cat([zeros, hazy], dim=1), torch.zeros((), device=hazy.device))  # [B,1,h,w]
 
-        for first in range(0, len(hazy), sampler.fields_per_batch):
-            batch = hazy[first : first + sampler.fields_per_batch]  # [B,1,H,W]
-            clear = sampler.sample(predict, torch.zeros_like(batch), batch, [()] * len(batch))  # [B,1,H,W]
-            for plane, result in enumerate(clear, first):
-                ensemble.add(plane, 0, result)
+        for first in range(0, len(images), sampler.fields_per_batch):
+            batch = images[first : first + sampler.fields_per_batch]  # [B,C,H,W]
+            clear = sampler.sample(predict, torch.zeros_like(batch), batch, [()] * len(batch))  # [B,C,H,W]
+            for number, result in enumerate(clear, first):
+                ensemble.add(number, 0, result)
         self.maybe_free_model_hooks()
-        return RestorationOutput(
-            prediction=self.postprocess(ensemble.mean, shape, output_type, hazy, normalization, dim_regions, masked),
-            hot_pixels=hot_pixels,
+        prediction = self.postprocess(
+            ensemble.mean.reshape(hazy.shape), shape, output_type, hazy, normalization, dim_regions, masked, strength
         )
+        return RestorationOutput(prediction=prediction, hot_pixels=hot_pixels)

@@ -103,6 +103,17 @@ class RestorationPipeline(DiffusionPipeline):
         if output_type not in ("np", "pt"):
             raise ValueError(f'`output_type` must be "np" or "pt", got {output_type!r}.')
 
+    def check_strength(self, strength: float):
+        """Raise a `ValueError` if results cannot be blended with the input in this proportion."""
+        if not 0 <= strength <= 1:
+            raise ValueError(f"`strength` must lie between 0 and 1, got {strength}.")
+        config = self.config
+        same_units = (config.input_mean, config.input_std) == (config.target_mean, config.target_std)
+        if strength < 1 and config.normalization == "fixed" and not same_units:
+            raise ValueError(
+                "`strength` must be 1 with this checkpoint, whose predictions are not in the counts of the input."
+            )
+
     def check_sampling(
         self,
         number: int,
@@ -116,12 +127,7 @@ class RestorationPipeline(DiffusionPipeline):
             raise ValueError(f"`ensemble_size` must be positive, got {ensemble_size}.")
         if output_uncertainty and ensemble_size == 1:
             raise ValueError("`output_uncertainty` needs `ensemble_size` of 2 or more: one sample has no spread.")
-        if not 0 <= strength <= 1:
-            raise ValueError(f"`strength` must lie between 0 and 1, got {strength}.")
-        if strength < 1 and self.config.normalization == "fixed":
-            raise ValueError(
-                "`strength` must be 1 with this checkpoint, whose predictions are not in the counts of the input."
-            )
+        self.check_strength(strength)
         generators = generator if isinstance(generator, list) else [generator or torch.default_generator]
         if not all(isinstance(each, torch.Generator) and each.device.type == "cpu" for each in generators):
             raise ValueError(

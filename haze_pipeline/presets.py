@@ -35,8 +35,21 @@ def with_preset(pipe, preset: Preset, num_inference_steps: int | None = None, en
         ensemble_size (`int`, *optional*): Number of members instead of the preset's.
 
     Returns:
-        `tuple`: The copy of the pipeline, `num_inference_steps` and `ensemble_size`.
+        `tuple`: The copy of the pipeline, `num_inference_steps` and `ensemble_size`. A [`HazeRegressionPipeline`] is
+            returned as it is, with 1 and 1.
+
+    Raises:
+        `ValueError`: If a [`HazeRegressionPipeline`], which neither steps nor samples, is to do so.
     """
+    from .pipeline_haze_regression import HazeRegressionPipeline
+
+    if isinstance(pipe, HazeRegressionPipeline):
+        if preset is not Preset.fast or max(num_inference_steps or 1, ensemble_size or 1) > 1:
+            raise ValueError(
+                "A HazeRegressionPipeline gives one estimate by one call of its network: choose the preset fast, and "
+                "leave out steps and ensemble members."
+            )
+        return pipe, 1, 1
     copied = copy(pipe)
     copied.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
     return copied, steps, ensemble_size or choose_members(pipe, preset, steps)

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 import typer
@@ -14,7 +13,6 @@ from conftest import tiny_unet, write_pairs
 from torchcfm_unet import reference_unet
 
 from haze_pipeline import HazeMatchingPipeline, __version__, cli
-from haze_pipeline.io.micrograph_files import Micrograph, write_ome_tiff
 from haze_pipeline.models.mimo_unet import MIMOUNet
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
@@ -103,11 +101,9 @@ def test_damaged_pipeline_folders_end_in_one_sentence(run, model, tmp_path, dama
 
 def test_commands_that_need_a_flow_refuse_other_pipelines(run, tmp_path):
     HazeRegressionPipeline(tiny_unet()).save_pretrained(tmp_path / "regression")
-    write_ome_tiff(tmp_path / "hazy.tif", Micrograph(np.ones((16, 16), np.uint16), "YX"))
     (tmp_path / "pairs").mkdir()
     pairs = write_pairs(tmp_path / "pairs", 1, (32, 32))
     for command in (
-        ["dehaze", tmp_path / "hazy.tif", "-o", tmp_path / "clear.tif", "--model", tmp_path / "regression"],
         ["calibrate", pairs, "-o", tmp_path / "calibrated", "--model", tmp_path / "regression"],
         ["export-bioimageio", tmp_path / "regression", "-o", tmp_path / "package.zip", "--license", "mit"],
         ["push", tmp_path / "regression", "lab/other"],

@@ -15,6 +15,8 @@ from PIL import Image
 
 from haze_pipeline import HazeMatchingPipeline, __version__
 from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
+from haze_pipeline.models.residual_unet import ResidualUNet
+from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
 
 @pytest.fixture
@@ -54,6 +56,42 @@ def test_dehaze_keeps_shape_axes_sizes_and_names_and_says_how_it_was_made(run, s
     expected = np.stack(expected)
     np.testing.assert_allclose(result.data, expected.clip(0), atol=0.51)
     assert provenance["below_range"] == (expected < -0.5).sum() > 0 and provenance["above_range"] == 0
+
+
+def test_a_network_without_steps_dehazes_files_in_counts(run, stack, tmp_path):
+    torch.manual_seed(0)
+    network = ResidualUNet(num_features=4, num_scales=3)
+    torch.nn.init.normal_(network.conv_out.weight, std=0.3)
+    pipe = HazeRegressionPipeline(network.eval(), target_std=2.0)
+    pipe.save_pretrained(tmp_path / "network")
+    command = ("dehaze", stack, "-o", tmp_path / "clear.ome.tif", "--model", tmp_path / "network")
+    code, out, error = run(*command, "--output-dtype", "float32", "--dtype", "float32", "--strength", 0.5, "--json")
+    assert code == 0, error
+    record = json.loads(out)
+    assert (record["solver"], record["num_inference_steps"], record["ensemble_size"]) == (None, 1, 1)
+    assert record["assessment"][0]["not_checked"] and record["assessment"][0]["invented"] is not None
+    result, hazy = read_micrograph(tmp_path / "clear.ome.tif"), read_micrograph(stack)
+    processor = pipe.image_processor
+    for planes, restored in zip(hazy.data, result.data, strict=True):
+        statistics = processor.pool(processor.measure(processor.preprocess(planes)))
+        normalization = processor.normalization_from(statistics)
+        prediction = pipe(planes, strength=0.5, normalization=normalization).prediction
+        np.testing.assert_allclose(restored, prediction, rtol=1e-5, atol=1e-2)
+    (tmp_path / "clear.ome.tif").unlink()
+    for flags in (("--preset", "balanced"), ("--ensemble-size", 2), ("--num-inference-steps", 2)):
+        code, out, error = run(*command, *flags)
+        assert code == 1 and "gives one estimate by one call of its network" in error
+    code, out, error = run(*command, "--protect")
+    assert code == 1 and "does not predict its gain" in error
+    code, out, error = run(*command, "--dry-run")
+    assert code == 0 and "about" in error
+
+
+def test_a_network_of_colours_is_for_python(run, stack, tmp_path):
+    pipe = HazeRegressionPipeline(ResidualUNet(4, 3, num_channels=3), "fixed", 0.0, 1.0)
+    pipe.save_pretrained(tmp_path / "network")
+    code, _, error = run("dehaze", stack, "-o", tmp_path / "clear.tif", "--model", tmp_path / "network")
+    assert code == 1 and "restores colour images" in error and error.count("\n") == 1
 
 
 def test_dehaze_writes_uncertainty_samples_and_preview(run, stack, model, tmp_path):

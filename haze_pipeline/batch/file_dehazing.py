@@ -14,6 +14,7 @@ from haze_pipeline.image_processing import Normalization
 from haze_pipeline.io.micrograph import Micrograph, MicrographError
 from haze_pipeline.io.micrograph_files import micrograph_writer, open_micrograph
 from haze_pipeline.io.ome_tiff_writer import OME_DTYPES
+from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.reliability.assessment import assess
 from haze_pipeline.reliability.benefit import choose_strength
 from haze_pipeline.utils.atomic_files import replace_when_complete
@@ -44,8 +45,9 @@ class FileDehazer:
     not depend on the number of processes.
 
     Args:
-        pipe ([`HazeMatchingPipeline`]): The pipeline, on its device and with the scheduler to use.
-        num_inference_steps (`int`): Solver steps.
+        pipe ([`HazeMatchingPipeline`] or [`HazeRegressionPipeline`]):
+            The pipeline, on its device and with the scheduler to use.
+        num_inference_steps (`int`): Solver steps; 1 for a [`HazeRegressionPipeline`], as the next one.
         ensemble_size (`int`): Ensemble members per plane.
         seed (`int`): Seed of the noise.
         tile_size (`int`, *optional*): Largest side of the tiles in pixels, see the pipeline.
@@ -72,7 +74,8 @@ class FileDehazer:
         model (`str`, *optional*): Name of the checkpoint in the provenance of outputs; the default one if omitted.
 
     Raises:
-        `ValueError`: If `normalization` does not suit the checkpoint, or if the checkpoint cannot `protect`.
+        `ValueError`: If `normalization` does not suit the checkpoint, the checkpoint cannot `protect`, or it restores
+            colour images.
     """
 
     def __init__(
@@ -99,8 +102,15 @@ class FileDehazer:
         model: str | None = None,
     ):
         self.pipe = pipe
-        self.num_inference_steps = num_inference_steps
-        self.ensemble_size = ensemble_size
+        self.samples = not isinstance(pipe, HazeRegressionPipeline)
+        self.sampling = {"num_inference_steps": num_inference_steps, "ensemble_size": ensemble_size}
+        if not self.samples:
+            self.sampling = {}
+            if pipe.num_channels > 1:
+                raise ValueError(
+                    "This checkpoint restores colour images, but files of micrographs have none: call the pipeline in "
+                    "Python."
+                )
         self.seed = seed
         self.tile_size = tile_size
         has_fixed = pipe.config.normalization == "fixed"
@@ -209,13 +219,16 @@ class FileDehazer:
                     with reading:  # readers are not made for several threads
                         plane = self._read(micrograph, index)
                     try:
-                        return plane, *self._dehaze(
+                        dehazed = self._dehaze(
                             plane, micrograph, index, normalizations, strengths, outputs, number in assessed, on_step
                         )
                     except MicrographError:
                         raise
                     except ValueError as error:
                         raise ValueError(f"{source}, plane {number}: {error}") from error
+                    if not self.samples:
+                        on_progress(1, len(mine))
+                    return plane, *dehazed
 
                 dehazed = map_on_cores(dehaze, mine, self._planes_at_once(shape), in_background=True, stopped=stopped)
                 for (number, index), (plane, results, hot_pixels, assessment) in zip(mine, dehazed, strict=True):
@@ -336,18 +349,20 @@ class FileDehazer:
     ) -> tuple[dict, int, dict | None]:
         """The results of a plane by output, its number of hot pixels, and its assessment."""
         channel = _channel_of(index, micrograph.axes)
-        out = self.pipe(
-            plane,
-            num_inference_steps=self.num_inference_steps,
-            ensemble_size=self.ensemble_size,
-            strength=self.strength * strengths.get(channel, 1.0),
-            tile_size=self.tile_size,
-            generator=torch.Generator().manual_seed(self.seed + self._noise_number(micrograph, index)),
-            normalization=normalizations.get(channel),
-            output_uncertainty=outputs.uncertainty is not None,
-            output_samples=bool(outputs.samples),
-            callback_on_step_end=on_step,
-        )
+        arguments = {
+            "strength": self.strength * strengths.get(channel, 1.0),
+            "tile_size": self.tile_size,
+            "normalization": normalizations.get(channel),
+            **self.sampling,
+        }
+        if self.samples:
+            arguments |= {
+                "generator": torch.Generator().manual_seed(self.seed + self._noise_number(micrograph, index)),
+                "output_uncertainty": outputs.uncertainty is not None,
+                "output_samples": bool(outputs.samples),
+                "callback_on_step_end": on_step,
+            }
+        out = self.pipe(plane, **arguments)
         results, assessment = {outputs.prediction: out.prediction}, None
         if outputs.uncertainty is not None:
             results[outputs.uncertainty] = out.uncertainty

@@ -134,7 +134,7 @@ def print_plan(dehazer: FileDehazer, tasks: list[Task]):
     small = np.random.default_rng(0).poisson(100, (side, side)).astype(np.float32)
     for _ in range(2):  # the first call also warms up
         started = time.perf_counter()
-        dehazer.pipe(small, dehazer.num_inference_steps, dehazer.ensemble_size)
+        dehazer.pipe(small, **dehazer.sampling)
         seconds = time.perf_counter() - started
     print(f"about {seconds * pixels / side**2:.0f} s with one process", file=sys.stderr)
 

@@ -28,6 +28,10 @@ from .options import (
 )
 
 
+# The kinds of pipelines that this command accepts.
+DEHAZERS = ("HazeMatchingPipeline", "HazeRegressionPipeline")
+
+
 class OutputDType(StrEnum):
     """Number type of the results."""
 
@@ -356,7 +360,7 @@ def dehaze(
 
     # 3. Load the checkpoint.
     torch.set_num_threads(threads or min(torch.get_num_threads(), launching.available_cores()))
-    pipe = place_pipeline(load_pipeline(model), processes.device or device, dtype)
+    pipe = place_pipeline(load_pipeline(model, DEHAZERS), processes.device or device, dtype)
     pipe, steps, members = with_preset(pipe, preset, num_inference_steps, ensemble_size)
     pipe.set_progress_bar_config(disable=True)
     default = Statistics.checkpoint if pipe.config.normalization == "fixed" else Statistics.stack

@@ -91,4 +91,5 @@ def estimate_airlight(images: torch.Tensor, width: int = 15) -> torch.Tensor:
     thousand. The paper takes the brightest of them, which may be a lamp or an outlier.
     """
     dark = dark_channel(images, width)[:, 0]  # [B,h,w]
-    return images.movedim(1, -1)[dark >= torch.quantile(dark, 0.999)].mean(dim=0)
+    limit = dark.flatten().kthvalue(max(1, round(0.999 * dark.numel()))).values  # `quantile` has a limit of size
+    return images.movedim(1, -1)[dark >= limit].mean(dim=0)

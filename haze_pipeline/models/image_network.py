@@ -7,7 +7,7 @@ class ImageNetwork:
     r"""
     Network for restoration in one step, see [`HazeRegressionPipeline`]. A subclass is also a `ModelMixin` and a
     `ConfigMixin` of diffusers. It registers `num_features`, the number of channels at full resolution, from which the
-    memory of a call is estimated.
+    memory of a call is estimated, and `num_channels` if its images have colours.
     """
 
     # The sides of an image must be multiples of this many pixels.

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.pipeline_output import RestorationOutput
 from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.sampling.tiling import tile_slices
@@ -121,7 +122,7 @@ def assess(
     Check a result for reasons to distrust it, without a clear image.
 
     Args:
-        pipe ([`HazeMatchingPipeline`]): The pipeline that predicted the result.
+        pipe ([`HazeMatchingPipeline`] or [`HazeRegressionPipeline`]): The pipeline that predicted the result.
         image (`np.ndarray` of shape `[H, W]`): The hazy input; NaN marks pixels without a measurement.
         output ([`RestorationOutput`]): The result.
         pixel_size (`float`, *optional*): Side of a pixel in µm.
@@ -149,9 +150,10 @@ def assess(
         fraction_removed = float(1 - prediction.sum() / intensity.sum())
         surplus = ndimage.gaussian_filter(prediction, COARSE) - ndimage.gaussian_filter(intensity, COARSE)
         excess = float(np.maximum(surplus, 0).sum() / intensity.sum())
-    if pipe.config.benefit is not None and intensity.any():
+    benefit, domain = pipe.config.get("benefit"), pipe.config.get("domain")
+    if benefit is not None and intensity.any():
         features = benefit_features(pipe, hazy, prediction, seed)
-        predicted_gain = float(predict_benefit(features[None], pipe.config.benefit)[0])
+        predicted_gain = float(predict_benefit(features[None], benefit)[0])
     span = pipe.config.training_pixel_size
     result = Assessment(
         unexplained=unexplained,
@@ -161,7 +163,7 @@ def assess(
         lost=lost,
         invented=invented_structure(pipe, hazy, prediction, noise, seed) if intensity.any() else None,
         predicted_gain=predicted_gain,
-        out_of_domain=None if pipe.config.domain is None else domain_distance(hazy, pipe.config.domain),
+        out_of_domain=None if domain is None else domain_distance(hazy, domain),
         pixel_size_in_range=None if pixel_size is None or span is None else span["min"] <= pixel_size <= span["max"],
         fraction_removed=fraction_removed,
         excess=excess,
@@ -268,9 +270,12 @@ def invented_structure(
     if noise == 0:  # more than half of the pixels are flat, so that the noise of the others is unknown
         return None
     empty = hazy.min() + noise * np.random.default_rng(seed).standard_normal((FIELD, FIELD))
-    generator = torch.Generator().manual_seed(seed)
-    pipe, steps, members = with_preset(pipe, Preset.fast, ensemble_size=2)
-    made = pipe(empty.astype(np.float32), steps, members, generator=generator).prediction
+    if isinstance(pipe, HazeRegressionPipeline):
+        made = pipe(empty.astype(np.float32)).prediction
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        pipe, steps, members = with_preset(pipe, Preset.fast, ensemble_size=2)
+        made = pipe(empty.astype(np.float32), steps, members, generator=generator).prediction
     parts = [prediction[tile] for tile in tile_slices(*prediction.shape, FIELD, 0)]
     heights = [np.quantile(part, 0.999) - np.median(part) for part in (made, *parts)]
     return float(heights[0] / max(heights[1:])) if max(heights[1:]) > 0 else 1.0

@@ -170,7 +170,7 @@ def choose_strength(pipe: "HazeMatchingPipeline", planes: Iterable[np.ndarray], 
     Raises:
         `ValueError`: If the checkpoint does not predict its gain.
     """
-    if pipe.config.benefit is None:
+    if pipe.config.get("benefit") is None:
         raise ValueError(
             "This checkpoint does not predict its gain, so that no strength can be chosen: run haze-pipeline "
             "calibrate with at least 60 pairs, or give the strength."

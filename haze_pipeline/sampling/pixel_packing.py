@@ -35,11 +35,11 @@ def predict_packed(
         packing (`int`): Side of the squares, pixels.
 
     Returns:
-        `torch.Tensor` of shape `[B, 1, h, w]`, float32.
+        `torch.Tensor` of shape `[B, 1, h, w]`, float32; `[B, 3, h, w]` from a network of colours, which has no gain.
     """
     packed = unet(pixel_unshuffle(states, packing), t)
-    predicted = pixel_shuffle(packed.float(), packing)  # [B,1 or 2,h,w]
-    if predicted.shape[1] == 1:
+    predicted = pixel_shuffle(packed.float(), packing)  # [B,1,h,w], [B,2,h,w] with a gain, or [B,3,h,w]
+    if predicted.shape[1] != 2:
         return predicted.contiguous()
     remainder, gain = predicted.chunk(2, dim=1)
     return remainder + gain * states[:, -1:]

@@ -19,16 +19,17 @@ def sampling_facts(
 ) -> dict:
     """
     Settings with which a pipeline made a result, for the provenance in its file. `revision` is the [`weights_digest`]
-    of the pipeline.
+    of the pipeline. A pipeline without a scheduler has no solver.
     """
+    scheduler = pipe.scheduler.config if "scheduler" in pipe.components else {}
     return {
         "package": f"haze-pipeline {__version__}",
         "model": model or "default checkpoint",
         "revision": revision,
         "seed": seed,
         "num_inference_steps": num_inference_steps,
-        "solver": pipe.scheduler.config.solver,
-        "shift": pipe.scheduler.config.shift,
+        "solver": scheduler.get("solver"),
+        "shift": scheduler.get("shift"),
         "ensemble_size": ensemble_size,
         "device": pipe.device.type,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
