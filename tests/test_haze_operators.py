@@ -115,7 +115,9 @@ def test_the_depth_is_measured_by_the_dark_channel_or_constant():
 def test_the_airlight_is_the_value_of_the_densest_haze():
     image = torch.rand(1, 3, 64, 64)
     image[..., :20, :20] = torch.tensor([0.7, 0.8, 0.9]).reshape(3, 1, 1)
-    torch.testing.assert_close(estimate_airlight(image), torch.tensor([0.7, 0.8, 0.9]))
+    torch.testing.assert_close(estimate_airlight([*image]), torch.tensor([0.7, 0.8, 0.9]))
+    clear = 0.5 * torch.rand(3, 40, 30)  # another image, without haze
+    torch.testing.assert_close(estimate_airlight([clear, image[0]]), torch.tensor([0.7, 0.8, 0.9]))
     assert dark_channel(image, 15)[0, 0, 10, 10] == pytest.approx(0.7)
 
 

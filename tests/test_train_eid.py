@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_unet, write_pairs
+from PIL import Image
 from warm_python import run_script
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.data.hub_datasets import build_dataset, pair_row
 from haze_pipeline.data.unpaired import (
     Plane,
     UnpairedPatches,
     fit_unpaired_processor,
+    load_dataset_planes,
     load_planes,
     normalize_clear,
     normalize_hazy,
@@ -64,6 +67,10 @@ def test_a_network_is_trained_without_pairs_and_validated_with_some(folder, tmp_
         assert type(pipe) is HazeRegressionPipeline and type(pipe.unet) is ResidualUNet
         assert pipe.config.training_patch_size == 32 and pipe.config.training_pixel_size == {"min": 0.1, "max": 0.1}
     assert pipe.unet.conv_out.weight.abs().max() > 0  # it started from 0
+    training = json.loads((tmp_path / "training.json").read_text())
+    assert training["log"] == [record] and training["hazy_images"] == 3 and training["base_model"] is None
+    card = (tmp_path / "README.md").read_text()
+    assert "restores hazy micrographs" in card and "3 hazy images;" in card and "validation PSNR, dB" in card
     operator = OpticalHaze.from_pretrained(tmp_path / "haze_operator")
     assert operator.config.kernel_size == 32
     # Without clear images, nothing can be learned about the haze.
@@ -100,7 +107,8 @@ def test_the_atmosphere_is_learned_in_units_that_hazy_and_clear_images_share(fol
     arguments = ("--haze_operator", "atmospheric", "--transform", "flip")
     result = train(folder, tmp_path / "first", *arguments, "--validation_data_dir", folder / "hazy", steps=1)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "validation_psnr" not in logged(result)[0]
+    (record,) = logged(result)
+    assert "validation_psnr" not in record and 0 <= record["doubtful"] <= 1
     config = load_pipeline(str(tmp_path / "first"), PIPELINES).config
     assert (config.normalization, config.input_mean, config.input_std) == (
         "fixed", config.target_mean, config.target_std
@@ -143,6 +151,12 @@ def test_a_flow_that_gives_its_mean_in_one_call_is_adapted(folder, tmp_path):
         (("--resolution", 64), r"image of shape \(48, 40\) is smaller than the patches of 64 pixels"),
         (("--train_data_dir", "nowhere"), "nowhere holds no TIFFs"),
         (("--train_batch_size", 0), "--train_batch_size must be positive"),
+        (("--dataset_name", "lab/hazy"), "Pass one of --train_data_dir and --dataset_name"),
+        (("--photographs",), "--photographs needs --haze_operator atmospheric or learned"),
+        (("--photographs", "--haze_operator", "atmospheric"), "must have three colours of 8 bits"),
+        (("--normalization", "image", "--haze_operator", "atmospheric"), "--normalization image is for micrographs"),
+        (("--init_from", "pipeline", "--normalization", "image"), "--init_from sets the normalisation"),
+        (("--discriminator_features", 0), "--discriminator_features must be positive"),
     ],
 )
 def test_an_impossible_training_ends_with_one_sentence(arguments, message, folder, tmp_path):
@@ -150,6 +164,44 @@ def test_an_impossible_training_ends_with_one_sentence(arguments, message, folde
     assert result.returncode in (1, 2)
     assert re.search(message, result.stderr), result.stderr[-1000:]
     assert "Traceback" not in result.stderr
+
+
+def test_photographs_are_trained_with_the_haze_of_the_atmosphere(folder, tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3)).astype(np.uint8)
+    (tmp_path / "photographs").mkdir()
+    for number, image in enumerate(values):
+        Image.fromarray(image).save(tmp_path / "photographs" / f"{number}.png")
+    ResidualUNet(num_features=4, num_scales=3, num_channels=3).save_config(tmp_path / "network")
+    arguments = ("--photographs", "--train_data_dir", tmp_path / "photographs")
+    atmospheric = ("--haze_operator", "atmospheric")
+    result = train(folder, tmp_path / "first", *arguments, *atmospheric, steps=1)
+    assert result.returncode == 1 and "has 1 channel(s), but the images have 3" in result.stderr
+    network = ("--model_config_name_or_path", tmp_path / "network")
+    result = train(folder, tmp_path / "first", *arguments, *atmospheric, *network, steps=1)
+    assert result.returncode == 0, result.stderr[-3000:]
+    pipe = load_pipeline(str(tmp_path / "first"), PIPELINES)
+    image = np.moveaxis(values[0], -1, 0)
+    assert pipe.num_channels == 3 and pipe(image).prediction.shape == (3, 40, 48)
+    assert AtmosphericHaze.from_pretrained(tmp_path / "first" / "haze_operator").learned_airlight.shape == (3, 1, 1)
+    assert "hazy photographs in colour" in (tmp_path / "first" / "README.md").read_text()
+    result = train(folder, tmp_path / "second", "--init_from", tmp_path / "first", *atmospheric, steps=1)
+    assert result.returncode == 1 and "restores images of 3 channel(s), but these have 1" in result.stderr
+
+
+def test_hazy_images_are_read_from_datasets(tmp_path):
+    pytest.importorskip("datasets")
+    hazy = np.random.default_rng(0).poisson(100, (2, 16, 20)).astype(np.uint16)
+    for name in ("dataset", "clear"):
+        (tmp_path / name).mkdir()
+    rows = [pair_row(hazy[index], hazy[index], "one", f"image {index}", pixel_size_um=0.2) for index in range(2)]
+    dataset = build_dataset(rows, tmp_path / "rows.arrow")
+    dataset.to_parquet(tmp_path / "dataset" / "train-00000-of-00001.parquet")
+    planes = list(load_dataset_planes(str(tmp_path / "dataset")))
+    assert [plane.source for plane in planes] == ["image 0", "image 1"] and planes[0].pixel_size_um == 0.2
+    np.testing.assert_array_equal(np.stack([plane.image for plane in planes]), hazy)
+    dataset.remove_columns("hazy").to_parquet(tmp_path / "clear" / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="must have a column `hazy` or `image`, but has only clear"):
+        list(load_dataset_planes(str(tmp_path / "clear")))
 
 
 def test_planes_are_read_from_stacks_and_channels_are_refused(tmp_path):

@@ -90,6 +90,11 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--simulated_fraction needs a dataset of specimens: add --dataset_name.")
     if args.simulate and args.simulation_size < args.resolution:
         parser.error(f"--simulation_size must be at least --resolution {args.resolution}, got {args.simulation_size}.")
+    check_training_arguments(parser, args)
+
+
+def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """As [`check_arguments`], for the arguments of [`add_training_arguments`] and the sizes of data."""
     counts = (
         "patches_per_field", "max_validation_pairs", "train_batch_size", "gradient_accumulation_steps",
         "max_train_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_steps",

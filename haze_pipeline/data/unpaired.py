@@ -1,4 +1,4 @@
-"""Training without pairs: planes of folders, and patches of hazy planes and, at random, of clear ones."""
+"""Training without pairs: images of folders or datasets, and patches of hazy ones and, at random, of clear ones."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,21 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from haze_pipeline.image_processing import HazeImageProcessor
 from haze_pipeline.io.micrograph_files import list_tiffs, read_micrograph
 
+from .hub_datasets import decode_plane, stream_split
+
 
 DARKEST = 1.0  # percentile of a clear image that is its dark level
+PHOTOGRAPHS = (".jpeg", ".jpg", ".png", ".tif", ".tiff")  # suffixes of their files
 
 
 @dataclass
 class Plane:
     """
-    A plane without a partner.
+    An image without a partner.
 
     Args:
-        image (`np.ndarray` of shape `[H, W]`): Its intensities.
+        image (`np.ndarray` of shape `[H, W]`, or `[3, H, W]` with colours): Its intensities.
         source (`str`): Where it comes from; error messages name it.
         pixel_size_um (`float`, *optional*): Side of a pixel in µm.
     """
@@ -52,9 +56,57 @@ def load_planes(folder: str | Path) -> Iterator[Plane]:
             yield Plane(plane, source, micrograph.pixel_size_um)
 
 
+def load_dataset_planes(name: str) -> Iterator[Plane]:
+    """
+    Read the split `train` of a dataset: the column `hazy`, or else `image`. A column `clear` is not read.
+
+    Args:
+        name (`str`): The dataset, a folder or a repository on the Hub.
+
+    Raises:
+        `ImportError`: If the library `datasets` is missing.
+        `ValueError`: If there is no such dataset, it has neither column, or an image is not a grey plane.
+    """
+    for number, row in enumerate(stream_split(name, "train")):
+        source = row.get("source") or f"row {number} of {name}"
+        if not row.keys() & {"hazy", "image"}:
+            raise ValueError(f"{name} must have a column `hazy` or `image`, but has only {', '.join(row)}.")
+        try:
+            image = decode_plane(row["hazy"] if "hazy" in row else row["image"])
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        yield Plane(image, source, row.get("pixel_size_um"))
+
+
+def load_photographs(folder: str | Path) -> Iterator[Plane]:
+    """
+    Read all photographs of a folder and its sub-folders: PNG, JPEG and TIFF with three colours of 8 bits.
+
+    Raises:
+        `FileNotFoundError`: If there are none.
+        `ValueError`: If a file cannot be read or has other colours.
+    """
+    folder = Path(folder)
+    names = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTOGRAPHS)
+    if not names:
+        raise FileNotFoundError(f"{folder} holds no photographs: name a folder of PNG, JPEG or TIFF files.")
+    for name in names:
+        try:
+            with Image.open(name) as picture:
+                mode, image = picture.mode, np.asarray(picture)
+        except OSError as error:
+            raise ValueError(f"{name} could not be read: {error}") from error
+        if mode != "RGB":
+            raise ValueError(f"{name} must have three colours of 8 bits, but its mode is {mode}: convert it to RGB.")
+        yield Plane(np.moveaxis(image, -1, 0), name.relative_to(folder).as_posix())
+
+
 def fit_unpaired_processor(normalization: str, planes: Sequence[Plane]) -> HazeImageProcessor:
     """
     Make an image processor for which hazy and clear images have the same unit, with the statistics of hazy images.
+    Results are affine functions of the network's output, and thus stay in counts. With `"image"`, a gain of the input
+    is a gain of the result, and an offset of the input is background. With `"fixed"`, the statistics of images with
+    another gain and offset have this gain and offset too, and so have the results.
 
     Args:
         normalization (`str`):
@@ -85,17 +137,17 @@ def fit_unpaired_processor(normalization: str, planes: Sequence[Plane]) -> HazeI
 
 
 def normalize_hazy(plane: Plane, image_processor: HazeImageProcessor) -> torch.Tensor | None:
-    """Convert a hazy plane to network units, `[1, H, W]`; `None` if it has no contrast."""
+    """Convert a hazy image to network units, `[C, H, W]`; `None` if it has no contrast."""
     fields, scale, _ = _measure(plane, image_processor)
     if scale == 0:
         return None
     maps = image_processor.compute_normalization(fields)
-    return ((fields - maps.input_mean) / maps.input_std)[0]
+    return ((fields - maps.input_mean) / maps.input_std)[:, 0]
 
 
 def normalize_clear(plane: Plane, image_processor: HazeImageProcessor) -> torch.Tensor | None:
     """
-    Convert a clear plane to network units, `[1, H, W]`; `None` if it has no contrast. With the normalization
+    Convert a clear image to network units, `[C, H, W]`; `None` if it has no contrast. With the normalization
     `"image"`, its unit is that of a hazy image with the same fine structure, and its dark level becomes zero
     intensity.
     """
@@ -103,33 +155,33 @@ def normalize_clear(plane: Plane, image_processor: HazeImageProcessor) -> torch.
     if scale == 0:
         return None
     if image_processor.normalization == "fixed":
-        return ((fields - image_processor.target_mean) / image_processor.target_std)[0]
+        return ((fields - image_processor.target_mean) / image_processor.target_std)[:, 0]
     dark = float(np.percentile(plane.image, DARKEST))
-    return ((fields - dark) / scale + image_processor.target_dark_level)[0]
+    return ((fields - dark) / scale + image_processor.target_dark_level)[:, 0]
 
 
 def _measure(plane: Plane, image_processor: HazeImageProcessor) -> tuple[torch.Tensor, float, float]:
-    """A plane as a tensor `[1, 1, H, W]`, the size of a network unit in its counts, and its mean."""
+    """An image as a tensor `[C, 1, H, W]`, the size of a network unit in its counts, and its mean."""
     try:
         fields = image_processor.preprocess(plane.image)
     except ValueError as error:
         raise ValueError(f"{plane.source}: {error}") from error
     maps = image_processor.compute_normalization(fields)
     has_contrast = fields.max() > fields.min()
-    return fields, maps.target_std.item() if has_contrast else 0.0, fields.mean(dtype=torch.float64).item()
+    return fields, maps.target_std[0].item() if has_contrast else 0.0, fields.mean(dtype=torch.float64).item()
 
 
 class UnpairedPatches(torch.utils.data.Dataset):
     """
-    The sequence of training examples: patches `[1, h, w]` of a random hazy field and of a random clear one, if there
+    The sequence of training examples: patches `[C, h, w]` of a random hazy field and of a random clear one, if there
     are any, each in a random orientation.
 
     Example `index` depends only on the seed and `index`. The examples are therefore the same for any number of
     processes and workers, and after an interruption.
 
     Args:
-        hazy (sequence of `torch.Tensor` of shape `[1, H, W]`): Hazy fields in network units.
-        clear (sequence of `torch.Tensor` of shape `[1, H, W]`): Clear fields in network units; may be empty.
+        hazy (sequence of `torch.Tensor` of shape `[C, H, W]`): Hazy fields in network units.
+        clear (sequence of `torch.Tensor` of shape `[C, H, W]`): Clear fields in network units; may be empty.
         resolution (`int`): Side of the patches, pixels.
         seed (`int`): Seed of the sequence.
         length (`int`): Number of examples.

@@ -47,7 +47,7 @@ def dark_channel_prior(
 
     def dehaze(photograph: np.ndarray) -> np.ndarray:  # [3,H,W]
         hazy = torch.from_numpy(photograph)[None]  # [1,3,H,W]
-        light = estimate_airlight(hazy, width) if airlight is None else torch.as_tensor(airlight, dtype=hazy.dtype)
+        light = estimate_airlight([*hazy], width) if airlight is None else torch.as_tensor(airlight, dtype=hazy.dtype)
         light = light.clamp(min=1e-6).reshape(3, 1, 1)
         transmission = 1 - strength * dark_channel(hazy / light, width)[0, 0].numpy()
         grey = photograph.mean(axis=0) / max(photograph.max(), 1e-6)

@@ -1,5 +1,7 @@
 """The haze of the atmosphere, as in photographs of landscapes and, with smoke, in endoscopy."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -62,15 +64,17 @@ class AtmosphericHaze(HazeOperator, ModelMixin, ConfigMixin):
     def explain(self, hazy: torch.Tensor, clear: torch.Tensor) -> torch.Tensor:
         """
         Depths of hazy images for β = 1, from their dark channel (He, Sun & Tang 2011, doi 10.1109/TPAMI.2010.168): the
-        darkest value of every square would be 0 without haze. The depths are smoothed over the squares.
+        darkest value of every square would be 0 without haze. A guided filter aligns the depths with the edges of the
+        image (He, Sun & Tang 2013, doi 10.1109/TPAMI.2012.213).
         """
         if self.config.depth is not None:
             return torch.full_like(hazy[:, :1], self.config.depth)
         width = min(self.config.patch_size, *hazy.shape[-2:]) // 2 * 2 + 1  # px, odd
         dark_level = self.config.dark_level
         relative = (hazy - dark_level) / (self.learned_airlight.detach() - dark_level)
-        transmission = (1 - 0.95 * dark_channel(relative, width)).clamp(0.1, 1.0)  # the constants are the paper's
-        return box_filter(-transmission.log(), width)
+        transmission = 1 - 0.95 * dark_channel(relative, width)  # the constants are those of the papers
+        transmission = guided_filter(relative.mean(dim=1, keepdim=True), transmission, 4 * width + 1, epsilon=1e-3)
+        return -transmission.clamp(0.1, 1.0).log()
 
     def imagine(self, clear: torch.Tensor, hazy: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """Depths of the hazy images, in random order and orientation."""
@@ -85,11 +89,23 @@ def dark_channel(images: torch.Tensor, width: int) -> torch.Tensor:
     return minimum_filter(images.amin(dim=1, keepdim=True), width)
 
 
-def estimate_airlight(images: torch.Tensor, width: int = 15) -> torch.Tensor:
+def guided_filter(guide: torch.Tensor, images: torch.Tensor, width: int, epsilon: float) -> torch.Tensor:
     """
-    Airlight `[C]` of hazy images `[B, C, h, w]`: the mean of the pixels whose dark channel is largest, one in a
-    thousand. The paper takes the brightest of them, which may be a lamp or an outlier.
+    Smooth images `[B, 1, h, w]` over squares of an odd side of `width` pixels, but not across the edges of the guide
+    `[B, 1, h, w]`: in every square, the result is an affine function of the guide.
     """
-    dark = dark_channel(images, width)[:, 0]  # [B,h,w]
-    limit = dark.flatten().kthvalue(max(1, round(0.999 * dark.numel()))).values  # `quantile` has a limit of size
-    return images.movedim(1, -1)[dark >= limit].mean(dim=0)
+    mean_guide, mean = box_filter(guide, width), box_filter(images, width)
+    covariance = box_filter(guide * images, width) - mean_guide * mean
+    slope = covariance / (box_filter(guide**2, width) - mean_guide**2 + epsilon)
+    return box_filter(slope, width) * guide + box_filter(mean - slope * mean_guide, width)
+
+
+def estimate_airlight(images: Sequence[torch.Tensor], width: int = 15) -> torch.Tensor:
+    """
+    Common airlight `[C]` of hazy images, each `[C, h, w]`: the mean of the pixels whose dark channel is largest, one
+    in a thousand of all images together. The paper takes the brightest of them, which may be a lamp or an outlier.
+    """
+    dark = torch.cat([dark_channel(image[None], width).flatten() for image in images])  # [P]
+    pixels = torch.cat([image.flatten(start_dim=1) for image in images], dim=1)  # [C,P]
+    limit = dark.kthvalue(max(1, round(0.999 * len(dark)))).values  # `quantile` has a limit of size
+    return pixels[:, dark >= limit].mean(dim=1)
