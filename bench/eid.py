@@ -1,12 +1,18 @@
 """
 Train without pairs in several ways, and compare with training on pairs and with classical methods on held-out pairs.
 
-    python bench/eid.py
+    python bench/eid.py [--minutes 6] [--data ../shared/data]
 
-One microscope images random specimens of tubules, as in `bench/methods.py`. Hazy and clear images of the trainings
-without pairs show different specimens. All networks have one architecture and train for the same processor time on one
-core (`--minutes`); training an operator comes in addition. What exists in `--folder` is not made again. Writes
-`bench/eid.json` and `docs/images/null_space.png`, which shows the argument of equivariance on signals.
+There are three comparisons. Every training takes the same processor time on one core (`--minutes`); training an
+operator takes up to half as long in addition. What exists in `--folder` is not made again.
+
+1. *Simulated pairs*: one microscope images random specimens of tubules, as in `bench/methods.py`. Hazy and clear
+   images of the trainings without pairs show different specimens. All networks have one architecture.
+2. *Photographs* with simulated haze, see `bench/eid_photographs.py`.
+3. *Real micrographs*: the checkpoint in the package is adapted to one hazy image without its partner, see
+   `bench/eid_real.py`.
+
+Writes `bench/eid.json`. `python bench/readme.py` renders its tables in `docs/unpaired.md`.
 """
 
 import argparse
@@ -20,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter1d
 
 from haze_pipeline.data.pairs import load_pairs
 from haze_pipeline.data.unpaired import Plane, normalize_hazy
@@ -34,10 +39,12 @@ from haze_pipeline.evaluation.baselines import (
     wiener,
 )
 from haze_pipeline.evaluation.metrics import range_invariant_psnr, ssim
-from haze_pipeline.models.haze_operator import HazeOperator, OpticalHaze
+from haze_pipeline.evaluation.niqe import fit_niqe
+from haze_pipeline.loading import PIPELINES, load_pipeline
+from haze_pipeline.models.atmospheric_haze import AtmosphericHaze
+from haze_pipeline.models.haze_operator import OpticalHaze
 from haze_pipeline.models.learned_haze import LearnedHaze
 from haze_pipeline.models.residual_unet import ResidualUNet
-from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
 
 HERE = Path(__file__).parent
@@ -47,6 +54,7 @@ KIND = ("--specimen", "tubules", "--na", NA, "--pixel-size", PIXEL)
 PAIRS = {"train": (500, 41), "clear": (500, 42), "test": (100, 43)}
 SIZE, RESOLUTION, BATCH = 160, 96, 4
 NETWORK = {"num_features": 16}
+NIQE_PATCH = 40  # px, so that an image has 16 of them
 
 OPTICS = ("--operator_config", json.dumps({"airy_radius": 0.61 * EMISSION / NA / PIXEL}))
 GENERATORS = ("--haze_operator", "learned", "--operator_config", json.dumps({"num_features": 16, "num_blocks": 4}))
@@ -63,8 +71,10 @@ TRAININGS = {
     "optical, clear images, adversary": (*OPTICS, *CLEAR, *ADVERSARY),
     "learned, clear images": (*GENERATORS, *CLEAR),
     "learned, clear images, adversary": (*GENERATORS, *CLEAR, *ADVERSARY),
-    "learned, without equivariance": (*GENERATORS, *CLEAR, "--equivariance_weight", 0),
+    "learned, clear images, without equivariance": (*GENERATORS, *CLEAR, "--equivariance_weight", 0),
+    "atmospheric": ("--haze_operator", "atmospheric"),
 }
+OPERATORS = {each.__name__: each for each in (OpticalHaze, LearnedHaze, AtmosphericHaze)}
 # With the settings of their functions, since without clear images there is nothing to choose others by.
 CLASSICAL = {
     "rolling ball": rolling_ball, "white top-hat": white_tophat, "difference of Gaussians": difference_of_gaussians,
@@ -79,19 +89,35 @@ def run(*arguments):
     subprocess.run([str(argument) for argument in arguments], check=True, env=environment)
 
 
-def seconds_per_step(name):
-    """Shortest time of a step on one thread, without the adversary."""
+def launch(script, output, *arguments):
+    """Run a training script with one process and one thread."""
+    run(
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, "--num_machines", 1,
+        "--dynamo_backend", "no", "--mixed_precision", "no", HERE.parent / "training" / f"{script}.py",
+        "--output_dir", output, *arguments,
+    )  # fmt: skip
+
+
+def steps_of(steps):
+    """Arguments of a training of so many steps."""
+    return (
+        "--max_train_steps", steps, "--lr_warmup_steps", min(50, steps // 4), "--ema_decay", 0.995,
+        "--checkpointing_steps", steps, "--validation_steps", steps,
+    )  # fmt: skip
+
+
+def seconds_per_step(restore, operator, shape):
+    """Shortest time on one thread of the losses of images of this shape and their gradients, without the adversary."""
     torch.set_num_threads(1)
-    network, rng = ResidualUNet(**NETWORK), np.random.default_rng(0)
-    operator = LearnedHaze(16, 4) if name.startswith("learned") else OpticalHaze()
-    operator.freeze()
-    hazy, seconds = torch.randn(BATCH, 1, RESOLUTION, RESOLUTION), []
+    if operator is not None:
+        operator.freeze()
+    rng, hazy, seconds = np.random.default_rng(0), torch.randn(shape), []
     for _ in range(5):
         started = time.monotonic()
-        if name == "supervised":
-            loss = F.mse_loss(network(hazy)[-1], hazy)
+        if operator is None:
+            loss = F.mse_loss(restore(hazy), hazy)
         else:
-            loss = sum(eid_losses(lambda y: network(y)[-1], operator, hazy, draw_transform("rotation", rng), rng))
+            loss = sum(eid_losses(restore, operator, hazy, draw_transform("rotation", rng), rng))
         loss.backward()
         seconds.append(time.monotonic() - started)
     return min(seconds)
@@ -102,7 +128,9 @@ def train(name, folder, minutes):
     output, flags = folder / name, TRAININGS[name]
     if (output / "cost.json").is_file():
         return
-    cost = seconds_per_step(name)
+    operators = {"learned": LearnedHaze(16, 4), "optical": OpticalHaze(), "atmospheric": AtmosphericHaze(9.0)}
+    network, operator = ResidualUNet(**NETWORK), operators.get(name.split(",")[0])
+    cost = seconds_per_step(lambda hazy: network(hazy)[-1], operator, (BATCH, 1, RESOLUTION, RESOLUTION))
     steps, before = max(2, round(60 * minutes / cost)), 0
     if name == "supervised":
         script, source = "train_regression", folder / "train"
@@ -113,22 +141,24 @@ def train(name, folder, minutes):
             before = steps // 2
             after = flags.index(CLEAR[0]) + 1
             flags = (*flags[:after], folder / "clear" / "clear", "--operator_steps", before, *flags[after:])
-    run(
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, "--num_machines", 1,
-        "--dynamo_backend", "no", "--mixed_precision", "no", HERE.parent / "training" / f"{script}.py",
-        "--train_data_dir", source, "--resolution", RESOLUTION, "--train_batch_size", BATCH,
-        "--max_train_steps", before + steps, "--lr_warmup_steps", min(50, steps // 2), "--ema_decay", 0.995,
-        "--checkpointing_steps", before + steps, "--model_config_name_or_path", folder / "network",
-        "--output_dir", output, *flags,
+    launch(
+        script, output, "--train_data_dir", source, "--resolution", RESOLUTION, "--train_batch_size", BATCH,
+        *steps_of(before + steps), "--model_config_name_or_path", folder / "network", *flags,
     )  # fmt: skip
     cost = {"steps": steps, "operator_steps": before, "seconds_per_step": cost}
     (output / "cost.json").write_text(json.dumps(cost))
 
 
+def load(folder):
+    pipe = load_pipeline(str(folder), PIPELINES)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def errors_of(pipe, folder, pairs):
     """Mean errors of consistency and equivariance of a network with the operator it was trained with."""
-    operator_class = LearnedHaze if folder.name.startswith("learned") else OpticalHaze
-    operator = operator_class.from_pretrained(folder / "haze_operator", low_cpu_mem_usage=False)
+    kind = json.loads((folder / "haze_operator" / "config.json").read_text())["_class_name"]
+    operator = OPERATORS[kind].from_pretrained(folder / "haze_operator", low_cpu_mem_usage=False)
     operator.freeze()
     errors = []
     for number, pair in enumerate(pairs):
@@ -139,100 +169,72 @@ def errors_of(pipe, folder, pairs):
     return dict(zip(("consistency_error", "equivariance_error"), np.mean(errors, axis=0).tolist(), strict=True))
 
 
-def compare(folder, minutes):
-    """Score all networks and the classical methods on the held-out pairs."""
+def compare(folder):
+    """Scores of all networks and the classical methods on the held-out pairs, by method."""
     pairs = list(load_pairs(folder / "test", "test"))
+    niqe = fit_niqe([pair.clear for pair in load_pairs(folder / "clear", "clear")], NIQE_PATCH)
     methods = {"input": lambda hazy: hazy}
     methods |= {name: lambda hazy, method=method: method(hazy).prediction for name, method in CLASSICAL.items()}
     results = {}
     for name in TRAININGS:
-        pipe = HazeRegressionPipeline.from_pretrained(folder / name, low_cpu_mem_usage=False)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = load(folder / name)
         methods[name] = lambda hazy, pipe=pipe: pipe(hazy).prediction
         results[name] = json.loads((folder / name / "cost.json").read_text())
         if TRAININGS[name] is not None:
             results[name] |= errors_of(pipe, folder / name, pairs)
-    scores = {name: [] for name in methods}
-    for pair in pairs:
-        for name, method in methods.items():
-            image = method(pair.hazy.astype(np.float32))
-            scores[name].append((range_invariant_psnr(pair.clear, image), ssim(pair.clear, image)))
-    for name, each in scores.items():
-        gains = np.array(each)[:, 0] - np.array(scores["input"])[:, 0]  # [N]
-        psnr, similarity = np.mean(each, axis=0).tolist()
+    inputs = np.array([range_invariant_psnr(pair.clear, pair.hazy) for pair in pairs])  # [N]
+    for name, method in methods.items():
+        images = [method(pair.hazy.astype(np.float32)) for pair in pairs]
+        scores = np.array([range_invariant_psnr(pair.clear, each) for pair, each in zip(pairs, images, strict=True)])
+        gains = scores - inputs
         results[name] = results.get(name, {}) | {
-            "psnr": psnr,
-            "ssim": similarity,
+            "psnr": float(scores.mean()),
+            "ssim": float(np.mean([ssim(pair.clear, each) for pair, each in zip(pairs, images, strict=True)])),
+            "niqe": niqe(images),
             "gain": float(gains.mean()),
             "standard_error": float(gains.std(ddof=1) / np.sqrt(len(gains))),
         }
-        print(f"{name}: {psnr:.2f} dB ({gains.mean():+.2f}), SSIM {similarity:.3f}", flush=True)
-    facts = {"minutes": minutes, "num_images": len(pairs), "num_pairs": PAIRS["train"][0], "resolution": RESOLUTION}
-    (HERE / "eid.json").write_text(json.dumps({"methods": results, **facts}, indent=1) + "\n")
-
-
-class Mask(HazeOperator, torch.nn.Module):
-    """Hides a part of a signal `[B, 1, 1, 64]`. What it hides is its null space."""
-
-    def forward(self, clear, haze):
-        places = torch.arange(clear.shape[-1])
-        return clear * ((places < 24) | (places >= 36))
-
-
-def draw_null_space():
-    """Train two linear networks on masked signals alone, and draw what they recover of a new one."""
-    import matplotlib.pyplot as plt
-
-    def signals(seed, number):
-        values = gaussian_filter1d(np.random.default_rng(seed).normal(size=(number, 64)), 4, mode="wrap")
-        return torch.from_numpy(values / values.std()).float()[:, None, None]
-
-    operator, test, recovered = Mask(), signals(2, 8)[:1], {}
-    hazy = operator(signals(1, 512), None)
-    for weight in (0.0, 1.0):
-        torch.manual_seed(0)
-        network, rng = torch.nn.Linear(64, 64), np.random.default_rng(0)
-        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-        for _ in range(1500):
-            batch = hazy[rng.integers(0, len(hazy), 64)]
-            consistency, equivariance = eid_losses(network, operator, batch, draw_transform("shift", rng), rng)
-            optimizer.zero_grad()
-            (consistency + weight * equivariance).backward()
-            optimizer.step()
-        recovered[weight] = network(operator(test, None)).detach().flatten()
-    figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
-    axes.axvspan(24, 35, color="0.9", label="hidden by the operator")
-    axes.plot(test.flatten(), color="black", label="signal")
-    axes.plot(recovered[0.0], color="tab:red", linestyle=":", label="consistency alone")
-    axes.plot(recovered[1.0], color="tab:blue", linestyle="--", label="consistency and equivariance")
-    axes.set(xlabel="place", ylabel="value", xlim=(0, 63))
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(HERE.parent / "docs" / "images" / "null_space.png", dpi=120)
+        print(name, results[name], flush=True)
+    niqe_of_clear = niqe([pair.clear for pair in pairs])
+    return {"methods": results, "num_images": len(pairs), "niqe_of_clear": niqe_of_clear}
 
 
 def main():
     parser = argparse.ArgumentParser(description="Compare trainings without pairs with others at equal cost.")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "eid_bench", help="Pairs and networks.")
     parser.add_argument("--minutes", type=float, default=6, help="Processor time of each training.")
+    parser.add_argument("--fraction", type=float, default=1.0, help="Fraction of the images; less for a trial.")
+    parser.add_argument(
+        "--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="Real pairs, as for real_pairs.py."
+    )
     parser.add_argument("--only", nargs="+", choices=TRAININGS, help="Train in these ways, and compare nothing.")
-    parser.add_argument("--figure", action="store_true", help="Draw the signals, and train nothing.")
+    parser.add_argument("--output", type=Path, default=HERE / "eid.json", help="File of the results.")
     args = parser.parse_args()
-    if args.figure:
-        draw_null_space()
-        return
     args.folder.mkdir(parents=True, exist_ok=True)
     ResidualUNet(**NETWORK).save_config(args.folder / "network")
     for name, (number, seed) in PAIRS.items():
         if not (args.folder / name).is_dir():
             run(
-                sys.executable, "-m", "haze_pipeline", "simulate", args.folder / name, "--num-images", number,
-                "--size", SIZE, "--seed", seed, *KIND,
+                sys.executable, "-m", "haze_pipeline", "simulate", args.folder / name, "--num-images",
+                max(2, round(args.fraction * number)), "--size", SIZE, "--seed", seed, *KIND,
             )  # fmt: skip
     for name in args.only or TRAININGS:
         train(name, args.folder, args.minutes)
-    if not args.only:
-        compare(args.folder, args.minutes)
-        draw_null_space()
+    if args.only:
+        return
+    # Imported here, since both use the functions of this file.
+    from eid_photographs import compare_photographs
+    from eid_real import adapt_to_real_images
+
+    results = {
+        "minutes": args.minutes,
+        "num_pairs": max(2, round(args.fraction * PAIRS["train"][0])),
+        "resolution": RESOLUTION,
+        "simulated": compare(args.folder),
+        "photographs": compare_photographs(args.folder, args.minutes),
+        "real": adapt_to_real_images(args.folder, args.data, args.minutes),
+    }
+    args.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

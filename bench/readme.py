@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from checkpoint import weights_hash
+from eid_table import eid, eid_photographs, eid_real
 from safetensors.torch import load_file
 
 
@@ -612,6 +613,7 @@ PAGES = {
     DOCS / "methods.md": (methods,),
     DOCS / "latent-space-study.md": (latent_study,),
     DOCS / "formats.md": (formats,),
+    DOCS / "unpaired.md": (eid, eid_photographs, eid_real),
     DOCS / "training.md": (training, costs, loader, stack_pairs, regression),
 }
 

@@ -21,6 +21,7 @@ import torch
 from conftest import ROOT, tiny_unet
 from format_files import write_plate
 from hub_double import hub_double
+from PIL import Image
 from torchcfm_unet import reference_unet
 from typer.main import get_command
 from warm_python import run_script
@@ -114,6 +115,11 @@ def inputs(tmp_path_factory):
             writer.write((index,), plane)
 
     write_plate(folder / "plate.zarr", [counts(1, 1, 1, 32, 32) for _ in range(3)])
+
+    (folder / "photographs").mkdir()
+    colours = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    for name in ("photographs/0.png", "hazy.png"):
+        Image.fromarray(colours).save(folder / name)
 
     # 3. Pairs, haze-free images and confocal stacks.
     for source in ("pairs", "validation", "runs/pairs", "runs/validation", "runs/test"):
