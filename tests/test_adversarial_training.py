@@ -71,6 +71,12 @@ def test_the_losses_are_those_of_the_paper():
     assert adversarial.content_loss(*map(torch.from_numpy, images)).item() == pytest.approx(expected)
 
 
+def test_the_least_squares_loss_asks_for_ones_and_zeros():
+    real, fake = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0])
+    assert adversarial.least_squares_loss(real, fake) == 0.5 * (1 / 2 + 9 / 2)
+    assert adversarial.least_squares_loss(torch.ones(4), torch.zeros(4)) == 0
+
+
 def test_generator_and_discriminator_train_only_themselves(adversary):
     clear, prediction = torch.randn(2, 2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     prediction.requires_grad_(True)

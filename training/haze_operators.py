@@ -21,7 +21,7 @@ from haze_pipeline.models.learned_haze import LearnedHaze
 OPERATORS = {"optical": OpticalHaze, "learned": LearnedHaze, "atmospheric": AtmosphericHaze}
 GENERATOR_RATE = 2e-4  # of CycleGAN, for generators and discriminators
 LEARNING_RATES = {OpticalHaze: 1e-2, LearnedHaze: GENERATOR_RATE, AtmosphericHaze: 1e-2}
-CYCLE_WEIGHT = 10  # of CycleGAN
+CYCLE_WEIGHT = 5  # half of that of CycleGAN, whose adversarial loss of generators has no factor of 1/2
 
 
 def make_operator(
@@ -92,8 +92,10 @@ class OperatorTraining:
     ):
         self.accelerator, self.operator = accelerator, operator
         self.hazy_adversary, self.clear_adversary = hazy_adversary, clear_adversary
-        self.optimizer = torch.optim.Adam(operator.parameters(), lr=LEARNING_RATES[type(operator)], betas=(0.5, 0.999))
-        accelerator.register_for_checkpointing(operator, self.optimizer)
+        optimizer = torch.optim.Adam(operator.parameters(), lr=LEARNING_RATES[type(operator)], betas=(0.5, 0.999))
+        # The operator is not prepared: it has two functions, and a wrapper of several processes would see only one.
+        self.optimizer = accelerator.prepare(optimizer)
+        accelerator.register_for_checkpointing(operator)
 
     def step(self, hazy: torch.Tensor, clear: torch.Tensor, rng: np.random.Generator) -> float:
         """Train operator and discriminators with unpaired images `[B, C, h, w]`, and return the operator's loss."""
