@@ -19,7 +19,7 @@ from bioio import BioImage
 from skimage import io as skimage_io
 
 from haze_pipeline import HazeMatchingPipeline
-from haze_pipeline.batch.file_dehazing import convert
+from haze_pipeline.batch.planes import convert
 from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
 from haze_pipeline.io.ome_zarr import OmeZarrWriter
 from haze_pipeline.utils.background import subtract_background

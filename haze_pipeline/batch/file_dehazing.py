@@ -23,6 +23,7 @@ from haze_pipeline.utils.devices import free_memory, map_on_cores
 from haze_pipeline.utils.processes import Processes
 from haze_pipeline.utils.provenance import sampling_facts, weights_digest
 
+from .planes import channel_of, convert, evenly, spread_planes
 from .tasks import Outputs, name_of
 
 
@@ -103,14 +104,12 @@ class FileDehazer:
     ):
         self.pipe = pipe
         self.samples = not isinstance(pipe, HazeRegressionPipeline)
-        self.sampling = {"num_inference_steps": num_inference_steps, "ensemble_size": ensemble_size}
-        if not self.samples:
-            self.sampling = {}
-            if pipe.num_channels > 1:
-                raise ValueError(
-                    "This checkpoint restores colour images, but files of micrographs have none: call the pipeline in "
-                    "Python."
-                )
+        sampling = {"num_inference_steps": num_inference_steps, "ensemble_size": ensemble_size}
+        self.sampling = sampling if self.samples else {}
+        if not self.samples and pipe.num_channels > 1:
+            raise ValueError(
+                "This checkpoint restores colour images, and micrographs have no colours: call the pipeline in Python."
+            )
         self.seed = seed
         self.tile_size = tile_size
         has_fixed = pipe.config.normalization == "fixed"
@@ -306,7 +305,7 @@ class FileDehazer:
             return set(range(number))
         if not self.assessed:
             return set()
-        return set(_evenly(number, MAX_ASSESSED_PLANES))
+        return set(evenly(number, MAX_ASSESSED_PLANES))
 
     def _measure_channels(self, micrograph: Micrograph, source: Path | str) -> dict[int, Normalization]:
         """
@@ -318,7 +317,7 @@ class FileDehazer:
         leading = micrograph.data.shape[:-2]
         processor = self.pipe.image_processor
         normalizations = {}
-        for channel, chosen in _spread_planes(micrograph, MAX_MEASURED_PLANES).items():
+        for channel, chosen in spread_planes(micrograph, MAX_MEASURED_PLANES).items():
             statistics = []
             for index in chosen:
                 try:
@@ -338,7 +337,7 @@ class FileDehazer:
 
     def _choose_strengths(self, micrograph: Micrograph) -> dict[int, float]:
         """The strength of every channel that protects it from harm. Empty if that was not requested."""
-        chosen = _spread_planes(micrograph, MAX_ASSESSED_PLANES) if self.protect else {}
+        chosen = spread_planes(micrograph, MAX_ASSESSED_PLANES) if self.protect else {}
         return {
             channel: choose_strength(self.pipe, [self._read(micrograph, index) for index in indices], self.seed)
             for channel, indices in chosen.items()
@@ -348,7 +347,7 @@ class FileDehazer:
         self, plane, micrograph, index, normalizations, strengths, outputs, is_assessed, on_step
     ) -> tuple[dict, int, dict | None]:
         """The results of a plane by output, its number of hot pixels, and its assessment."""
-        channel = _channel_of(index, micrograph.axes)
+        channel = channel_of(index, micrograph.axes)
         arguments = {
             "strength": self.strength * strengths.get(channel, 1.0),
             "tile_size": self.tile_size,
@@ -399,34 +398,3 @@ class FileDehazer:
             pixel_size=micrograph.pixel_size and micrograph.pixel_size[1],
             unit=micrograph.pixel_size_unit,
         )
-
-
-def convert(values: np.ndarray, dtype: np.dtype, mask_value: float | None = None) -> tuple[np.ndarray, int, int]:
-    """
-    Convert values to another number type, and count those below and above its range. For an integer type, values are
-    rounded, those outside its range are set to its smallest or largest value, and NaN to `mask_value` or 0.
-    """
-    if dtype.kind == "f":
-        return values.astype(dtype), 0, 0
-    limits = np.iinfo(dtype)
-    rounded = np.rint(values.astype(np.float64))
-    below, above = np.count_nonzero(rounded < limits.min), np.count_nonzero(rounded > limits.max)
-    rounded = np.nan_to_num(rounded.clip(limits.min, limits.max), nan=mask_value or 0)
-    return rounded.astype(dtype), int(below), int(above)
-
-
-def _spread_planes(micrograph: Micrograph, number: int) -> dict[int, list[tuple[int, ...]]]:
-    """Indices of up to `number` planes of every channel, evenly spread."""
-    planes: dict[int, list[tuple[int, ...]]] = {}
-    for index in np.ndindex(micrograph.data.shape[:-2]):
-        planes.setdefault(_channel_of(index, micrograph.axes), []).append(index)
-    return {channel: [each[i] for i in _evenly(len(each), number)] for channel, each in planes.items()}
-
-
-def _evenly(length: int, number: int) -> list[int]:
-    """Up to `number` of the integers below `length`, evenly spread."""
-    return np.linspace(0, length - 1, min(length, number)).round().astype(int).tolist()
-
-
-def _channel_of(index: tuple[int, ...], axes: str) -> int:
-    return index[axes.index("C")] if "C" in axes else 0
