@@ -17,7 +17,13 @@ SCHEDULER = ["scheduling_flow_match_ode", "FlowMatchODEScheduler"]
 NETWORKS = [
     f"haze_pipeline.models.{name}"
     for name in (
-        "autoencoder_hierarchical", "latent_restoration", "mimo_unet", "mprnet", "rcan", "residual_unet", "restormer",
+        "autoencoder_hierarchical",
+        "latent_restoration",
+        "mimo_unet",
+        "mprnet",
+        "rcan",
+        "residual_unet",
+        "restormer",
         "rrdb",
     )
 ]
