@@ -359,14 +359,13 @@ def dehaze(
     pipe = place_pipeline(load_pipeline(model), processes.device or device, dtype)
     pipe, steps, members = with_preset(pipe, preset, num_inference_steps, ensemble_size)
     pipe.set_progress_bar_config(disable=True)
-    default = Statistics.checkpoint if pipe.config.normalization == "fixed" else Statistics.stack
     dehazer = FileDehazer(
         pipe,
         steps,
         members,
         seed,
         tile_size,
-        (normalization or default).value,
+        normalization and normalization.value,
         camera_offset,
         background_width,
         share_noise.upper(),
@@ -374,11 +373,11 @@ def dehaze(
         protect,
         mask_value,
         assess is not False,
-        output_dtype.value,
-        axes,
-        series,
+        model,
+        output_dtype=output_dtype.value,
+        axes=axes,
+        series=series,
         **part,
-        model=model,
     )
     if dry_run:
         if processes.is_main:

@@ -1,5 +1,7 @@
 """Assessment of a result without a clear image: is there a reason to distrust it?"""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -172,6 +174,14 @@ def assess(
     if not result.input.is_blank:
         _judge(result, pipe, pixel_size)
     return result
+
+
+def join_verdicts(verdicts: Iterable[str]) -> str | None:
+    """The verdicts on the planes of a stack in one text, the most frequent first; `None` if there are none."""
+    counts = Counter(verdicts)
+    if len(counts) <= 1:
+        return next(iter(counts), None)
+    return " ".join(f"{count} of {counts.total()} planes: {verdict}" for verdict, count in counts.most_common())
 
 
 def _judge(result: Assessment, pipe: "HazeMatchingPipeline", pixel_size: float | None):
