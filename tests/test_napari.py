@@ -1,20 +1,20 @@
 """The plugin of napari, driven in a real viewer. Run by `make test-napari`."""
 
+import dask.array
 import numpy as np
 import pytest
+from conftest import ROOT
+
+from haze_pipeline.io.acquisition import Acquisition
+from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
 
 
 pytestmark = pytest.mark.viewer
 pytest.importorskip("napari", reason="needs the extra `test-napari`")
 pytest.importorskip("pytestqt", reason="needs the extra `test-napari`")
 
-import dask.array
-from conftest import ROOT
-from napari.utils.notifications import notification_manager
-from npe2 import PluginManager, PluginManifest
-
-from haze_pipeline.io.acquisition import Acquisition
-from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
+from napari.utils.notifications import notification_manager  # noqa: E402
+from npe2 import PluginManager, PluginManifest  # noqa: E402
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_layer_on_disk_is_dehazed_as_it_is_shown(viewer, model, qtbot):
 
 
 def test_cancel_adds_no_layer(viewer, model, qtbot):
-    viewer.add_image(np.random.default_rng(0).poisson(100, (40, 64, 64)).astype(np.uint16), name="cells")
+    viewer.add_image(np.random.default_rng(0).poisson(100, (9, 32, 32)).astype(np.uint16), name="cells")
     widget = widget_of(viewer, model)
     widget.preset.value = "quality"
     widget.start.native.click()

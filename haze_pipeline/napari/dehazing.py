@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -118,6 +119,7 @@ def _dehaze(
     units = dehazer.measure(micrograph, name)
     if isinstance(micrograph.data, np.ndarray):
         images, assessments = _in_memory(dehazer, micrograph, name, settings.wanted, units, on_progress, stopped)
+        verdict = join_verdicts(each.verdict for each in assessments)
     else:
 
         def on_step(pipe, *_):
@@ -125,11 +127,8 @@ def _dehaze(
             on_progress(1 / pipe.num_timesteps, 1)
 
         planes = PlanesAsShown(dehazer, micrograph, settings.wanted, units)
-        assessments = [planes(shown, is_assessed=True, on_step=on_step).assessment]
+        verdict = f"The plane that was shown: {planes(shown, True, on_step).assessment.verdict}"
         images = planes.arrays()
-    verdict = join_verdicts(each.verdict for each in assessments)
-    if not isinstance(micrograph.data, np.ndarray):
-        verdict = f"The plane that was shown: {verdict}"
     return Results(images, verdict, {**dehazer.settings, "source": name})
 
 
@@ -224,6 +223,7 @@ class PlanesAsShown:
                 chunks=(*first, *axes, *size),
                 dtype=np.float32,
                 meta=np.empty((0,) * (len(first) + len(leading) + 2), np.float32),
+                token=uuid4().hex,  # else dask would pickle the pipeline to name the array
             )
 
         arrays = {"dehazed": array("dehazed")}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
+from uuid import uuid4
 
 import numpy as np
 
@@ -58,10 +59,14 @@ def open_lazily(path: str | Path) -> Micrograph:
             return np.asarray(data[block_id[:-2]])[(None,) * (data.ndim - 2)]
 
     chunks = (*((1,) * length for length in data.shape[:-2]), *data.shape[-2:])
-    meta = np.empty((0,) * data.ndim, data.dtype)
-    return dataclasses.replace(
-        micrograph, data=dask.array.map_blocks(read_plane, chunks=chunks, dtype=data.dtype, meta=meta)
+    planes = dask.array.map_blocks(
+        read_plane,
+        chunks=chunks,
+        dtype=data.dtype,
+        meta=np.empty((0,) * data.ndim, data.dtype),
+        token=uuid4().hex,  # else dask would pickle the reader to name the array
     )
+    return dataclasses.replace(micrograph, data=planes)
 
 
 def _to_layer(micrograph: Micrograph, name: str, number: int, channels: int) -> tuple:

@@ -161,12 +161,11 @@ class DehazeWidget(Container):
             background_width=self.background_width.value if self.background_width.value > 1 else None,
             zarr=None if zarr is None else Path(zarr),
         )
+        shown = self.shown_plane(layer)
         self.stopped = Event()
-        self.worker = thread_worker(dehaze, start_thread=False)(
-            micrograph, layer.name, settings, self.shown_plane(layer), self.stopped
-        )
+        self.worker = thread_worker(dehaze, start_thread=False)(micrograph, layer.name, settings, shown, self.stopped)
         self.worker.yielded.connect(self.show_progress)
-        self.worker.returned.connect(lambda results: self.add(results, layer, micrograph))
+        self.worker.returned.connect(lambda results: self.add(results, layer, micrograph, shown))
         self.worker.finished.connect(self.reset)
         self.start.enabled, self.cancel.enabled = False, True
         self.progress.value, self.progress.visible = 0, True
@@ -192,13 +191,12 @@ class DehazeWidget(Container):
         place = np.round(layer.world_to_data(self.viewer.dims.point)[-len(shape) :]).astype(int)
         return tuple(int(np.clip(at, 0, length - 1)) for at, length in zip(place[:-2], shape[:-2], strict=False))
 
-    def add(self, results: Results, layer: Image, micrograph: Micrograph):
+    def add(self, results: Results, layer: Image, micrograph: Micrograph, shown: tuple[int, ...]):
         """Show the results as layers at the place of the input, or why there are none."""
         if results.error:
             show_error(results.error)
             return
         self.verdict.value = results.verdict
-        shown = self.shown_plane(layer)
         provenance = results.provenance or {}
         for kind, image in reversed(results.images.items()):
             plane = np.asarray(image[(..., *shown, slice(None), slice(None))])
