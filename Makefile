@@ -3,7 +3,7 @@ BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --constraint constraints.txt
 CHECKED = haze_pipeline training tests bench model_cards spaces
 
-.PHONY: demo space test test-e2e style quality docs bench
+.PHONY: demo space test test-e2e test-napari style quality docs bench
 
 # Dehazes the example with the checkpoint in the package.
 demo: .venv/.installed
@@ -22,6 +22,10 @@ test: .venv/.installed-test
 # The Space over HTTP, and in Chromium where that is installed.
 test-e2e: .venv/.installed-e2e
 	$(BIN)/pytest -m e2e
+
+# The plugin in a real viewer, which needs OpenGL: on a screen, or on the virtual one of Xvfb.
+test-napari: .venv/.installed-napari
+	$(if $(DISPLAY),,xvfb-run --auto-servernum) $(BIN)/pytest -m viewer
 
 style: .venv/.installed-test
 	$(BIN)/ruff check --fix $(CHECKED)
@@ -74,4 +78,8 @@ bench: .venv/.installed-test
 
 .venv/.installed-e2e: .venv/.installed-test
 	$(PIP) --editable ".[e2e]"
+	touch $@
+
+.venv/.installed-napari: .venv/.installed-test
+	$(PIP) --editable ".[test-napari]"
 	touch $@

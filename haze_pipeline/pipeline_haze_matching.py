@@ -246,6 +246,21 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 noise = draw_noise(shape[2:], self.config.noise_corner_frequency, source)
             yield self.interpolant.start(noise, hazy[plane], source_noise)
 
+    def integrate(
+        self, num_inference_steps: int, network: Callable, latents: torch.Tensor, hazy: torch.Tensor, on_step=None
+    ) -> torch.Tensor:
+        """The flow: from latents `[B, 1, h, w]` at t = 0 to clear images at t = 1. See [`TiledSampler`]."""
+        scheduler = self.prepare_scheduler(num_inference_steps)
+        for timestep in scheduler.timesteps:
+            # In diffusers, σ falls from noise to data, and the velocity is noise − data: both are reversed here.
+            t = 1 - timestep / scheduler.config.num_train_timesteps
+            prediction = network(self.interpolant.network_input(latents, hazy), t)  # [B,1,h,w]
+            velocity = self.interpolant.velocity(prediction, latents, t)
+            latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]  # [B,1,h,w]
+            if on_step is not None:
+                latents = on_step(timestep, latents)
+        return latents
+
     @torch.no_grad()
     def __call__(
         self,
@@ -367,20 +382,8 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
             members, latents, generator, hazy, source_noise, num_calls == 1, dim_regions.sources
         )
 
-        # 3. The flow: from the latents at t = 0 to a clear image at t = 1.
-        def predict(network, latents, hazy, on_step=None):  # [B,1,h,w], [B,1,h,w]
-            scheduler = self.prepare_scheduler(steps)
-            for timestep in scheduler.timesteps:
-                # In diffusers, σ falls from noise to data, and the velocity is noise − data: both are reversed here.
-                t = 1 - timestep / scheduler.config.num_train_timesteps
-                prediction = network(self.interpolant.network_input(latents, hazy), t)  # [B,1,h,w]
-                velocity = self.interpolant.velocity(prediction, latents, t)
-                latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]  # [B,1,h,w]
-                if on_step is not None:
-                    latents = on_step(timestep, latents)
-            return latents
-
-        # 4. Sample batch by batch. The members of a plane come in order.
+        # 3. Integrate the flow batch by batch. The members of a plane come in order.
+        integrate = partial(self.integrate, steps)
         num_steps = len(batches) * len(sampler.blocks) * num_calls
         with self.follow_steps(num_steps, callback_on_step_end, callback_on_step_end_tensor_inputs) as on_step:
             for batch in batches:
@@ -391,11 +394,11 @@ class HazeMatchingPipeline(PipelineStorageMixin, RestorationPipeline):
                 condition = hazy[first : first + 1] if len(batch) == 1 else hazy[[plane for plane, _ in batch]]
                 flips = self.flips(member for _, member in batch)
                 for (plane, member), result in zip(
-                    batch, sampler.sample(predict, start, condition, flips, on_step), strict=True
+                    batch, sampler.sample(integrate, start, condition, flips, on_step), strict=True
                 ):
                     ensemble.add(plane, member, result)
 
-        # 5. Reduce the ensemble, blend with the input by `strength`, and return to units and shape of the image.
+        # 4. Reduce the ensemble, blend with the input by `strength`, and return to units and shape of the image.
         prediction = ensemble.median() if median else ensemble.mean
         uncertainty = None
         if output_uncertainty:

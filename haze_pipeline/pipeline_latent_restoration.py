@@ -101,6 +101,7 @@ class LatentRestorationPipeline(PipelineStorageMixin, RestorationPipeline):
         batch_size: int | None = None,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
+        strength: float = 1.0,
         normalization: Normalization | None = None,
         output_type: str = "np",
         output_trajectory: bool = False,
@@ -125,6 +126,7 @@ class LatentRestorationPipeline(PipelineStorageMixin, RestorationPipeline):
                 the whole field up to twice that. Tiles are blended after every network call. Each has its own
                 statistics of GroupNorm, so that results of tiles and of the whole field differ a little.
             tile_overlap (`int`, *optional*): Pixels shared by neighbouring tiles.
+            strength (`float`, defaults to `1.0`): Fraction of what was taken for haze that is removed.
             normalization ([`Normalization`], *optional*): See [`HazeMatchingPipeline`].
             output_type (`str`, defaults to `"np"`): `"np"` for NumPy arrays, `"pt"` for tensors on the CPU.
             output_trajectory (`bool`, defaults to `False`): Also return the decoded estimate of every level.
@@ -159,6 +161,7 @@ class LatentRestorationPipeline(PipelineStorageMixin, RestorationPipeline):
         planes = self.image_processor.preprocess(image, allow_masked=True)  # [N,1,H,W]
         shape = tuple(np.shape(image))
         self.check_tiles(batch_size, tile_size, tile_overlap, output_type)
+        self.check_strength(strength)
         self.check_variant(variant, alpha, num_refinements)
         masked = planes.isnan() if planes.isnan().any() else None  # [N,1,H,W]
         hot_pixels = self.image_processor.replace_hot_pixels(planes)
@@ -210,10 +213,10 @@ class LatentRestorationPipeline(PipelineStorageMixin, RestorationPipeline):
                     latents = on_step(torch.tensor(t), latents)
 
         # 4. Return to the size, the units and the shape of the image.
-        estimates = estimates[..., : shape[-2], : shape[-1]]
+        estimates, hazy = (each[..., : shape[-2], : shape[-1]] for each in (estimates, hazy))
         finish = partial(
             self.postprocess, output_type=output_type, hazy=hazy, normalization=normalization,
-            dim_regions=dim_regions, masked=masked,
+            dim_regions=dim_regions, masked=masked, strength=strength,
         )  # fmt: skip
         prediction = finish(estimates[-1].clone(), shape)
         trajectory = finish(estimates, (len(estimates), *shape)) if output_trajectory else None

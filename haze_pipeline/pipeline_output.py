@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
+from .notebook_display import NotebookMixin
+
 
 @dataclass
-class RestorationOutput(BaseOutput):
+class RestorationOutput(NotebookMixin, BaseOutput):
     """
     Result of a restoration pipeline, in the units of the clear training target. If a checkpoint normalises every image
     by itself, as the one in the package does, these are the counts of the input. Missing pixels (NaN) of the input

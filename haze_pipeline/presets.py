@@ -1,5 +1,6 @@
 """Presets: named combinations of the number of steps, the number of ensemble members, and the solver."""
 
+import inspect
 from copy import copy
 from enum import StrEnum
 
@@ -29,30 +30,44 @@ def with_preset(pipe, preset: Preset, num_inference_steps: int | None = None, en
     original pipeline stays unchanged, so that several threads can use it with different presets.
 
     Args:
-        pipe ([`HazeMatchingPipeline`]): The pipeline.
+        pipe ([`RestorationPipeline`]): The pipeline.
         preset ([`Preset`]): The preset.
         num_inference_steps (`int`, *optional*): Number of steps instead of the preset's.
         ensemble_size (`int`, *optional*): Number of members instead of the preset's.
 
     Returns:
-        `tuple`: The copy of the pipeline, `num_inference_steps` and `ensemble_size`. A [`HazeRegressionPipeline`] is
-            returned as it is, with 1 and 1.
+        `tuple`: The copy of the pipeline, `num_inference_steps` and `ensemble_size`. A pipeline that takes no steps is
+            returned as it is, with 1 step, and with 1 member if it does not sample.
 
     Raises:
-        `ValueError`: If a [`HazeRegressionPipeline`], which neither steps nor samples, is to do so.
+        `ValueError`: If a pipeline is to take steps or to sample that does neither.
     """
-    from .pipeline_haze_regression import HazeRegressionPipeline
-
-    if isinstance(pipe, HazeRegressionPipeline):
-        if preset is not Preset.fast or max(num_inference_steps or 1, ensemble_size or 1) > 1:
-            raise ValueError(
-                "A HazeRegressionPipeline gives one estimate by one call of its network: choose the preset fast, and "
-                "leave out steps and ensemble members."
-            )
-        return pipe, 1, 1
+    if "num_inference_steps" not in known_arguments(pipe, num_inference_steps=1):
+        return pipe, 1, _members_without_steps(pipe, preset, num_inference_steps, ensemble_size)
     copied = copy(pipe)
     copied.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)
     return copied, steps, ensemble_size or choose_members(pipe, preset, steps)
+
+
+def known_arguments(pipe, **arguments) -> dict:
+    """Those of the arguments that a call of the pipeline has. Not every kind takes steps, or samples."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    return {name: value for name, value in arguments.items() if name in known}
+
+
+def _members_without_steps(pipe, preset: Preset, num_inference_steps: int | None, ensemble_size: int | None) -> int:
+    """The number of ensemble members of a pipeline that takes no steps."""
+    name = type(pipe).__name__
+    if (num_inference_steps or 1) > 1:
+        raise ValueError(f"A {name} does not take the steps of a solver: leave out their number.")
+    if known_arguments(pipe, ensemble_size=1):
+        return ensemble_size or PRESETS[preset]["ensemble_size"]
+    if preset is not Preset.fast or (ensemble_size or 1) > 1:
+        raise ValueError(
+            f"A {name} gives one estimate and no samples: choose the preset fast, and leave out steps and ensemble "
+            "members."
+        )
+    return 1
 
 
 def choose_members(pipe, preset: Preset, num_inference_steps: int | None = None) -> int:

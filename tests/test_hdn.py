@@ -18,6 +18,7 @@ from haze_pipeline import HazeMatchingPipeline
 from haze_pipeline.data.pairs import Pair, load_pairs
 from haze_pipeline.data.patches import FieldsInMemory, TrainingExamples, fit_image_processor
 from haze_pipeline.image_processing import Normalization
+from haze_pipeline.loading import Device, DType, place_pipeline
 from haze_pipeline.models.autoencoder_hierarchical import (
     AutoencoderHierarchical,
     evidence_lower_bound,
@@ -189,6 +190,33 @@ def test_wrong_arguments_are_refused(tmp_path):
     for other in (HazeMatchingPipeline, HazeRegressionPipeline):
         with pytest.raises(ValueError, match="contains a HDNPipeline"):
             other.from_pretrained(tmp_path)
+
+
+def test_files_are_dehazed_and_calibrated_by_the_commands(trained, run, tmp_path):
+    network, hazy, clear = trained[0].unet, *trained[1:]
+    HDNPipeline(network).save_pretrained(tmp_path / "hdn")
+    for kind, images in (("hazy", hazy), ("clear", clear)):
+        (tmp_path / "pairs" / kind).mkdir(parents=True)
+        for number, image in enumerate(images):
+            tifffile.imwrite(tmp_path / "pairs" / kind / f"{number}.tif", image)
+    calibrate = ("calibrate", tmp_path / "pairs", "--model", tmp_path / "hdn", "-o", tmp_path / "calibrated")
+    code, printed, error = run(*calibrate, "--ensemble-size", 3)
+    assert code == 0 and "4 specimens, 3 members\n" in printed, error
+    assert HDNPipeline.from_pretrained(tmp_path / "calibrated").config.calibrated_for == {"ensemble_size": 3}
+    code, _, error = run(*calibrate[:-1], tmp_path / "no", "--gain-pairs", tmp_path / "pairs")
+    assert code == 1 and "--gain-pairs needs a HazeMatchingPipeline" in error
+
+    command = ("dehaze", tmp_path / "pairs" / "hazy" / "0.tif", "--model", tmp_path / "calibrated", "--preset",
+        "balanced", "--ensemble-size", 3, "--normalization", "plane", "--seed", 7)  # fmt: skip
+    code, _, error = run(*command, "--uncertainty", "--samples", "-o", tmp_path / "clear.tif")
+    assert code == 0, error
+    pipe = place_pipeline(HDNPipeline.from_pretrained(tmp_path / "calibrated"), Device.auto, DType.auto)
+    out = pipe(hazy[0], 3, generator=seeded(7), output_uncertainty=True, output_samples=True)
+    for name, expected in (("", out.prediction), ("_uncertainty", out.uncertainty), ("_sample002", out.samples[2])):
+        [path] = tmp_path.glob(f"clear{name}.tif")
+        np.testing.assert_allclose(tifffile.imread(path), expected, rtol=1e-5, err_msg=name)
+    code, _, error = run(*command, "--num-inference-steps", 4, "-o", tmp_path / "no.tif")
+    assert code == 1 and "A HDNPipeline does not take the steps of a solver" in error
 
 
 # The training script.

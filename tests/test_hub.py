@@ -209,6 +209,7 @@ def test_a_pushed_repository_contains_code_card_examples_and_licence(pipe, envir
         files = hub.repos["lab/microscope"][1][1]
     assert first - created == {
         "LICENSE", "README.md", "model_index.json", "pipeline_haze_matching.py",
+        "modular_config.json", "modular_model_index.json", "modular_haze_matching.py", "scheduling_flow_match_ode.py",
         "examples/filaments.ome.tif", "examples/filaments.png",
         "scheduler/scheduler_config.json", "scheduler/scheduling_flow_match_ode.py", "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
@@ -216,6 +217,7 @@ def test_a_pushed_repository_contains_code_card_examples_and_licence(pipe, envir
     assert first - second == {"examples/filaments.ome.tif", "examples/filaments.png"}
     assert files["examples/filaments.ome.tif"] == EXAMPLE.read_bytes()
     assert b"Apache License" in files["LICENSE"]
+    assert b'"pretrained_model_name_or_path": "lab/microscope"' in files["modular_model_index.json"]
     card = ModelCard(files["README.md"].decode())
     assert card.data.license == "mit" and "](examples/filaments.png)" in card.text
     assert 'from_pretrained("lab/microscope")' in card.text

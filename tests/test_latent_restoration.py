@@ -11,6 +11,8 @@ from conftest import ROOT, tiny_unet
 from test_hdn import kill
 from warm_python import ENVIRONMENT, run_script
 
+from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
+from haze_pipeline.loading import Device, DType, place_pipeline
 from haze_pipeline.models.autoencoder_hierarchical import AutoencoderHierarchical
 from haze_pipeline.models.latent_restoration import LatentRestoration, to_grid, to_groups
 from haze_pipeline.pipeline_hdn import HDNPipeline
@@ -165,9 +167,23 @@ def test_a_stored_pipeline_gives_the_same_bits_in_a_new_process_and_keeps_counts
     paths = [str(tmp_path / name) for name in ("stored", "image.npy", "result.npy")]
     subprocess.run([sys.executable, "-c", program, *paths], check=True, env=ENVIRONMENT)
     np.testing.assert_array_equal(np.load(paths[2]), expected)
+    np.testing.assert_allclose(pipe(image, strength=0.0).prediction, image, rtol=1e-3)
     # Gain and offset of the camera carry through.
     np.testing.assert_allclose(pipe(3 * image).prediction, 3 * expected, rtol=1e-3, atol=0.1)
     assert np.ptp(pipe(np.full((16, 16), 5.0)).prediction) == 0
+
+
+def test_files_are_dehazed_by_the_command(run, tmp_path):
+    pipe = LatentRestorationPipeline(narrow(), haze_fractions=FRACTIONS)
+    pipe.save_pretrained(tmp_path / "latent")
+    stack = np.random.default_rng(0).gamma(2, 50, (2, 40, 48)).astype(np.float32)
+    write_ome_tiff(tmp_path / "stack.ome.tif", Micrograph(stack, "ZYX", (0.1, 0.1), z_step=0.3))
+    command = ("dehaze", tmp_path / "stack.ome.tif", "--model", tmp_path / "latent", "--normalization", "plane")
+    assert run(*command, "-o", tmp_path / "clear.ome.tif")[0] == 0
+    placed = place_pipeline(pipe, Device.auto, DType.auto)
+    np.testing.assert_array_equal(read_micrograph(tmp_path / "clear.ome.tif").data, placed(stack).prediction)
+    code, _, error = run(*command, "-o", tmp_path / "no.ome.tif", "--preset", "balanced")
+    assert code == 1 and "LatentRestorationPipeline gives one estimate and no samples" in error
 
 
 def test_wrong_arguments_are_refused(pipe, hazy):

@@ -6,13 +6,13 @@ import json
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
+from haze_pipeline.reliability.assessment import join_verdicts
 from haze_pipeline.utils.atomic_files import replace_when_complete
 from haze_pipeline.utils.console import make_parents, progress_display
 from haze_pipeline.utils.processes import Processes
@@ -174,9 +174,6 @@ def print_findings(record: dict, is_folder_run: bool, also_good: bool):
 
 def _record(task: Task, status: str, **facts) -> dict:
     """The outcome of a task."""
-    assessments = [each["verdict"] for each in facts.get("assessment", [])]
-    verdicts = Counter(assessments)
-    counted = [f"{count} of {len(assessments)} planes: {verdict}" for verdict, count in verdicts.most_common()]
     return {
         "planes": None,
         "seconds": None,
@@ -188,6 +185,6 @@ def _record(task: Task, status: str, **facts) -> dict:
         **facts,
         "source": str(task.source),
         "status": status,
-        "verdict": " ".join(counted if len(verdicts) > 1 else verdicts) or None,
+        "verdict": join_verdicts(each["verdict"] for each in facts.get("assessment", [])),
         "written": [str(path) for path in task.outputs.paths] if status == "done" else [],
     }

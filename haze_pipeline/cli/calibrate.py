@@ -15,6 +15,10 @@ from haze_pipeline.utils.console import make_parents, progress_bar, require
 from .options import MAIN, OTHER, QUALITY, RESULT, DeviceOption, DTypeOption, ModelOption, SeedOption
 
 
+# The kinds of pipelines whose samples have a spread to calibrate.
+SAMPLING = ("HazeMatchingPipeline", "HDNPipeline")
+
+
 def calibrate(
     source: Annotated[
         str,
@@ -120,8 +124,12 @@ def calibrate(
     pairs = load_pairs(source, split)
     for each in gain_pairs or ():
         next(load_pairs(each, split))  # fails before the long measurement if it must fail
-    pipe = place_pipeline(load_pipeline(model), device, dtype)
+    pipe = place_pipeline(load_pipeline(model, SAMPLING), device, dtype)
+    is_flow = type(pipe).__name__ == "HazeMatchingPipeline"
+    if gain_pairs and not is_flow:
+        raise ValueError("--gain-pairs needs a HazeMatchingPipeline: leave it out.")
     pipe, steps, members = with_preset(pipe, preset, num_inference_steps, ensemble_size)
+    steps = steps if is_flow else None
     pipe.set_progress_bar_config(disable=True)
 
     def counted(pairs, advance):
@@ -133,12 +141,13 @@ def calibrate(
         advance = progress_bar("Calibrating", None, stack)
         specimens = calibration.measure_errors(pipe, counted(islice(pairs, max_pairs), advance), steps, members, seed)
     fitted = calibration.calibrate(specimens, members, steps)
-    with ExitStack() as stack:
-        advance = progress_bar("Predicting the gain", None, stack)
-        sources = (source, *(gain_pairs or ()))
-        pairs = chain.from_iterable(islice(load_pairs(each, split), max_pairs) for each in sources)
-        features, gains, names = benefit.measure_benefit(pipe, counted(pairs, advance))
-    fitted["benefit"] = benefit.fit_benefit(features, gains, names)
+    if is_flow:
+        with ExitStack() as stack:
+            advance = progress_bar("Predicting the gain", None, stack)
+            sources = (source, *(gain_pairs or ()))
+            pairs = chain.from_iterable(islice(load_pairs(each, split), max_pairs) for each in sources)
+            features, gains, names = benefit.measure_benefit(pipe, counted(pairs, advance))
+        fitted["benefit"] = benefit.fit_benefit(features, gains, names)
     line = {"scale": fitted["uncertainty_scale"], "offset": fitted["uncertainty_offset"]}
     curves = {
         name: calibration.pool(calibration.predict_errors(specimens, members, **how))
@@ -170,7 +179,7 @@ def calibrate(
     if json_output:
         print(json.dumps({**facts, "written": written}))
         return
-    print(f"{len(specimens)} specimens, {members} members of {steps} steps")
+    print(f"{len(specimens)} specimens, {members} members" + (f" of {steps} steps" if is_flow else ""))
     print("line: scale {scale:.3f}, offset {offset:.3f}".format(**line))
     print(f"curve: weight of the local intensity {fitted['uncertainty_curve']['light_weight']:.2f}")
     for name, values in facts.items():

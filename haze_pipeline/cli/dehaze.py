@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from haze_pipeline.loading import Device, DType, load_pipeline, place_pipeline
+from haze_pipeline.loading import PIPELINES, Device, DType, load_pipeline, place_pipeline
 from haze_pipeline.presets import PRESETS, Preset, with_preset
 from haze_pipeline.utils.console import make_parents
 
@@ -26,10 +26,6 @@ from .options import (
     ModelOption,
     SeedOption,
 )
-
-
-# The kinds of pipelines that this command accepts.
-DEHAZERS = ("HazeMatchingPipeline", "HazeRegressionPipeline")
 
 
 class OutputDType(StrEnum):
@@ -360,17 +356,16 @@ def dehaze(
 
     # 3. Load the checkpoint.
     torch.set_num_threads(threads or min(torch.get_num_threads(), launching.available_cores()))
-    pipe = place_pipeline(load_pipeline(model, DEHAZERS), processes.device or device, dtype)
+    pipe = place_pipeline(load_pipeline(model, PIPELINES), processes.device or device, dtype)
     pipe, steps, members = with_preset(pipe, preset, num_inference_steps, ensemble_size)
     pipe.set_progress_bar_config(disable=True)
-    default = Statistics.checkpoint if pipe.config.normalization == "fixed" else Statistics.stack
     dehazer = FileDehazer(
         pipe,
         steps,
         members,
         seed,
         tile_size,
-        (normalization or default).value,
+        normalization and normalization.value,
         camera_offset,
         background_width,
         share_noise.upper(),
@@ -378,11 +373,11 @@ def dehaze(
         protect,
         mask_value,
         assess is not False,
-        output_dtype.value,
-        axes,
-        series,
+        model,
+        output_dtype=output_dtype.value,
+        axes=axes,
+        series=series,
         **part,
-        model=model,
     )
     if dry_run:
         if processes.is_main:

@@ -1,5 +1,7 @@
 """Assessment of a result without a clear image: is there a reason to distrust it?"""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -7,9 +9,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.pipeline_output import RestorationOutput
-from haze_pipeline.presets import Preset, with_preset
+from haze_pipeline.presets import Preset, known_arguments, with_preset
 from haze_pipeline.sampling.tiling import tile_slices
 from haze_pipeline.utils.bad_pixels import fill_masked
 from haze_pipeline.utils.noise_level import noise_deviation
@@ -20,7 +21,7 @@ from .out_of_domain import domain_distance
 
 
 if TYPE_CHECKING:
-    from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
+    from haze_pipeline.pipeline_restoration import RestorationPipeline
 
 # Structure is the difference of two Gaussians with these standard deviations, px. The first suppresses most of the
 # noise, the second the haze. Without a clear image, wider structure cannot be distinguished from haze.
@@ -112,7 +113,7 @@ class Assessment:
 
 
 def assess(
-    pipe: "HazeMatchingPipeline",
+    pipe: "RestorationPipeline",
     image: np.ndarray,
     output: RestorationOutput,
     pixel_size: float | None = None,
@@ -122,7 +123,7 @@ def assess(
     Check a result for reasons to distrust it, without a clear image.
 
     Args:
-        pipe ([`HazeMatchingPipeline`] or [`HazeRegressionPipeline`]): The pipeline that predicted the result.
+        pipe ([`RestorationPipeline`]): The pipeline that predicted the result.
         image (`np.ndarray` of shape `[H, W]`): The hazy input; NaN marks pixels without a measurement.
         output ([`RestorationOutput`]): The result.
         pixel_size (`float`, *optional*): Side of a pixel in µm.
@@ -176,7 +177,15 @@ def assess(
     return result
 
 
-def _judge(result: Assessment, pipe: "HazeMatchingPipeline", pixel_size: float | None):
+def join_verdicts(verdicts: Iterable[str]) -> str | None:
+    """The verdicts on the planes of a stack in one text, the most frequent first; `None` if there are none."""
+    counts = Counter(verdicts)
+    if len(counts) <= 1:
+        return next(iter(counts), None)
+    return " ".join(f"{count} of {counts.total()} planes: {verdict}" for verdict, count in counts.most_common())
+
+
+def _judge(result: Assessment, pipe: "RestorationPipeline", pixel_size: float | None):
     """Add warnings for values beyond the limits, and the names of the checks that could not be made."""
     checks = {
         "whether dehazing such images helps": result.predicted_gain,
@@ -261,7 +270,7 @@ def reblur(
 
 
 def invented_structure(
-    pipe: "HazeMatchingPipeline", hazy: np.ndarray, prediction: np.ndarray, noise: float, seed: int
+    pipe: "RestorationPipeline", hazy: np.ndarray, prediction: np.ndarray, noise: float, seed: int
 ) -> float | None:
     """
     Height of the structure in the posterior mean of an empty field, relative to that in the brightest part of the
@@ -270,12 +279,10 @@ def invented_structure(
     if noise == 0:  # more than half of the pixels are flat, so that the noise of the others is unknown
         return None
     empty = hazy.min() + noise * np.random.default_rng(seed).standard_normal((FIELD, FIELD))
-    if isinstance(pipe, HazeRegressionPipeline):
-        made = pipe(empty.astype(np.float32)).prediction
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        pipe, steps, members = with_preset(pipe, Preset.fast, ensemble_size=2)
-        made = pipe(empty.astype(np.float32), steps, members, generator=generator).prediction
+    pipe, steps, _ = with_preset(pipe, Preset.fast)
+    generator = torch.Generator().manual_seed(seed)
+    sampling = known_arguments(pipe, num_inference_steps=steps, ensemble_size=2, generator=generator)
+    made = pipe(empty.astype(np.float32), **sampling).prediction
     parts = [prediction[tile] for tile in tile_slices(*prediction.shape, FIELD, 0)]
     heights = [np.quantile(part, 0.999) - np.median(part) for part in (made, *parts)]
     return float(heights[0] / max(heights[1:])) if max(heights[1:]) > 0 else 1.0

@@ -18,6 +18,7 @@ from haze_pipeline.presets import Preset, with_preset
 from haze_pipeline.utils.console import require
 from haze_pipeline.utils.hub import create_repository
 from haze_pipeline.utils.provenance import weights_digest
+from haze_pipeline.utils.stored_code import add_blocks
 
 from .evaluation_results import find_model, write_eval_results
 from .model_card import FACTS, make_model_card, read_facts
@@ -107,6 +108,8 @@ def write_repository(
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if (staged / "modular_config.json").exists():
+        add_blocks(staged, repo_id)
 
     # 2. The licences and the facts about the pipeline.
     (staged / "LICENSE").write_text(distribution("haze-pipeline").read_text("licenses/LICENSE"), encoding="utf-8")

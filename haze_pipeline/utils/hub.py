@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, RepoUrl, get_cached_repo_tree, snapshot_downl
 # trust_remote_code=True)` runs this code if this package is not installed. This package never runs it.
 PIPELINE = ["pipeline_haze_matching", "HazeMatchingPipeline"]
 SCHEDULER = ["scheduling_flow_match_ode", "FlowMatchODEScheduler"]
+BLOCKS = ["modular_haze_matching", "HazeMatchingBlocks"]
 
 # Modules of this package with networks that a stored pipeline may name.
 NETWORKS = [

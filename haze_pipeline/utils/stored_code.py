@@ -9,7 +9,7 @@ import ast
 import json
 from pathlib import Path
 
-from .hub import PIPELINE, SCHEDULER
+from .hub import BLOCKS, PIPELINE, SCHEDULER, stored_variant
 
 
 HEAD = '''"""
@@ -17,8 +17,13 @@ Code of haze-pipeline that restores images, for `DiffusionPipeline.from_pretrain
 package has the documentation and more functions: https://pypi.org/project/haze-pipeline
 """'''
 
-# Mixins that restoration does not need: diffusers saves and loads pipelines, and other programs display images.
-LEFT_OUT = {"pipeline_storage": "PipelineStorageMixin", "visualization": "VisualizationMixin"}
+# Mixins that restoration does not need: diffusers saves and loads pipelines, and other programs display
+# images.
+LEFT_OUT = {
+    "pipeline_storage": "PipelineStorageMixin",
+    "visualization": "VisualizationMixin",
+    "notebook_display": "NotebookMixin",
+}
 
 
 def add_code(folder: str | Path):
@@ -37,6 +42,42 @@ def add_code(folder: str | Path):
         (folder / "scheduler" / f"{SCHEDULER[0]}.py").write_text(code, encoding="utf-8")
         index["scheduler"] = SCHEDULER
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if index["unet"][0] == "diffusers" and index["scheduler"] == SCHEDULER:
+        add_blocks(folder)
+
+
+def add_blocks(folder: str | Path, repository: str | None = None):
+    """
+    Add modular blocks to a pipeline that was stored with its code, for `ModularPipeline`.
+
+    Args:
+        folder (`str` or `Path`): The folder.
+        repository (`str`, *optional*): Repository of the Hub that it will become, where `ModularPipeline` finds the
+            weights. Those in a local folder are found without it.
+    """
+    folder, root = Path(folder), Path(__file__).parents[1]
+    index = json.loads((folder / "model_index.json").read_text())
+    for module in (BLOCKS[0], SCHEDULER[0]):
+        (folder / f"{module}.py").write_text((root / f"{module}.py").read_text(encoding="utf-8"), encoding="utf-8")
+    where = {"pretrained_model_name_or_path": repository, "subfolder": "unet", "revision": None}
+    version = {"_diffusers_version": index["_diffusers_version"]}
+    of_scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    described = {
+        "_class_name": "ModularPipeline",
+        "_blocks_class_name": BLOCKS[1],
+        "unet": [*index["unet"], {"type_hint": index["unet"], "variant": stored_variant(folder), **where}],
+        "settings": {name: value for name, value in index.items() if name[0] != "_" and not _is_component(value)},
+        "solver": {name: value for name, value in of_scheduler.items() if name[0] != "_"},
+    }
+    blocks = {"_class_name": BLOCKS[1], "auto_map": {"ModularPipelineBlocks": ".".join(BLOCKS)}}
+    for name, content in (("modular_model_index", described), ("modular_config", blocks)):
+        text = json.dumps(content | version, indent=2, sort_keys=True) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def _is_component(value) -> bool:
+    """Whether a value of `model_index.json` is the library and the class of a component."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
 
 
 def join_modules(root: Path, last: str) -> str:
