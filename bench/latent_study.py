@@ -65,7 +65,7 @@ SIZES = {
         },
         "latent": ("--block_out_channels", 64, 96, 128, "--degradation_features", 64, "--degradation_steps", 1500),
         "batch": 8,
-        "steps": {"unet": 2200, "hdn": 1700, "vae": 1200, "latent": 4500, "latent_own": 1500},
+        "steps": {"unet": 2200, "hdn": 1700, "vae": 1200, "latent": 4500, "latent_own": 2200},
     },
     "full": {
         "specimens": {"train": 2000, "test": 100},
@@ -171,7 +171,7 @@ def train_all(folder: Path, size: dict, precision: str, only: Iterable[str]):
         ),
         "latent": ("train_latent_restoration", *series, "--autoencoder", folder / "vae", *size["latent"]),
         "latent_own": (
-            "train_latent_restoration", *series, "--init_from", folder / "latent", "--own_states", 0.5,
+            "train_latent_restoration", *series, "--init_from", folder / "latent", "--own_states", 1,
             "--degradation_steps", 0,
         ),
     }  # fmt: skip

@@ -269,30 +269,40 @@ def main():
     step = resume(accelerator, ema, args.output_dir, args.resume_from_checkpoint, facts, args.max_train_steps)
     log = read_log(args.output_dir, step)
 
-    def own_states(batch) -> torch.Tensor:
-        """
-        States `[B, 1, h, w]` of the variant `reprojection` at the levels of the examples, if the estimate is that of
-        the first step. They have the means of the true images.
-        """
+    def own_state(batch, t: int) -> torch.Tensor:
+        """Latents `[B, C, h, w]` of level t that the variant `reprojection` reaches from the haziest level."""
         hazy = batch["series"][:, -1:]  # [B,1,h,w]
-        estimate = network.decode(network.restore(network.encode(hazy), num_levels)).float()
-        fraction = torch.tensor(fractions)[batch["t"].cpu().long() - 1].to(hazy)[:, None, None, None]
-        state = (1 - fraction) * estimate + fraction * hazy
-        return state + (batch["state"] - state).mean(dim=(2, 3), keepdim=True)
+        latents = network.encode(hazy)
+        for level in range(num_levels, t, -1):
+            estimate, fraction = network.decode(network.restore(latents, level)), fractions[level - 2]
+            image = (1 - fraction) * estimate.float() + fraction * hazy
+            # The pipeline centres whole fields. The mean of a patch is that of the true image.
+            image += (batch["series"][:, [level - 2]] - image).mean(dim=(2, 3), keepdim=True)
+            latents = network.encode(image)
+        return latents
 
     def restoration_loss(batch) -> tuple[torch.Tensor, dict]:
-        """Loss of R at the levels of the examples, and its parts for the log."""
-        is_own = np.random.default_rng([args.seed, step]).random() < args.own_states
-        with torch.no_grad():
-            state = own_states(batch) if is_own else batch["state"]
-            clear, hazy = network.encode(batch["clear"]), network.encode(state)  # [B,C,h,w]
-        (restored,) = unet(hazy, batch["t"])
+        """
+        Loss of R and its parts for the log: at the levels of the examples, or at the haziest level and one of the
+        states that follow from it.
+        """
+        rng = np.random.default_rng([args.seed, step])
+        with torch.no_grad(), accelerator.autocast():
+            clear = network.encode(batch["clear"])  # [B,C,h,w]
+            if rng.random() >= args.own_states:
+                states, t = network.encode(batch["state"]), batch["t"]
+            else:
+                level = int(rng.integers(1, num_levels))
+                states = torch.cat([own_state(batch, num_levels), own_state(batch, level)])  # [2B,C,h,w]
+                t = torch.cat([torch.full_like(batch["t"], each) for each in (num_levels, level)])
+                clear = torch.cat([clear, clear])
+        (restored,) = unet(states, t)
         loss = F.mse_loss(restored.float(), clear)
         return loss, {"restoration": loss}
 
     def degradation_loss(batch, t: int) -> tuple[torch.Tensor, dict, tuple]:
         """Loss of the maps of level t, its parts, and what the discriminators learn from."""
-        with torch.no_grad():
+        with torch.no_grad(), accelerator.autocast():
             hazy, hazier = (network.encode(batch["series"][:, [level - 1]]) for level in (t, t - 1))  # [B,C,h,w]
             clear = network.restore(hazy, t).float()
         degraded, cleared, cycled_clear, cycled_hazier = (each.float() for each in unet(hazier, t, clear))
