@@ -17,6 +17,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ KIND = ("--specimen", "tubules", "--na", 1.2, "--pixel-size", 0.1)
 PINHOLES = "1,1.5,2,3,5,open"  # Airy units
 SEEDS = {"train": 41, "test": 43}  # other benchmarks use other seeds
 HDN_MEMBERS = 8
+REMEDY = "re-projection, own states"
+TRAININGS = ("unet", "hdn", "vae", "latent", "latent_own")
 
 # Number of specimens for training and testing, side of images and patches, networks, and flags of the trainings.
 SIZES = {
@@ -62,7 +65,7 @@ SIZES = {
         },
         "latent": ("--block_out_channels", 64, 96, 128, "--degradation_features", 64, "--degradation_steps", 1500),
         "batch": 8,
-        "steps": {"unet": 2200, "hdn": 1700, "vae": 1200, "latent": 4500},
+        "steps": {"unet": 2200, "hdn": 1700, "vae": 1200, "latent": 4500, "latent_own": 2200},
     },
     "full": {
         "specimens": {"train": 2000, "test": 100},
@@ -82,24 +85,25 @@ SIZES = {
             20_000,
         ),
         "batch": 32,
-        "steps": {"unet": 60_000, "hdn": 60_000, "vae": 60_000, "latent": 80_000},
+        "steps": {"unet": 60_000, "hdn": 60_000, "vae": 60_000, "latent": 80_000, "latent_own": 20_000},
     },
 }
 
-# Name in the figure: arguments of the pipeline.
+# Name in the figure: training, and arguments of the pipeline.
 VARIANTS = {
-    "direct": {"variant": "direct"},
-    "latent combination, α 0.5": {"variant": "latent_combination", "alpha": 0.5},
-    "latent combination, α 0.25": {"variant": "latent_combination", "alpha": 0.25},
-    "clean combination, α 0.5": {"variant": "clean_combination", "alpha": 0.5},
-    "clean combination, α 0.25": {"variant": "clean_combination", "alpha": 0.25},
-    "refinement, 1 pass": {"variant": "refinement", "num_refinements": 1},
-    "refinement, 3 passes": {"variant": "refinement", "num_refinements": 3},
-    "re-projection": {"variant": "reprojection"},
+    "direct": ("latent", {"variant": "direct"}),
+    "latent combination, α 0.5": ("latent", {"variant": "latent_combination", "alpha": 0.5}),
+    "latent combination, α 0.25": ("latent", {"variant": "latent_combination", "alpha": 0.25}),
+    "clean combination, α 0.5": ("latent", {"variant": "clean_combination", "alpha": 0.5}),
+    "clean combination, α 0.25": ("latent", {"variant": "clean_combination", "alpha": 0.25}),
+    "refinement, 1 pass": ("latent", {"variant": "refinement", "num_refinements": 1}),
+    "refinement, 3 passes": ("latent", {"variant": "refinement", "num_refinements": 3}),
+    "re-projection": ("latent", {"variant": "reprojection"}),
+    REMEDY: ("latent_own", {"variant": "reprojection"}),
 }
 # Colours that colour-blind readers can tell apart (Okabe & Ito), one for each kind of variant.
-COLOURS = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#007050", "#E69F00", "#B07800", "#D55E00")
-STYLES = dict(zip(VARIANTS, zip(COLOURS, "sv^v^v^o", strict=True), strict=True))
+COLOURS = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#007050", "#E69F00", "#B07800", "#CC79A7", "#D55E00")
+STYLES = dict(zip(VARIANTS, zip(COLOURS, "sv^v^v^oo", strict=True), strict=True))
 
 
 def run(*arguments) -> float:
@@ -146,8 +150,8 @@ def train(name: str, script: str, folder: Path, size: dict, precision: str, *fla
     (output / "cost.json").write_text(json.dumps({"steps": size["steps"][name], "processor minutes": minutes}))
 
 
-def train_all(folder: Path, size: dict, precision: str, only: list[str]):
-    """Train the U-Net, HDN, the VAE, and restoration and degradation in its latents."""
+def train_all(folder: Path, size: dict, precision: str, only: Iterable[str]):
+    """Train the U-Net, HDN, the VAE, restoration and degradation in its latents, and the remedy."""
     networks = {
         "unet": build_unet(pixel_packing=size["packing"]),
         "hdn": AutoencoderHierarchical(**size["hdn"]),
@@ -166,6 +170,10 @@ def train_all(folder: Path, size: dict, precision: str, only: list[str]):
             "--pinhole_series",
         ),
         "latent": ("train_latent_restoration", *series, "--autoencoder", folder / "vae", *size["latent"]),
+        "latent_own": (
+            "train_latent_restoration", *series, "--init_from", folder / "latent", "--own_states", 1,
+            "--degradation_steps", 0,
+        ),
     }  # fmt: skip
     for name in only:
         script, *flags = trainings[name]
@@ -180,7 +188,7 @@ def normalize(pipe, image: np.ndarray, like: np.ndarray | None = None) -> torch.
 
 
 @torch.no_grad()
-def measure_series(pipe, series: PinholeSeries) -> tuple[dict, dict, dict]:
+def measure_series(pipes: dict, series: PinholeSeries) -> tuple[dict, dict, dict]:
     """
     Estimates and drift on one specimen.
 
@@ -190,7 +198,8 @@ def measure_series(pipe, series: PinholeSeries) -> tuple[dict, dict, dict]:
         `dict`: `decoder`, what the autoencoder makes of the clear image; `true levels`, the restoration of the true
         image of every level, haziest first; `neighbours`, the distance of the latents of neighbouring levels.
     """
-    network, hazy = pipe.unet, series.hazy
+    pipe, hazy = pipes["latent"], series.hazy
+    network = pipe.unet
     recorded = [*series.smaller, hazy]  # level 1 first
     true = [network.encode(normalize(pipe, image, like=hazy)) for image in recorded]
     maps = pipe.image_processor.compute_normalization(pipe.image_processor.preprocess(hazy))
@@ -210,13 +219,13 @@ def measure_series(pipe, series: PinholeSeries) -> tuple[dict, dict, dict]:
         "neighbours": [distance(true[t - 1], true[t - 2]) for t in range(len(recorded), 1, -1)],
     }
     estimates, drift = {}, {}
-    for name, arguments in VARIANTS.items():
+    for name, (training, arguments) in VARIANTS.items():
         states = []
 
         def watch(pipe, step, t, tensors, states=states):
             states.append(tensors["latents"])
 
-        out = pipe(hazy, **arguments, output_trajectory=True, restore_dim=False, callback_on_step_end=watch)
+        out = pipes[training](hazy, **arguments, output_trajectory=True, restore_dim=False, callback_on_step_end=watch)
         estimates[name] = out.trajectory
         drift[name] = [distance(state, true[len(recorded) - 2 - step]) for step, state in enumerate(states[:-1])]
     return estimates, drift, known
@@ -224,7 +233,7 @@ def measure_series(pipe, series: PinholeSeries) -> tuple[dict, dict, dict]:
 
 def evaluate(folder: Path, size: dict) -> tuple[dict, dict]:
     """Scores of all methods on the test specimens, and the images of the first specimen by name."""
-    pipes = {name: load_pipeline(str(folder / name), PIPELINES) for name in ("unet", "hdn", "latent")}
+    pipes = {name: load_pipeline(str(folder / name), PIPELINES) for name in TRAININGS if name != "vae"}
     for pipe in pipes.values():
         pipe.set_progress_bar_config(disable=True)
     scores = {name: [] for name in ("hazy image", "U-Net", "HDN", "decoder", "true levels", *VARIANTS)}
@@ -232,7 +241,7 @@ def evaluate(folder: Path, size: dict) -> tuple[dict, dict]:
     drifts, neighbours, shown = {name: [] for name in VARIANTS}, [], {}
     test = join_series(load_pairs(folder / "test", "test"))
     for number, series in enumerate(test):
-        estimates, drift, known = measure_series(pipes["latent"], series)
+        estimates, drift, known = measure_series(pipes, series)
         sampled = pipes["hdn"](
             series.hazy, HDN_MEMBERS, generator=torch.Generator().manual_seed(number), output_samples=True
         )
@@ -271,9 +280,7 @@ def evaluate(folder: Path, size: dict) -> tuple[dict, dict]:
                 *((name, [each[-1] for each in scores[name]]) for name in VARIANTS),
             )
         },
-        "trainings": {
-            name: json.loads((folder / name / "cost.json").read_text()) for name in ("unet", "hdn", "vae", "latent")
-        },
+        "trainings": {name: json.loads((folder / name / "cost.json").read_text()) for name in TRAININGS},
         "calibration_of_hdn": calibration_of(pipes["hdn"], test),
         "parameters": {name: pipe.unet.num_parameters() for name, pipe in pipes.items()},
     }
@@ -303,7 +310,7 @@ def plot(results: dict, path: Path):
     left, right = figure.subplots(1, 2)
     num_steps = len(results["haze_fractions"])
     for name, (colour, marker) in STYLES.items():
-        wide = {"linewidth": 2.5} if name == "re-projection" else {"linewidth": 1.3}
+        wide = {"linewidth": 2.5} if name == REMEDY else {"linewidth": 1.3}
         left.plot(
             range(1, num_steps + 1), results["psnr"][name]["mean"], f"{marker}-", color=colour, label=name, **wide
         )
@@ -345,14 +352,12 @@ def main():
     )
     parser.add_argument("--size", choices=SIZES, default="narrow", help="`full` needs a GPU.")
     parser.add_argument("--mixed_precision", default="bf16", help="no where the processor is slow at bf16.")
-    parser.add_argument(
-        "--only", nargs="+", choices=["unet", "hdn", "vae", "latent"], help="Train these networks and stop."
-    )
+    parser.add_argument("--only", nargs="+", choices=TRAININGS, help="Train these networks and stop.")
     args = parser.parse_args()
     size = SIZES[args.size]
     args.folder.mkdir(parents=True, exist_ok=True)
     make_data(args.folder, size)
-    train_all(args.folder, size, args.mixed_precision, args.only or ["unet", "hdn", "vae", "latent"])
+    train_all(args.folder, size, args.mixed_precision, args.only or TRAININGS)
     if args.only:
         return
     results, shown = evaluate(args.folder, size)

@@ -11,6 +11,7 @@ user. What exists in `--folder` is not made again. Writes `bench/methods.json` a
 
 import argparse
 import base64
+import io
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
+from PIL import Image
 
 from haze_pipeline.loading import load_pipeline
 from haze_pipeline.models.autoencoder_hierarchical import AutoencoderHierarchical
@@ -214,7 +216,10 @@ def compare(folder, minutes):
     # The first figure of the report is the plot, the second one shows the first pair.
     figures = re.findall('data:image/png;base64,([^"]+)', (folder / "report" / "report.html").read_text())
     for name, figure in zip(("methods", "methods_example"), figures, strict=True):
-        (HERE.parent / "docs" / "images" / f"{name}.png").write_bytes(base64.b64decode(figure))
+        image = Image.open(io.BytesIO(base64.b64decode(figure))).convert("RGB")
+        # A page is at most this wide, and 128 colours keep the file small.
+        image.thumbnail((960, image.height))
+        image.quantize(128).save(HERE.parent / "docs" / "images" / f"{name}.png", optimize=True)
 
 
 def main():

@@ -544,7 +544,8 @@ def methods():
         "PSNR, mean ± standard deviation over the images; differences on the same images with their 95 % confidence "
         f"intervals. Each network was trained on {results['num_pairs']:,} pairs for {results['minutes']:g} minutes of "
         f"one core, patches of {results['resolution']} px. This makes these numbers of steps: {steps}. Classical "
-        "methods have the best setting for every image, and their time is that of all settings together.",
+        "methods have the best setting for every image, and their time is that of all settings together. All times "
+        "are those of one thread.",
     ]
 
 

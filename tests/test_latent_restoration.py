@@ -1,5 +1,6 @@
 """Restoration in the latents of a hierarchical VAE: networks, pipeline, and training script."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -271,6 +272,26 @@ def test_a_killed_training_resumes_to_the_same_weights_and_log(trained, tmp_path
     assert len(pipe.config.haze_fractions) == 3 and pipe.config.haze_fractions[-1] == 1
 
 
+def test_the_restoration_is_trained_further_on_its_own_states(trained, tmp_path):
+    short = ("--max_train_steps", 3, "--degradation_steps", 1, "--train_batch_size", 2)
+    train(trained, tmp_path / "first", *short)
+    data = ("--train_data_dir", trained / "series", "--resolution", 32, "--train_batch_size", 2)
+    flags = ("--max_train_steps", 4, "--degradation_steps", 0, "--lr_warmup_steps", 1, "--learning_rate", 1e-2)
+    results = {}
+    for fraction in (0, 1):
+        result = run_script(
+            ROOT / "training" / "train_latent_restoration.py", *data, *flags, "--init_from", tmp_path / "first",
+            "--output_dir", tmp_path / f"own_{fraction}", "--own_states", fraction,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr[-3000:]
+        results[fraction] = weights(tmp_path / f"own_{fraction}")
+    first = weights(tmp_path / "first")
+    for name, value in first.items():
+        assert name.startswith("restoration.") or torch.equal(results[1][name], value), name
+    trained_further = [found["restoration.conv_out.weight"] for found in (first, *results.values())]
+    assert not any(torch.equal(*two) for two in itertools.combinations(trained_further, 2))
+
+
 def test_two_processes_equal_one_with_the_same_global_batch(trained, tmp_path):
     steps = ("--max_train_steps", 6, "--degradation_steps", 3, "--validation_steps", 1)
     train(trained, tmp_path / "one", "--train_batch_size", 4, *steps)
@@ -291,6 +312,8 @@ def test_impossible_trainings_are_explained(trained, tmp_path):
     for extra, code, message in (
         (("--degradation_steps", 10), 2, "--degradation_steps must lie between 1 and --max_train_steps - 1"),
         (("--cycle_weight", -1), 2, "--cycle_weight must be finite and not negative"),
+        (("--init_from", "x"), 2, "Pass one of --autoencoder and --init_from"),
+        (("--own_states", 2), 2, "--own_states must lie between 0 and 1"),
         (("--normalization", "image"), 2, "--autoencoder sets the normalisation"),
         (("--resolution", 34), 1, "--resolution must be a multiple of 4 for this network, got 34"),
     ):

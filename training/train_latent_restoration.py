@@ -13,6 +13,12 @@ latents to zₜ₋₁, and F back. Their loss is
 
 with least-squares discriminators D_Y of hazier and D_X of clear latents, and the mean absolute error after a cycle
 through both maps. The result is a folder for `LatentRestorationPipeline.from_pretrained`.
+
+The iteration starts each step from estimates, but R was trained with true images. To train it further with states of
+its own, for the variant `reprojection`:
+
+    accelerate launch training/train_latent_restoration.py --train_data_dir runs/series --init_from runs/latent \
+        --own_states 0.5 --degradation_steps 0 --output_dir runs/latent_own
 """
 
 import argparse
@@ -69,8 +75,15 @@ def parse_args():
     add_data_arguments(parser)
     add_training_arguments(parser)
     parser.add_argument(
-        "--autoencoder", required=True,
-        help="VAE of pinhole series: a folder or a repository of the Hub. It sets the normalisation.",
+        "--autoencoder", help="VAE of pinhole series: a folder or a repository of the Hub. It sets the normalisation."
+    )
+    parser.add_argument(
+        "--init_from",
+        help="Pipeline whose training goes on, in place of --autoencoder: a folder or a repository of the Hub.",
+    )
+    parser.add_argument(
+        "--own_states", type=float, default=0.0,
+        help="Fraction of the steps that train R with states of the variant `reprojection` instead of true images.",
     )  # fmt: skip
     parser.add_argument(
         "--block_out_channels", type=int, nargs="+", default=[64, 96, 128], help="Channels of the U-Net that restores."
@@ -91,10 +104,15 @@ def parse_args():
     check_series_arguments(parser, args)
     if args.normalization is not None:
         parser.error("--autoencoder sets the normalisation: remove --normalization.")
-    if not 0 < args.degradation_steps < args.max_train_steps:
+    if (args.autoencoder is None) == (args.init_from is None):
+        parser.error("Pass one of --autoencoder and --init_from.")
+    if not 0 <= args.own_states <= 1:
+        parser.error(f"--own_states must lie between 0 and 1, got {args.own_states}.")
+    fewest = 1 if args.init_from is None else 0
+    if not fewest <= args.degradation_steps < args.max_train_steps:
         parser.error(
-            f"--degradation_steps must lie between 1 and --max_train_steps - 1, got {args.degradation_steps} of "
-            f"{args.max_train_steps}."
+            f"--degradation_steps must lie between {fewest} and --max_train_steps - 1, got {args.degradation_steps} "
+            f"of {args.max_train_steps}."
         )
     for name in ("cycle_weight", "cosine_weight"):
         if not 0 <= getattr(args, name) < math.inf:
@@ -135,37 +153,48 @@ def main():
         start_output(args.output_dir, resume=args.resume_from_checkpoint is not None)
     accelerator.wait_for_everyone()
 
-    # Data, in the units of the autoencoder.
-    autoencoder = load_pipeline(args.autoencoder, ("HDNPipeline",))
-    if not autoencoder.config.reconstructs_input:
-        raise ValueError(
-            f"--autoencoder {args.autoencoder} restores hazy images instead of reconstructing its input: train one "
-            "with `train_hierarchical_vae.py --target input --pinhole_series`."
-        )
+    # Data, in the units of the autoencoder or of the pipeline to start from.
+    if args.init_from is None:
+        initial = load_pipeline(args.autoencoder, ("HDNPipeline",))
+        if not initial.config.reconstructs_input:
+            raise ValueError(
+                f"--autoencoder {args.autoencoder} restores hazy images instead of reconstructing its input: train "
+                "one with `train_hierarchical_vae.py --target input --pinhole_series`."
+            )
+    else:
+        initial = load_pipeline(args.init_from, ("LatentRestorationPipeline",))
     data = load_data(args)
     data.pairs = join_series(data.pairs)
     num_levels, fractions = len(data.pairs[0].pinholes), haze_fractions(data.pairs)
     logger.info("haze of the pinholes: %s", ", ".join(f"{fraction:.2f}" for fraction in fractions))
     # Pairs of smaller pinholes are less hazy than the pipeline expects.
     data.validation = join_series(data.validation) if data.validation else []
-    image_processor = autoencoder.image_processor
+    image_processor = initial.image_processor
     fields = data.normalize(image_processor)
     center_levels(fields.fields)
 
     # Model.
-    unet = LatentRestoration(
-        autoencoder_config={name: value for name, value in autoencoder.unet.config.items() if name[0] != "_"},
-        num_levels=num_levels,
-        block_out_channels=args.block_out_channels,
-        layers_per_block=args.layers_per_block,
-        degradation_features=args.degradation_features,
-    )
+    if args.init_from is None:
+        unet = LatentRestoration(
+            autoencoder_config={name: value for name, value in initial.unet.config.items() if name[0] != "_"},
+            num_levels=num_levels,
+            block_out_channels=args.block_out_channels,
+            layers_per_block=args.layers_per_block,
+            degradation_features=args.degradation_features,
+        )
+        unet.autoencoder.load_state_dict(initial.unet.state_dict())
+        fit_units(unet, [field[1] for field in fields.fields[:STATISTICS_FIELDS]])
+    else:
+        unet = initial.unet
+        if unet.config.num_levels != num_levels:
+            raise ValueError(
+                f"--init_from {args.init_from} has {unet.config.num_levels} levels of haze, but the series have "
+                f"{num_levels} pinholes: use the series that it was trained with."
+            )
     if args.resolution % unet.scale_factor:
         raise ValueError(
             f"--resolution must be a multiple of {unet.scale_factor} for this network, got {args.resolution}."
         )
-    unet.autoencoder.load_state_dict(autoencoder.unet.state_dict())
-    fit_units(unet, [field[1] for field in fields.fields[:STATISTICS_FIELDS]])
     num_channels = unet.latent_mean.shape[1]
     logger.info("%d parameters, %d process(es)", unet.num_parameters(), accelerator.num_processes)
 
@@ -192,14 +221,14 @@ def main():
     make_schedule = partial(get_scheduler, "cosine", num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes)
     schedules = [
         make_schedule(optimizer, num_training_steps=steps * accelerator.num_processes)
-        for optimizer, steps in zip(optimizers, (restoration_steps, args.degradation_steps), strict=True)
+        for optimizer, steps in zip(optimizers, (restoration_steps, max(1, args.degradation_steps)), strict=True)
     ]
     unet, dataloader, *optimizers = accelerator.prepare(unet, dataloader, *optimizers)
     schedules = [accelerator.prepare(schedule) for schedule in schedules]
     network = accelerator.unwrap_model(unet)
     adversaries = LatentAdversaries(
         accelerator, num_channels, args.degradation_features, args.learning_rate,
-        partial(make_schedule, num_training_steps=args.degradation_steps * accelerator.num_processes),
+        partial(make_schedule, num_training_steps=max(1, args.degradation_steps) * accelerator.num_processes),
     )  # fmt: skip
     ema = EMAModel(unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4)
     accelerator.register_for_checkpointing(ema)
@@ -228,6 +257,7 @@ def main():
         "seed": args.seed,
         "resolution": args.resolution,
         "steps of the restoration": restoration_steps,
+        "own states": args.own_states,
         "weight of the cycle": args.cycle_weight,
         "weight of the cosine similarity": args.cosine_weight,
         "learning rate": args.learning_rate,
@@ -239,17 +269,40 @@ def main():
     step = resume(accelerator, ema, args.output_dir, args.resume_from_checkpoint, facts, args.max_train_steps)
     log = read_log(args.output_dir, step)
 
+    def own_state(batch, t: int) -> torch.Tensor:
+        """Latents `[B, C, h, w]` of level t that the variant `reprojection` reaches from the haziest level."""
+        hazy = batch["series"][:, -1:]  # [B,1,h,w]
+        latents = network.encode(hazy)
+        for level in range(num_levels, t, -1):
+            estimate, fraction = network.decode(network.restore(latents, level)), fractions[level - 2]
+            image = (1 - fraction) * estimate.float() + fraction * hazy
+            # The pipeline centres whole fields. The mean of a patch is that of the true image.
+            image += (batch["series"][:, [level - 2]] - image).mean(dim=(2, 3), keepdim=True)
+            latents = network.encode(image)
+        return latents
+
     def restoration_loss(batch) -> tuple[torch.Tensor, dict]:
-        """Loss of R at the levels of the examples, and its parts for the log."""
-        with torch.no_grad():
-            clear, hazy = network.encode(batch["clear"]), network.encode(batch["state"])  # [B,C,h,w]
-        (restored,) = unet(hazy, batch["t"])
+        """
+        Loss of R and its parts for the log: at the levels of the examples, or at the haziest level and one of the
+        states that follow from it.
+        """
+        rng = np.random.default_rng([args.seed, step])
+        with torch.no_grad(), accelerator.autocast():
+            clear = network.encode(batch["clear"])  # [B,C,h,w]
+            if rng.random() >= args.own_states:
+                states, t = network.encode(batch["state"]), batch["t"]
+            else:
+                level = int(rng.integers(1, num_levels))
+                states = torch.cat([own_state(batch, num_levels), own_state(batch, level)])  # [2B,C,h,w]
+                t = torch.cat([torch.full_like(batch["t"], each) for each in (num_levels, level)])
+                clear = torch.cat([clear, clear])
+        (restored,) = unet(states, t)
         loss = F.mse_loss(restored.float(), clear)
         return loss, {"restoration": loss}
 
     def degradation_loss(batch, t: int) -> tuple[torch.Tensor, dict, tuple]:
         """Loss of the maps of level t, its parts, and what the discriminators learn from."""
-        with torch.no_grad():
+        with torch.no_grad(), accelerator.autocast():
             hazy, hazier = (network.encode(batch["series"][:, [level - 1]]) for level in (t, t - 1))  # [B,C,h,w]
             clear = network.restore(hazy, t).float()
         degraded, cleared, cycled_clear, cycled_hazier = (each.float() for each in unet(hazier, t, clear))
@@ -296,7 +349,7 @@ def main():
             pipeline = averaged_pipeline() if data.validation else None
             if accelerator.is_main_process:
                 if data.validation:
-                    variant = ("one_step", "direct")[stage]
+                    variant = "direct" if stage == 1 else "reprojection" if args.own_states > 0 else "one_step"
                     row[f"validation_psnr_{variant}"] = validate(
                         lambda hazy, pipeline=pipeline, variant=variant: pipeline(hazy, variant).prediction,
                         data.validation,
