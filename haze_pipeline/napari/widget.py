@@ -90,7 +90,8 @@ class DehazeWidget(Container):
         self.start = PushButton(text="Dehaze")
         self.cancel = PushButton(text="Cancel", enabled=False)
         self.progress = ProgressBar(min=0, max=100, label="", visible=False)
-        self.verdict = TextEdit(label="Can it be trusted?")
+        question = Label(value="Can it be trusted?")
+        self.verdict = TextEdit()
         self.verdict.read_only = True
         super().__init__(
             widgets=[
@@ -106,7 +107,7 @@ class DehazeWidget(Container):
                 self.zarr,
                 Container(widgets=[self.start, self.cancel], layout="horizontal", labels=False),
                 self.progress,
-                self.verdict,
+                Container(widgets=[question, self.verdict], labels=False),
             ]
         )
         self.layer.changed.connect(self.show_facts)
