@@ -167,6 +167,7 @@ class DehazeWidget(Container):
         self.worker = thread_worker(dehaze, start_thread=False)(micrograph, layer.name, settings, shown, self.stopped)
         self.worker.yielded.connect(self.show_progress)
         self.worker.returned.connect(lambda results: self.add(results, layer, micrograph, shown))
+        self.worker.aborted.connect(self.stopped.set)  # also if napari ends its workers because it closes
         self.worker.finished.connect(self.reset)
         self.start.enabled, self.cancel.enabled = False, True
         self.progress.value, self.progress.visible = 0, True
