@@ -25,7 +25,7 @@ test-e2e: .venv/.installed-e2e
 
 # The plugin in a real viewer, which needs OpenGL: on a screen, or on the virtual one of Xvfb.
 test-napari: .venv/.installed-napari
-	$(if $(DISPLAY),,xvfb-run --auto-servernum) $(BIN)/pytest -m viewer
+	$(if $(DISPLAY),,xvfb-run --auto-servernum --server-args "-screen 0 1280x1024x24") $(BIN)/pytest -m viewer
 
 style: .venv/.installed-test
 	$(BIN)/ruff check --fix $(CHECKED)

@@ -144,7 +144,7 @@ def test_bad_input_gives_a_notification(viewer, model, qtbot):
 
 
 def test_the_sample_opens(viewer):
-    viewer.open_sample("haze-pipeline", "filaments")
+    viewer.open_sample("haze-pipeline", "membranes")
     assert [layer.name for layer in viewer.layers] == ["in focus (truth)", "hazy"]
 
 

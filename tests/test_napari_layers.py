@@ -218,5 +218,5 @@ def test_every_command_of_the_manifest_is_there():
         module, name = each.split(":")
         source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
         assert f"def {name}(" in source or f"class {name}(" in source
-    layers = files.simulated_filaments()
+    layers = files.simulated_membranes()
     assert [layer[1]["name"] for layer in layers][-1] == "hazy" and layers[-1][0].dtype == np.uint16

@@ -222,10 +222,11 @@ def test_every_option_that_a_page_names_exists():
     scripts = [*ROOT.glob("training/*.py"), *ROOT.glob("bench/*.py")]
     options |= {option for script in scripts for option in re.findall(r'"(--\w+)"', script.read_text())}
     of_accelerate = {"--config_file", "--cpu", "--num_processes", "--machine_rank", "--main_process_ip"}
+    of_diffusers = {"--trust-remote-code", "--output-key"}
     slurm_script = re.compile(r"^#!/bin/bash.*?```", re.DOTALL | re.MULTILINE)
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--\w[\w-]*", slurm_script.sub("", page.read_text())))
-        assert named - options <= {"--help", "--logdir", *of_accelerate}, page
+        assert named - options <= {"--help", "--logdir", *of_accelerate, *of_diffusers}, page
 
 
 def test_every_module_and_file_that_a_page_names_exists():

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from haze_pipeline.io.acquisition import Acquisition, Channel
 from haze_pipeline.io.file_lists import BIOIO_SUFFIXES, TIFF_SUFFIXES
 from haze_pipeline.io.micrograph import Micrograph, MicrographError
 from haze_pipeline.io.micrograph_files import is_zarr, micrograph_writer, open_micrograph, replace_when_complete
@@ -130,22 +131,19 @@ def write_images(path: str, layers: list[tuple]) -> list[str]:
     return [path]
 
 
-def simulated_filaments() -> list[tuple]:
-    """A hazy micrograph of simulated filaments and vesicles, and the signal in focus."""
-    from haze_pipeline.simulation.optics import Optics
+def simulated_membranes() -> list[tuple]:
+    """A hazy micrograph of simulated membranes, and the signal in focus."""
     from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 
-    optics = Optics(
-        numerical_aperture=1.2,
-        emission_wavelength=0.52,
-        excitation_wavelength=0.488,
-        refractive_index=1.33,
-        pixel_size=0.1,
-    )
-    pair = simulate_pair(512, pair_generator(7, 0), optics)
+    pair = simulate_pair(256, pair_generator(12, 0))
+    optics = pair.parameters
+    channel = Channel(emission_wavelength=round(1000 * optics["emission_wavelength"]))
+    acquisition = Acquisition(numerical_aperture=round(optics["numerical_aperture"], 2), channels=(channel,))
+    images = {"in focus (truth)": pair.clear.numpy(), "hazy": pair.hazy.numpy().astype(np.uint16)}
     layers = []
-    for name, data in (("in focus (truth)", pair.clear.numpy()), ("hazy", pair.hazy.numpy().astype(np.uint16))):
-        micrograph = Micrograph(data, "YX", (0.1, 0.1))
-        attributes = {**to_attributes(micrograph), "name": name, "contrast_limits": contrast_limits(data)}
-        layers.append((data, attributes | {"visible": name == "hazy"}, "image"))
+    for name, data in images.items():
+        side = round(optics["pixel_size"], 4)
+        micrograph = Micrograph(data, "YX", (side, side), channel_names=[name], acquisition=acquisition)
+        data, attributes, kind = _to_layer(micrograph, name, 0, 1)
+        layers.append((data, {**attributes, "visible": name == "hazy"}, kind))
     return layers

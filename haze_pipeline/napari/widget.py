@@ -90,7 +90,8 @@ class DehazeWidget(Container):
         self.start = PushButton(text="Dehaze")
         self.cancel = PushButton(text="Cancel", enabled=False)
         self.progress = ProgressBar(min=0, max=100, label="", visible=False)
-        self.verdict = TextEdit(label="Can it be trusted?")
+        question = Label(value="Can it be trusted?")
+        self.verdict = TextEdit()
         self.verdict.read_only = True
         super().__init__(
             widgets=[
@@ -106,7 +107,7 @@ class DehazeWidget(Container):
                 self.zarr,
                 Container(widgets=[self.start, self.cancel], layout="horizontal", labels=False),
                 self.progress,
-                self.verdict,
+                Container(widgets=[question, self.verdict], labels=False),
             ]
         )
         self.layer.changed.connect(self.show_facts)
@@ -166,6 +167,7 @@ class DehazeWidget(Container):
         self.worker = thread_worker(dehaze, start_thread=False)(micrograph, layer.name, settings, shown, self.stopped)
         self.worker.yielded.connect(self.show_progress)
         self.worker.returned.connect(lambda results: self.add(results, layer, micrograph, shown))
+        self.worker.aborted.connect(self.stopped.set)  # also if napari ends its workers because it closes
         self.worker.finished.connect(self.reset)
         self.start.enabled, self.cancel.enabled = False, True
         self.progress.value, self.progress.visible = 0, True

@@ -1,5 +1,6 @@
 """Assessment of a result without a clear image: is there a reason to distrust it?"""
 
+import html
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from haze_pipeline.notebook_display import picture
 from haze_pipeline.pipeline_output import RestorationOutput
 from haze_pipeline.presets import Preset, known_arguments, with_preset
 from haze_pipeline.sampling.tiling import tile_slices
@@ -105,6 +107,14 @@ class Assessment:
         else:
             found = "No check found a fault."
         return f"{found} Not checked: {', '.join(self.not_checked)}." if self.not_checked else found
+
+    def _repr_html_(self) -> str:
+        """The verdict as a list and the map of unexplained structure, for notebooks."""
+        reasons = self.warnings or [self.verdict]
+        if self.warnings and self.not_checked:
+            reasons = [*reasons, f"Not checked: {', '.join(self.not_checked)}."]
+        listed = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
+        return f"<div><p>Can it be trusted?</p><ul>{listed}</ul>{picture('unexplained', self.error_map, 'fire')}</div>"
 
     def to_dict(self) -> dict:
         """All values except the maps, for JSON."""
