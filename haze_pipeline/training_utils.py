@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from diffusers.training_utils import EMAModel
 
 from haze_pipeline.data.pairs import Pair
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
+from haze_pipeline.sharing.baseline_card import make_baseline_card
+from haze_pipeline.sharing.model_card import shareable_command
 
 
 if TYPE_CHECKING:
@@ -262,6 +265,22 @@ def save_component(model: ModelMixin, output_dir: str | Path, name: str) -> None
     incomplete = Path(output_dir, f"incomplete-{name}")
     model.save_pretrained(incomplete)
     _replace(Path(output_dir, name), incomplete)
+
+
+def save_baseline(pipeline: DiffusionPipeline, output_dir: str | Path, data: str, log: list[dict]) -> None:
+    """
+    Write the pipeline of a baseline with its card and `training.json`, see [`save_trained`].
+
+    Args:
+        pipeline (`DiffusionPipeline`): The trained pipeline.
+        output_dir (`str` or `Path`): Output folder of the training.
+        data (`str`): Sentence about the training data.
+        log (`list[dict]`): A row for every validation.
+    """
+    training = {"data": data, "command": shareable_command(["accelerate", "launch", *sys.argv]), "log": log}
+    card = make_baseline_card(pipeline, Path(output_dir).resolve().name, training)
+    files = {"training.json": json.dumps(training, indent=2) + "\n", "README.md": str(card)}
+    save_trained(pipeline, output_dir, files)
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:

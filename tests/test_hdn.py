@@ -269,6 +269,9 @@ def test_a_killed_training_resumes_to_the_same_weights_and_log(pairs, tmp_path):
     assert [row["validation_psnr"] for row in rows] == [row["validation_psnr"] for row in resumed]
     assert all(len(row["kl_per_pixel"]) == 3 and min(row["kl_per_pixel"]) > 0 for row in rows)
     assert HDNPipeline.from_pretrained(killed / "best").config.training_patch_size == 32
+    card = (killed / "README.md").read_text()
+    assert 'HDNPipeline.from_pretrained("killed")' in card and "Prakash" in card and "| 12 |" in card
+    assert str(tmp_path) not in card + (killed / "training.json").read_text()
 
 
 def test_the_loss_is_the_bound_of_the_examples(pairs, tmp_path):

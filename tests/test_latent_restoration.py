@@ -268,6 +268,9 @@ def test_a_killed_training_resumes_to_the_same_weights_and_log(trained, tmp_path
     assert all(torch.equal(expected[f"autoencoder.{name}"], value) for name, value in autoencoder.items())
     for part in ("restoration.conv_out", "degradation.degrading.0.layers.4", "degradation.clearing.0.layers.4"):
         assert expected[f"{part}.weight"].abs().max() > 1e-4, part
+    card = (killed / "README.md").read_text()
+    assert 'LatentRestorationPipeline.from_pretrained("killed")' in card and "the pairs of the folder `series`" in card
+    assert "| 12 |" in card and str(tmp_path) not in card
     pipe = LatentRestorationPipeline.from_pretrained(tmp_path / "whole")
     assert len(pipe.config.haze_fractions) == 3 and pipe.config.haze_fractions[-1] == 1
 

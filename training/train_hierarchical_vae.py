@@ -50,9 +50,9 @@ from haze_pipeline.training_utils import (
     averaged_unet,
     read_log,
     resume,
+    save_baseline,
     save_best,
     save_checkpoint,
-    save_trained,
     start_output,
     validate,
     write_log,
@@ -293,7 +293,7 @@ def main():
 
     pipeline = averaged_pipeline()
     if accelerator.is_main_process:
-        save_trained(pipeline, args.output_dir, {})
+        save_baseline(pipeline, args.output_dir, data.description, log)
     accelerator.end_training()
 
 

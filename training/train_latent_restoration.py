@@ -55,8 +55,8 @@ from haze_pipeline.training_utils import (
     averaged_unet,
     read_log,
     resume,
+    save_baseline,
     save_checkpoint,
-    save_trained,
     start_output,
     validate,
     write_log,
@@ -364,7 +364,7 @@ def main():
 
     pipeline = averaged_pipeline()
     if accelerator.is_main_process:
-        save_trained(pipeline, args.output_dir, {})
+        save_baseline(pipeline, args.output_dir, data.description, log)
     accelerator.end_training()
 
 

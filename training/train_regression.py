@@ -45,12 +45,14 @@ from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.sampling.pixel_packing import predict_packed
 from haze_pipeline.training_utils import (
     averaged_unet,
+    read_log,
     resume,
+    save_baseline,
     save_best,
     save_checkpoint,
-    save_trained,
     start_output,
     validate,
+    write_log,
 )
 from haze_pipeline.utils.console import errors_in_one_line
 from haze_pipeline.utils.processes import PATIENCE, check_joined, meet_on_cpu
@@ -242,6 +244,7 @@ def main():
         "target deviation": image_processor.target_std,
     }
     step = resume(accelerator, ema, args.output_dir, args.resume_from_checkpoint, facts, args.max_train_steps)
+    log = read_log(args.output_dir, step)
 
     progress_bar = tqdm(
         total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=10
@@ -283,7 +286,9 @@ def main():
                 record = {"step": step, "seconds": time.monotonic() - started, "loss": float(np.mean(losses))}
                 if adversary is not None:
                     record["discriminator_loss"] = float(np.mean(discriminator_losses))
-                logger.info("%s", json.dumps({**record, "validation_psnr": score}))
+                log.append({**record, "validation_psnr": score})
+                write_log(args.output_dir, log)
+                logger.info("%s", json.dumps(log[-1]))
             losses, discriminator_losses = [], []
         if step % args.checkpointing_steps == 0 or last:
             save_checkpoint(accelerator, args.output_dir, step, args.checkpoints_total_limit, facts)
@@ -291,7 +296,7 @@ def main():
 
     pipeline = averaged_pipeline()
     if accelerator.is_main_process:
-        save_trained(pipeline, args.output_dir, {})
+        save_baseline(pipeline, args.output_dir, data.description, log)
     accelerator.end_training()
 
 
