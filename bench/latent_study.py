@@ -39,7 +39,7 @@ KIND = ("--specimen", "tubules", "--na", 1.2, "--pixel-size", 0.1)
 PINHOLES = "1,1.5,2,3,5,open"  # Airy units
 SEEDS = {"train": 41, "test": 43}  # other benchmarks use other seeds
 HDN_MEMBERS = 8
-REMEDY = "re-projection, own states"
+REMEDY = "re-projection, own states, α 0.25"
 TRAININGS = ("unet", "hdn", "vae", "latent", "latent_own")
 
 # Number of specimens for training and testing, side of images and patches, networks, and flags of the trainings.
@@ -98,12 +98,24 @@ VARIANTS = {
     "clean combination, α 0.25": ("latent", {"variant": "clean_combination", "alpha": 0.25}),
     "refinement, 1 pass": ("latent", {"variant": "refinement", "num_refinements": 1}),
     "refinement, 3 passes": ("latent", {"variant": "refinement", "num_refinements": 3}),
-    "re-projection": ("latent", {"variant": "reprojection"}),
-    REMEDY: ("latent_own", {"variant": "reprojection"}),
+    "re-projection": ("latent", {"variant": "reprojection", "alpha": 1.0}),
+    "re-projection, own states": ("latent_own", {"variant": "reprojection", "alpha": 1.0}),
+    REMEDY: ("latent_own", {"variant": "reprojection", "alpha": 0.25}),
 }
 # Colours that colour-blind readers can tell apart (Okabe & Ito), one for each kind of variant.
-COLOURS = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#007050", "#E69F00", "#B07800", "#CC79A7", "#D55E00")
-STYLES = dict(zip(VARIANTS, zip(COLOURS, "sv^v^v^oo", strict=True), strict=True))
+COLOURS = (
+    "#000000",
+    "#56B4E9",
+    "#0072B2",
+    "#009E73",
+    "#007050",
+    "#E69F00",
+    "#B07800",
+    "#CC79A7",
+    "#A05080",
+    "#D55E00",
+)
+STYLES = dict(zip(VARIANTS, zip(COLOURS, "sv^v^v^ovD", strict=True), strict=True))
 
 
 def run(*arguments) -> float:

@@ -32,13 +32,14 @@ class LatentRestorationPipeline(PipelineStorageMixin, RestorationPipeline):
       (1 - α) ẑ₀.
     - `"refinement"`: restoration, a pass through the autoencoder, and degradation alternate `num_refinements` times at
       every level.
-    - `"reprojection"`: from the decoded estimate x̂₀ and the hazy image itself, which thus corrects every step:
-      zₜ₋₁ = E((1 - αₜ₋₁) x̂₀ + αₜ₋₁ x_T). The fractions αₜ of the haze were measured on the pinhole series of the
-      training. This is the step of InDI (Delbracio & Milanfar 2023, arXiv 2303.11435) with the autoencoder in
-      between.
+    - `"reprojection"`: from the decoded estimate x̂₀ and the hazy image itself, zₜ₋₁ = E((1 - fₜ₋₁) x̂₀ + fₜ₋₁ x_T). The
+      fractions fₜ of the haze were measured on the pinhole series of the training. Estimates are averaged as by
+      `"clean_combination"`. This is similar to InDI (Delbracio & Milanfar 2023, arXiv 2303.11435), with the
+      autoencoder between the steps.
 
-    In all variants but the last, errors of one step are the input of the next one, and nothing corrects them. The
-    states therefore drift away from the latents that R was trained with.
+    Errors of one step are part of the input of the next one. The states therefore drift away from the latents of true
+    images, with which R was trained. They drift least in the last variant, if R was trained further with states of its
+    own (`train_latent_restoration.py --own_states`).
 
     Args:
         unet ([`LatentRestoration`]): Autoencoder, restoration and degradation. It has this name in all pipelines.
@@ -95,7 +96,7 @@ class LatentRestorationPipeline(PipelineStorageMixin, RestorationPipeline):
     def __call__(
         self,
         image: np.ndarray | torch.Tensor | list[np.ndarray | torch.Tensor],
-        variant: str = "reprojection",
+        variant: str = "one_step",
         alpha: float = 0.5,
         num_refinements: int = 1,
         batch_size: int | None = None,
@@ -116,8 +117,8 @@ class LatentRestorationPipeline(PipelineStorageMixin, RestorationPipeline):
         Args:
             image (`np.ndarray` or `torch.Tensor` of shape `[..., H, W]`, or a list of them):
                 Hazy micrograph(s), see [`HazeMatchingPipeline`].
-            variant (`str`, defaults to `"reprojection"`): How to get from level to level, see above.
-            alpha (`float`, defaults to `0.5`): Weight α of what is new, for both combinations.
+            variant (`str`, defaults to `"one_step"`): How to get from level to level, see above.
+            alpha (`float`, defaults to `0.5`): Weight α of what is new, for both combinations and `"reprojection"`.
             num_refinements (`int`, defaults to `1`):
                 Passes through the autoencoder at every level, for `"refinement"`.
             batch_size (`int`, *optional*): Planes per network call.
@@ -191,7 +192,7 @@ class LatentRestorationPipeline(PipelineStorageMixin, RestorationPipeline):
                 latents, clear = encode(hazy[batch]), None  # [B,C,H/s,W/s]
                 for index, t in enumerate(range(num_levels, last - 1, -1)):
                     restored = restore(latents, t)
-                    if variant == "clean_combination" and clear is not None:
+                    if variant in ("clean_combination", "reprojection") and clear is not None:
                         restored = alpha * restored + (1 - alpha) * clear
                     clear = restored
                     if output_trajectory or t == last or variant == "reprojection":

@@ -32,8 +32,8 @@ ABOUT = {
     "LatentRestorationPipeline": (
         "train_latent_restoration.py",
         "Restores micrographs in the latents of a hierarchical variational autoencoder, one level of haze after "
-        "another. All variants but `one_step` and `reprojection` drift away from the images that the networks know; "
-        "they are meant for the study of this effect. It gives no uncertainty.",
+        "another. Variants with several steps can drift away from the images that "
+        "the networks know; they are meant for the study of this effect. It gives no uncertainty.",
         'out = pipe(hazy, variant="one_step")  # or another variant, with out.trajectory if output_trajectory=True',
         "haze-pipeline, the latent-space study in its documentation",
     ),

@@ -54,7 +54,7 @@ def add_tab(image: list[gr.components.Component], **computing):
         )
         with gr.Row():
             variant = gr.Radio(list(VARIANTS), value="reprojection", label="Variant")
-            alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Combinations: weight of the new state or estimate")
+            alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Combinations, re-projection: weight of the new estimate")
             repeats = gr.Slider(1, 5, 1, step=1, precision=0, label="Refinement: passes through the autoencoder")
             button = gr.Button("Restore", variant="primary")
         steps = gr.Gallery(format="png", columns=4, show_label=False, height=480, buttons=["download", "fullscreen"])
