@@ -244,13 +244,13 @@ def measure_series(pipes: dict, series: PinholeSeries) -> tuple[dict, dict, dict
 
 
 def evaluate(folder: Path, size: dict) -> tuple[dict, dict]:
-    """Scores of all methods on the test specimens, and the images of the first specimen by name."""
+    """Scores of all methods on the test specimens, and the images of the specimen with the median score by name."""
     pipes = {name: load_pipeline(str(folder / name), PIPELINES) for name in TRAININGS if name != "vae"}
     for pipe in pipes.values():
         pipe.set_progress_bar_config(disable=True)
     scores = {name: [] for name in ("hazy image", "U-Net", "HDN", "decoder", "true levels", *VARIANTS)}
     realism = {name: [] for name in ("U-Net", "HDN", "HDN, one sample", *VARIANTS)}
-    drifts, neighbours, shown = {name: [] for name in VARIANTS}, [], {}
+    drifts, neighbours, shown = {name: [] for name in VARIANTS}, [], []
     test = join_series(load_pairs(folder / "test", "test"))
     for number, series in enumerate(test):
         estimates, drift, known = measure_series(pipes, series)
@@ -274,8 +274,7 @@ def evaluate(folder: Path, size: dict) -> tuple[dict, dict]:
         for name, distances in drift.items():
             drifts[name].append(distances)
         neighbours.append(known["neighbours"])
-        if number == 0:
-            shown = {"clear image": series.clear, **images}
+        shown.append({"clear image": series.clear, **images})
     results = {
         "specimens": {name: len(test) if name == "test" else size["specimens"][name] for name in SEEDS},
         "pinholes": PINHOLES,
@@ -296,7 +295,8 @@ def evaluate(folder: Path, size: dict) -> tuple[dict, dict]:
         "calibration_of_hdn": calibration_of(pipes["hdn"], test),
         "parameters": {name: pipe.unet.num_parameters() for name, pipe in pipes.items()},
     }
-    return results, shown
+    typical = np.argsort(scores["U-Net"])[len(test) // 2]
+    return results, shown[typical]
 
 
 def calibration_of(pipe, pairs: list) -> dict:
@@ -327,11 +327,12 @@ def plot(results: dict, path: Path):
             range(1, num_steps + 1), results["psnr"][name]["mean"], f"{marker}-", color=colour, label=name, **wide
         )
         right.plot(range(1, num_steps), results["drift"][name], f"{marker}-", color=colour, **wide)
-    for name, line in (("decoder", "-."), ("U-Net", "-"), ("HDN", "--"), ("hazy image", ":")):
+    for name, line in (("U-Net", "-"), ("HDN", "--"), ("hazy image", ":")):
         left.axhline(results["psnr"][name]["mean"], color="grey", linestyle=line, linewidth=1, label=name)
     true = results["psnr"]["true levels"]["mean"]
-    left.plot(range(1, num_steps + 1), true, "*", color="grey", label="true level, or the one before")
-    right.plot(range(1, num_steps), results["distance_of_levels"], "*", color="grey")
+    left.plot(range(1, num_steps + 1), true, "*", color="grey", label="from the true image of the level")
+    neighbours = results["distance_of_levels"]
+    right.plot(range(1, num_steps), neighbours, "P", color="grey", label="from one true level to the next")
     left.set(xlabel="step", ylabel="range-invariant PSNR (dB)", xticks=range(1, num_steps + 1))
     right.set(
         xlabel="step", ylabel="distance from the latents of the true image\n(standard deviations)",
@@ -345,16 +346,16 @@ def show(images: dict[str, np.ndarray], path: Path):
     """One specimen, from the dark level of the clear image to its 99.8th percentile."""
     names = ("hazy image", "clear image", "U-Net", "HDN", "HDN, one sample", "decoder", *VARIANTS)
     clear = images["clear image"]
-    figure = new_figure(figsize=(11, 6.2))
-    axes = figure.subplots(2, -(-len(names) // 2)).ravel()
+    figure = new_figure(figsize=(9, 9.6))
+    axes = figure.subplots(-(-len(names) // 4), 4).ravel()
     for axis in axes:
         axis.axis("off")
     for axis, name in zip(axes, names, strict=False):
         image = images[name]
         gain, offset = np.polyfit(image.ravel(), clear.ravel(), 1)  # as range-invariant PSNR compares them
         axis.imshow(gain * image + offset, cmap="gray", vmin=clear.min(), vmax=np.percentile(clear, 99.8))
-        axis.set_title(name, fontsize=8)
-    figure.savefig(path, dpi=130)
+        axis.set_title(name, fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 def main():
