@@ -64,6 +64,10 @@ SMALLER = {
     ("train_regression.py", ""): TRAINING,
     ("train_regression.py", "esrgan"): "--resolution 32 --discriminator_features 8",
     ("train_hierarchical_vae.py", ""): TRAINING,
+    ("train_latent_restoration.py", ""): (
+        "--max_train_steps 2 --degradation_steps 1 --train_batch_size 2 --block_out_channels 8 8 --degradation_features 8"
+    ),
+    ("train_latent_restoration.py", "--init_from"): "--degradation_steps 0",
     ("train_eid.py", ""): f"{TRAINING} --resolution 32",
     ("train_eid.py", "--unpaired_clear"): "--max_train_steps 2 --operator_steps 1 --discriminator_features 4",
     ("train_eid.py", "learned"): '--operator_config {"num_features":4,"num_blocks":1}',
