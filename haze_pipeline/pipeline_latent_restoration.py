@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from haze_pipeline.models.latent_restoration import LatentRestoration
+from haze_pipeline.sampling.tiled_sampler import TiledSampler
+from haze_pipeline.sampling.tiling import tile_slices, tile_weights
 from haze_pipeline.utils.arrays import allocate
 
 from .image_processing import Normalization
@@ -172,15 +174,14 @@ class LatentRestorationPipeline(PipelineStorageMixin, RestorationPipeline):
         network, num_levels, fractions = self.unet, self.unet.config.num_levels, self.config.haze_fractions
         sampler = self.prepare_sampler(hazy.shape[-2:], tile_size, tile_overlap, batch_size)
         hazy = sampler.pad(hazy)  # [N+V,1,H,W]
-        encode = partial(sampler.map_tiles, network.encode, cell_out=network.latent_size)
-        decode = partial(sampler.map_tiles, network.decode, cell_in=network.latent_size)
-        on_latents = partial(sampler.map_tiles, cell_in=network.latent_size, cell_out=network.latent_size)
+        encode = partial(map_tiles, sampler, network.encode, cell_out=network.latent_size)
+        decode = partial(map_tiles, sampler, network.decode, cell_in=network.latent_size)
 
-        def degrade(clear, t):
-            return on_latents(partial(network.degrade, t=t), clear)
+        def on_latents(function, latents, t):
+            size = network.latent_size
+            return map_tiles(sampler, partial(function, t=t), latents, cell_in=size, cell_out=size)
 
-        def restore(latents, t):
-            return on_latents(partial(network.restore, t=t), latents)
+        degrade, restore = partial(on_latents, network.degrade), partial(on_latents, network.restore)
 
         # 3. From the haziest level to the clear image, batch by batch.
         batches = torch.arange(len(hazy)).split(sampler.fields_per_batch)
@@ -232,3 +233,35 @@ class LatentRestorationPipeline(PipelineStorageMixin, RestorationPipeline):
             raise ValueError(f"`alpha` must lie between 0 and 1, got {alpha}.")
         if num_refinements < 1:
             raise ValueError(f"`num_refinements` must be positive, got {num_refinements}.")
+
+
+def map_tiles(
+    sampler: TiledSampler, function: Callable, fields: torch.Tensor, cell_in: int = 1, cell_out: int = 1
+) -> torch.Tensor:
+    """
+    Apply a function to the overlapping tiles of fields, and blend its results.
+
+    Args:
+        sampler ([`TiledSampler`]): Divides the fields.
+        function (`Callable`): From tiles `[B, C, h / cell_in, w / cell_in]` to `[B, c, h / cell_out, w / cell_out]`.
+        fields (`torch.Tensor` of shape `[B, C, H / cell_in, W / cell_in]`): Fields of the extended size (H, W).
+        cell_in (`int`, defaults to `1`): Pixels of the image per pixel of `fields`, along each side.
+        cell_out (`int`, defaults to `1`): The same for the results. Both divide the scale factor of the sampler.
+
+    Returns:
+        `torch.Tensor` of shape `[B, c, H / cell_out, W / cell_out]`, float32, on the CPU.
+    """
+
+    def in_cells(part: slice, cell: int) -> slice:
+        return slice(part.start // cell, part.stop // cell)
+
+    tiles = tile_slices(*sampler.size, sampler.tile_size, sampler.tile_overlap, sampler.scale_factor)
+    targets = [tuple(in_cells(part, cell_out) for part in tile) for tile in tiles]
+    result = None
+    for tile, target, weight in zip(tiles, targets, tile_weights(targets), strict=True):
+        part = fields[..., *(in_cells(each, cell_in) for each in tile)].to(sampler.device)
+        restored = function(part).float().cpu()
+        if result is None:
+            result = torch.zeros(*restored.shape[:2], *(side // cell_out for side in sampler.size))
+        result[..., *target] += weight * restored
+    return result

@@ -99,7 +99,7 @@ def test_damaged_pipeline_folders_end_in_one_sentence(run, model, tmp_path, dama
     assert code == 1 and out == "" and err.count("\n") == 1 and str(folder) in err
 
 
-def test_commands_that_need_a_flow_refuse_other_pipelines(run, tmp_path):
+def test_commands_that_need_samples_of_a_flow_refuse_other_pipelines(run, tmp_path):
     HazeRegressionPipeline(tiny_unet()).save_pretrained(tmp_path / "regression")
     (tmp_path / "pairs").mkdir()
     pairs = write_pairs(tmp_path / "pairs", 1, (32, 32))
@@ -110,7 +110,7 @@ def test_commands_that_need_a_flow_refuse_other_pipelines(run, tmp_path):
     ):
         code, out, error = run(*command)
         assert code == 1 and out == "" and error.count("\n") == 1, command
-        assert "contains a pipeline of the class HazeRegressionPipeline, but HazeMatchingPipeline is needed" in error
+        assert "contains a pipeline of the class HazeRegressionPipeline, but HazeMatchingPipeline" in error, command
 
 
 def test_half_precision_folders_load(run, model, tmp_path):

@@ -259,35 +259,6 @@ class TiledSampler:
                 predicted[index, :, rows, columns] += weight.to(part.device) * part.flip(flips[index])
         return predicted
 
-    def map_tiles(self, function: Callable, fields: torch.Tensor, cell_in: int = 1, cell_out: int = 1) -> torch.Tensor:
-        """
-        Apply a function to the overlapping tiles of fields of `size`, and blend its results.
-
-        Args:
-            function (`Callable`):
-                From tiles `[B, C, h / cell_in, w / cell_in]` to `[B, c, h / cell_out, w / cell_out]`.
-            fields (`torch.Tensor` of shape `[B, C, H / cell_in, W / cell_in]`): The fields.
-            cell_in (`int`, defaults to `1`): Pixels of the image per pixel of `fields`, along each side.
-            cell_out (`int`, defaults to `1`): The same for the results. Both divide `scale_factor`.
-
-        Returns:
-            `torch.Tensor` of shape `[B, c, H / cell_out, W / cell_out]`, float32, on the CPU.
-        """
-
-        def in_cells(part: slice, cell: int) -> slice:
-            return slice(part.start // cell, part.stop // cell)
-
-        tiles = tile_slices(*self.size, self.tile_size, self.tile_overlap, self.scale_factor)
-        targets = [tuple(in_cells(part, cell_out) for part in tile) for tile in tiles]
-        result = None
-        for tile, target, weight in zip(tiles, targets, tile_weights(targets), strict=True):
-            part = fields[..., *(in_cells(each, cell_in) for each in tile)].to(self.device)
-            restored = function(part).float().cpu()
-            if result is None:
-                result = torch.zeros(*restored.shape[:2], *(side // cell_out for side in self.size))
-            result[..., *target] += weight * restored
-        return result
-
     def _call_unet(self, states: torch.Tensor, t: torch.Tensor | None, channels_last: bool = False) -> torch.Tensor:
         """Prediction `[b, 1, h, w]`, float32, for fields or tiles `[b, C, h, w]` that the network processes whole."""
         # Convolutions are faster if the channels of a pixel are adjacent in memory, but torch's own GroupNorm then
