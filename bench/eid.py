@@ -17,8 +17,6 @@ Writes `bench/eid.json`. `python bench/readme.py` renders its tables in `docs/un
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from commands import run_on_one_thread
 
 from haze_pipeline.data.pairs import load_pairs
 from haze_pipeline.data.unpaired import Plane, normalize_hazy
@@ -82,16 +81,9 @@ CLASSICAL = {
 }  # fmt: skip
 
 
-def run(*arguments):
-    """Run a command with one thread."""
-    print("$", *arguments, flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([str(argument) for argument in arguments], check=True, env=environment)
-
-
 def launch(script, output, *arguments):
     """Run a training script with one process and one thread."""
-    run(
+    run_on_one_thread(
         sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, "--num_machines", 1,
         "--dynamo_backend", "no", "--mixed_precision", "no", HERE.parent / "training" / f"{script}.py",
         "--output_dir", output, *arguments,
@@ -216,7 +208,7 @@ def main():
     ResidualUNet(**NETWORK).save_config(args.folder / "network")
     for name, (number, seed) in PAIRS.items():
         if not (args.folder / name).is_dir():
-            run(
+            run_on_one_thread(
                 sys.executable, "-m", "haze_pipeline", "simulate", args.folder / name, "--num-images",
                 max(2, round(args.fraction * number)), "--size", SIZE, "--seed", seed, *KIND,
             )  # fmt: skip

@@ -12,16 +12,14 @@ trainings for a GPU. What exists in `--folder` is not made again. Writes `bench/
 
 import argparse
 import json
-import os
-import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+from commands import run
 
 from haze_pipeline.data.pairs import load_pairs
 from haze_pipeline.data.pinhole_series import PinholeSeries, join_series
@@ -116,15 +114,6 @@ COLOURS = (
     "#D55E00",
 )
 STYLES = dict(zip(VARIANTS, zip(COLOURS, "sv^v^v^ovD", strict=True), strict=True))
-
-
-def run(*arguments) -> float:
-    """Run a command, and return its processor time in minutes."""
-    print("$", *arguments, flush=True)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([str(argument) for argument in arguments], check=True, env=os.environ)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
 
 
 def make_data(folder: Path, size: dict):

@@ -14,10 +14,8 @@ import base64
 import io
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from commands import run_on_one_thread
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -124,13 +123,6 @@ METHODS = {
 }
 
 
-def run(*arguments):
-    """Run a command with one thread."""
-    print("$", *arguments, flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([str(argument) for argument in arguments], check=True, env=environment)
-
-
 def seconds_per_step(training, precision):
     """Shortest time of a training step on one thread: network, gradients, optimiser and averages."""
     torch.set_num_threads(1)
@@ -178,7 +170,7 @@ def train(name, folder, minutes, precision):
         start = ("--model_config_name_or_path", config)
     else:
         start = ("--init_from", folder / training.starts_from)
-    run(
+    run_on_one_thread(
         sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, "--num_machines", 1,
         "--dynamo_backend", "no", "--mixed_precision", precision,
         HERE.parent / "training" / f"train_{training.script}.py",
@@ -199,7 +191,7 @@ def compare(folder, minutes):
     models.insert(models.index("SIFM 0") + 1, "SIFM 0, noise 0.1")
     shutil.rmtree(folder / "report", ignore_errors=True)
     named = itertools.chain.from_iterable(("--model", folder / name) for name in models)
-    run(
+    run_on_one_thread(
         sys.executable, "-m", "haze_pipeline", "evaluate", "--dataset", folder / "test", "--baseline", "all",
         "--num-figures", 1, "-o", folder / "report", *named,
     )  # fmt: skip
@@ -232,7 +224,7 @@ def main():
     args.folder.mkdir(parents=True, exist_ok=True)
     for name, (number, seed) in PAIRS.items():
         if not (args.folder / name).is_dir():
-            run(
+            run_on_one_thread(
                 sys.executable, "-m", "haze_pipeline", "simulate", args.folder / name, "--num-images", number,
                 "--size", SIZE, "--seed", seed, *KIND,
             )  # fmt: skip
