@@ -42,7 +42,7 @@ def with_preset(pipe, preset: Preset, num_inference_steps: int | None = None, en
     Raises:
         `ValueError`: If a pipeline is to take steps or to sample that does neither.
     """
-    if "num_inference_steps" not in known_arguments(pipe, num_inference_steps=1):
+    if not known_arguments(pipe, num_inference_steps=1):
         return pipe, 1, _members_without_steps(pipe, preset, num_inference_steps, ensemble_size)
     copied = copy(pipe)
     copied.scheduler, steps = choose_solver(pipe, preset, num_inference_steps)

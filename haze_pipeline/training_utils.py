@@ -20,6 +20,7 @@ from diffusers.training_utils import EMAModel
 
 from haze_pipeline.data.pairs import Pair
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
+from haze_pipeline.image_processing import HazeImageProcessor
 from haze_pipeline.sharing.baseline_card import make_baseline_card
 from haze_pipeline.sharing.model_card import shareable_command
 
@@ -205,6 +206,12 @@ def averaged_unet(accelerator: "accelerate.Accelerator", unet: torch.nn.Module, 
         averaged.load_state_dict({name.replace("_orig_mod.", ""): value.float() for name, value in state.items()})
     ema.restore(unet.parameters())
     return averaged.to(accelerator.device).eval()
+
+
+def units_of(image_processor: HazeImageProcessor) -> dict:
+    """Arguments of a pipeline that has the units of an image processor."""
+    names = ("normalization", "input_mean", "input_std", "target_mean", "target_std")
+    return {name: getattr(image_processor, name) for name in names}
 
 
 def read_log(output_dir: str | Path, step: int) -> list[dict]:

@@ -59,6 +59,7 @@ from haze_pipeline.training_utils import (
     save_component,
     save_trained,
     start_output,
+    units_of,
     validate,
     write_log,
 )
@@ -219,11 +220,7 @@ def main():
     def averaged_pipeline() -> HazeRegressionPipeline:
         pipeline = HazeRegressionPipeline(
             unet=averaged_unet(accelerator, unet, ema),
-            normalization=image_processor.normalization,
-            input_mean=image_processor.input_mean,
-            input_std=image_processor.input_std,
-            target_mean=image_processor.target_mean,
-            target_std=image_processor.target_std,
+            **units_of(image_processor),
             pixel_packing=packing,
             training_patch_size=args.resolution,
             training_pixel_size={"min": min(sizes), "max": max(sizes)} if sizes else None,

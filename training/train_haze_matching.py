@@ -57,6 +57,7 @@ from haze_pipeline.training_utils import (
     save_checkpoint,
     save_trained,
     start_output,
+    units_of,
     validate,
 )
 from haze_pipeline.utils.atomic_files import replace_when_complete
@@ -452,11 +453,7 @@ def train(args, command, accelerator, output_dir):
         return HazeMatchingPipeline(
             unet=averaged_unet(accelerator, unet, ema),
             scheduler=FlowMatchODEScheduler(solver="cold", sigmas=sigmas) if sigmas else FlowMatchODEScheduler(),
-            normalization=image_processor.normalization,
-            input_mean=image_processor.input_mean,
-            input_std=image_processor.input_std,
-            target_mean=image_processor.target_mean,
-            target_std=image_processor.target_std,
+            **units_of(image_processor),
             domain=domain,
             noise_corner_frequency=noise_corner_frequency,
             pixel_packing=pixel_packing,

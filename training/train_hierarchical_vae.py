@@ -54,6 +54,7 @@ from haze_pipeline.training_utils import (
     save_best,
     save_checkpoint,
     start_output,
+    units_of,
     validate,
     write_log,
 )
@@ -199,11 +200,7 @@ def main():
     def averaged_pipeline():
         pipeline = HDNPipeline(
             unet=averaged_unet(accelerator, unet, ema),
-            normalization=image_processor.normalization,
-            input_mean=image_processor.input_mean,
-            input_std=image_processor.input_std,
-            target_mean=image_processor.target_mean,
-            target_std=image_processor.target_std,
+            **units_of(image_processor),
             reconstructs_input=args.target == "input",
             training_patch_size=args.resolution,
             training_pixel_size=data.pixel_size_span,

@@ -115,7 +115,7 @@ def calibrate(
 
     from haze_pipeline.data.pairs import load_pairs
     from haze_pipeline.io.micrograph_files import replace_when_complete
-    from haze_pipeline.pipeline_haze_matching import DEFAULT_CHECKPOINT
+    from haze_pipeline.pipeline_haze_matching import DEFAULT_CHECKPOINT, HazeMatchingPipeline
     from haze_pipeline.reliability import benefit, calibration
 
     if plot is not None:
@@ -125,7 +125,7 @@ def calibrate(
     for each in gain_pairs or ():
         next(load_pairs(each, split))  # fails before the long measurement if it must fail
     pipe = place_pipeline(load_pipeline(model, SAMPLING), device, dtype)
-    is_flow = type(pipe).__name__ == "HazeMatchingPipeline"
+    is_flow = isinstance(pipe, HazeMatchingPipeline)
     if gain_pairs and not is_flow:
         raise ValueError("--gain-pairs needs a HazeMatchingPipeline: leave it out.")
     pipe, steps, members = with_preset(pipe, preset, num_inference_steps, ensemble_size)
