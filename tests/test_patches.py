@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,9 +52,9 @@ def test_examples_of_a_series_do_not_depend_on_earlier_requests():
 def test_given_first_pairs_of_a_series_are_not_made_again():
     asked_for = []
 
-    def series(start):
+    def series(start, step):
         asked_for.append(start)
-        return islice(random_pairs(200), start, None)
+        return islice(random_pairs(200), start, None, step)
 
     first = list(random_pairs(WINDOW))
     given, made = (FieldsInSeries(series, PROCESSOR, 32, 8, pairs) for pairs in (first, ()))
@@ -64,13 +65,33 @@ def test_given_first_pairs_of_a_series_are_not_made_again():
 
 
 def test_only_a_window_of_the_fields_of_a_series_is_kept():
-    fields = FieldsInSeries(lambda start: islice(random_pairs(100), start, None), PROCESSOR, 32, patches_per_field=2)
+    fields = FieldsInSeries(lambda *part: islice(random_pairs(100), part[0], None, part[1]), PROCESSOR, 32, 2)
     rng, seen = np.random.default_rng(0), set()
     for index in range(0, 120, 3):
         fields.choose(index, rng)
         seen |= set(fields.fields)
         assert len(fields.fields) <= 2 * WINDOW and min(fields.fields) >= index // 2 - WINDOW
     assert len(seen) > 60
+
+
+def test_workers_share_a_series_without_gaps(monkeypatch):
+    made = []
+
+    def series(start, step):
+        for number, pair in enumerate(random_pairs(200)):
+            if number >= start and (number - start) % step == 0:
+                made.append(number)
+                yield pair
+
+    for worker in range(3):
+        info = SimpleNamespace(id=worker, num_workers=3)
+        monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda info=info: info)
+        fields, rng = FieldsInSeries(series, PROCESSOR, 32, patches_per_field=2), np.random.default_rng(worker)
+        for index in range(worker, 180, 3):
+            fields.choose(index, rng)
+            assert {number % 3 for number in fields.fields} == {worker} and len(fields.fields) <= WINDOW
+            assert min(fields.fields) == index // 6 * 3 + worker
+    assert len(made) == len(set(made)) and set(made) >= set(range(120))
 
 
 def test_a_stream_starts_again_at_its_end():
@@ -93,7 +114,7 @@ def test_images_without_contrast_are_skipped_and_unusable_ones_are_named():
         FieldsInMemory([flat], PROCESSOR, 32)
     with pytest.raises(ValueError, match="No hazy training image has any contrast"):
         fit_image_processor("image", [flat])
-    endless = FieldsInSeries(lambda start: iter([flat] * 999), PROCESSOR, 32, 8)
+    endless = FieldsInSeries(lambda start, step: iter([flat] * 999), PROCESSOR, 32, 8)
     with pytest.raises(ValueError, match="around number 3 has any contrast"):
         endless.choose(24, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"^0.tif: an image of shape \(48, 48\) is smaller than the patches of 64"):

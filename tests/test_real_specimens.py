@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 from itertools import islice
 
 import datasets
@@ -165,6 +166,11 @@ def test_training_makes_pairs_of_a_dataset_of_specimens(run, tmp_path):
     sources = [pair.source for pair in data.pairs]
     assert any("random specimen" in source for source in sources) and any("1.tif" in source for source in sources)
     assert len(data.validation) == 3 and all("validation.tif" in pair.source for pair in data.validation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # more processes than cores
+        side_by_side = load_training_data(**options, simulation_size=48, max_validation_pairs=1, num_workers=2)
+    assert [pair.source for pair in side_by_side.pairs] == sources
+    np.testing.assert_array_equal(side_by_side.pairs[-1].hazy, data.pairs[-1].hazy)
     with pytest.raises(ValueError, match="`simulation_size` must be at least `resolution` 32, got 24"):
         load_training_data(**options, simulation_size=24)
     # Training can be resumed: the series goes on from any number.

@@ -449,6 +449,35 @@ def test_other_paths_are_trained_and_kept_when_training_continues(pairs, tmp_pat
     assert result.returncode == 1 and "with source_noise 0.01, not 0.0" in result.stderr
 
 
+def test_weights_favour_dim_parts_and_patches_with_little_haze(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    from train_haze_matching import balance, relative_weight
+
+    ramp = torch.linspace(0, 4, 32).expand(2, 1, 32, 32) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
+    weights = balance(ramp)
+    assert (weights[..., 0] > 5 * weights[..., -1]).all() and (weights[0] >= weights[1]).all()
+    haze = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.5, 2.0]).view(
+        2, 1, 1, 1
+    )
+    little, much = relative_weight(ramp + haze, ramp).flatten().tolist()
+    assert little / much == pytest.approx(16, rel=0.15)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    from train_haze_matching import skip_unless_finite
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
+    for factor in (float("nan"), float("inf"), 1.0):
+        (factor * weight).sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        skip_unless_finite(norm, optimizer, 1)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert torch.equal(weight.detach(), torch.ones(3)) == (factor != 1.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -53,6 +53,6 @@ def test_flags_and_keywords_have_the_same_defaults(monkeypatch):
     parser = argparse.ArgumentParser()
     add_data_arguments(parser)
     flags = vars(parser.parse_args([]))
-    flags.pop("dataloader_num_workers")  # read by the scripts
+    flags["num_workers"] = flags.pop("dataloader_num_workers")
     keywords = inspect.signature(load_training_data).parameters
     assert flags == {name: keyword.default for name, keyword in keywords.items()}

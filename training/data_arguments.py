@@ -47,7 +47,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resolution", type=int, default=64, help="Side of the training patches in pixels.")
     parser.add_argument(
         "--dataloader_num_workers", type=int, default=0,
-        help="Number of processes that cut patches. With --simulate, each of them simulates every image.",
+        help="Number of processes that cut patches. They share the work of simulating images.",
     )  # fmt: skip
 
 
@@ -131,4 +131,5 @@ def load_data(args: argparse.Namespace) -> TrainingData:
         validation_data_dir=args.validation_data_dir,
         max_validation_pairs=args.max_validation_pairs,
         resolution=args.resolution,
+        num_workers=args.dataloader_num_workers,
     )

@@ -188,6 +188,12 @@ def parse_args():
         "patch), both of the hazy image, so that bright structures and patches do not dominate. The weights depend on "
         "the input alone, so the posterior mean does not change.",
     )  # fmt: skip
+    parser.add_argument(
+        "--relative_loss", action="store_true",
+        help="Divide the squared error of a patch by 0.02 + the variance of its haze, the difference between its hazy "
+        "and its clear image in network units, so that patches with little haze count as much as hazy ones. The "
+        "posterior mean then leans towards less haze.",
+    )  # fmt: skip
     parser.add_argument("--gradient_checkpointing", action="store_true", help="Save memory, but compute more.")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Overrides accelerate's setting.")
     # Checkpoints, validation, logs, sharing.
@@ -271,6 +277,21 @@ def balance(hazy):
     intensity = avg_pool2d(hazy, 9, stride=1, padding=4, count_include_pad=False)
     intensity = intensity - intensity.amin(dim=(2, 3), keepdim=True)
     return 1 / ((0.3 + intensity) * (0.3 + hazy.std(dim=(2, 3), keepdim=True)))
+
+
+def relative_weight(hazy, clear):
+    """
+    Weights `[B, 1, 1, 1]` of patches. They are about inverse to the variance of the haze, so that the loss changes
+    with the errors as their decibels do.
+    """
+    return 0.1 / (0.02 + (hazy - clear).var(dim=(2, 3), keepdim=True))
+
+
+def skip_unless_finite(norm, optimizer, step):
+    """Drop gradients whose norm is not finite, which would destroy the weights. The optimiser then changes nothing."""
+    if norm is not None and not torch.isfinite(norm):  # DeepSpeed clips by itself and may return `None`
+        logger.warning("step %d: the gradient is not finite, and this step changes nothing", step)
+        optimizer.zero_grad(set_to_none=True)
 
 
 def predict_mean(pipeline, hazy):
@@ -411,6 +432,7 @@ def train(args, command, accelerator, output_dir):
     dataloader = torch.utils.data.DataLoader(
         dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
         generator=torch.Generator(),  # workers' seeds must not use the global generator, which checkpoints restore
+        pin_memory=accelerator.device.type == "cuda",
     )  # fmt: skip
 
     # Model, averaged weights, optimiser, schedule.
@@ -486,6 +508,7 @@ def train(args, command, accelerator, output_dir):
         "zero state share": zero_state_share,
         "t sampling": args.t_sampling,
         "balanced loss": args.balanced_loss,
+        "relative loss": args.relative_loss,
         "mean error weight": args.mean_error_weight,
         "learning rate": args.learning_rate,
         "weight decay": args.weight_decay,
@@ -524,13 +547,16 @@ def train(args, command, accelerator, output_dir):
             prediction = predict_packed(lambda *each: unet(*each).sample, inputs, batch["t"], pixel_packing)
             error = prediction - interpolant.target(start, batch["clear"])  # [B,1,h,w]
             weight = balance(batch["hazy"]) if args.balanced_loss else torch.ones_like(error)  # [B,1,h,w]
+            if args.relative_loss:
+                weight = weight * relative_weight(batch["hazy"], batch["clear"])
             mean_error = (weight * error).mean(dim=(1, 2, 3)) / weight.mean(dim=(1, 2, 3))
             mean_part = weight.mean(dim=(1, 2, 3)) * mean_error.square()  # part of the loss due to the mean error
             loss = (weight * error.square()).mean() + (args.mean_error_weight - 1) * mean_part.mean()
             step_loss += accelerator.reduce(loss.detach(), "mean").item() / args.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                norm = accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                skip_unless_finite(norm, optimizer, step + 1)
             optimizer.step()
             lr_scheduler.step()
             optimizer.zero_grad()

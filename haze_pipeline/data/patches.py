@@ -27,16 +27,21 @@ SOLID_FRACTION = 0.25  # fraction of the random specimens that are solid bodies 
 WINDOW = 24
 
 
-def simulated_series(seed: int, size: int, start: int) -> Iterator[Pair]:
-    """Yield the endless series of simulated pairs with this seed and `size` pixels a side, from pair `start` on."""
-    for number in count(start):
+def simulated_series(seed: int, size: int, start: int, step: int = 1) -> Iterator[Pair]:
+    """Yield every `step`-th pair, from `start` on, of the endless simulated series of a seed, `size` pixels a side."""
+    for number in count(start, step):
         pair = simulate_pair(size, pair_generator(seed, number))
         name = f"simulated pair {number} of seed {seed}"
         yield Pair(pair.hazy.numpy(), pair.clear.numpy(), name, name, None, pair.parameters["pixel_size"])
 
 
 def specimen_series(
-    specimens: list[tuple[RealSpecimen, int]], simulated_fraction: float, seed: int, size: int, start: int
+    specimens: list[tuple[RealSpecimen, int]],
+    simulated_fraction: float,
+    seed: int,
+    size: int,
+    start: int,
+    step: int = 1,
 ) -> Iterator[Pair]:
     """
     Yield an endless series of pairs from real specimens, mixed with pairs from random specimens.
@@ -51,13 +56,14 @@ def specimen_series(
         seed (`int`): Seed of the series.
         size (`int`): Side of the images, pixels.
         start (`int`): Number of the first pair.
+        step (`int`, defaults to `1`): Yield every `step`-th pair.
     """
     by_file: dict[str, list[RealSpecimen]] = {}
     for specimen, _ in specimens:
         by_file.setdefault(specimen.file, []).append(specimen)
     quality = {specimen.file: each for specimen, each in specimens}
     weights = torch.tensor([1.0 if quality[file] > 3 else 0.5 for file in by_file])
-    for number in count(start):
+    for number in count(start, step):
         generator = pair_generator(seed, number)
         draw = uniform(0, 1, generator)
         if draw < SOLID_FRACTION * simulated_fraction:
@@ -81,14 +87,15 @@ def specimen_series(
         yield Pair(pair.hazy.numpy(), pair.clear.numpy(), name, name, None, pair.parameters["pixel_size"])
 
 
-def streamed_series(dataset: Iterable[dict], start: int) -> Iterator[Pair]:
+def streamed_series(dataset: Iterable[dict], start: int, step: int = 1) -> Iterator[Pair]:
     """
     Yield the pairs of a dataset, and repeat them without end.
 
     Args:
         dataset (`datasets.IterableDataset`): Dataset with the columns `hazy` and `clear`, best not yet decoded: rows
-            before `start` are read but not used.
+            that are not yielded are read but not used.
         start (`int`): Number of the first pair, counted over all repetitions.
+        step (`int`, defaults to `1`): Yield every `step`-th pair.
 
     Raises:
         `ValueError`: If the dataset has no rows, or a row is not a pair.
@@ -97,7 +104,7 @@ def streamed_series(dataset: Iterable[dict], start: int) -> Iterator[Pair]:
     while True:
         length = 0
         for length, row in enumerate(dataset, 1):
-            if number >= start:
+            if number >= start and (number - start) % step == 0:
                 yield from pairs_from_rows([row], length - 1)
             number += 1
         if length == 0:
@@ -211,12 +218,12 @@ class FieldsInSeries:
     Normalised pairs ("fields") of an endless series.
 
     Examples draw from a window of `WINDOW` fields, which moves on by one field every `patches_per_field` examples.
-    Every process and worker thus reads each field once. The chosen field depends only on the example's index and
-    random numbers.
+    Every process reads each field once. The workers of a process share its fields: with W workers, each has a window
+    of every W-th field. The chosen field depends only on the example's index, its random numbers and its worker.
 
     Args:
-        series (`Callable`): Yields the pairs from a given number on, such as [`simulated_series`] and
-            [`streamed_series`].
+        series (`Callable`): Yields the pairs from a given number on with a given step, such as [`simulated_series`]
+            and [`streamed_series`].
         image_processor ([`HazeImageProcessor`]): Defines the network units.
         resolution (`int`): Side of the patches, pixels.
         patches_per_field (`int`): Mean number of patches cut from each field.
@@ -225,7 +232,7 @@ class FieldsInSeries:
 
     def __init__(
         self,
-        series: Callable[[int], Iterator[Pair]],
+        series: Callable[[int, int], Iterator[Pair]],
         image_processor: HazeImageProcessor,
         resolution: int,
         patches_per_field: int,
@@ -235,28 +242,28 @@ class FieldsInSeries:
         self.image_processor, self.resolution = image_processor, resolution
         # Computed here, so that worker processes inherit them.
         self.fields = {number: self._normalize(pair) for number, pair in enumerate(first_pairs)}
-        self.next, self.rest = len(self.fields), None
+        self.next, self.rest = None, None  # number of the next field of `rest`
 
     def choose(self, index: int, rng: np.random.Generator) -> torch.Tensor:
         """A normalised hazy and clear image `[2, H, W]` for example `index`."""
-        first = index // self.patches_per_field
+        worker = torch.utils.data.get_worker_info()
+        step = 1 if worker is None else worker.num_workers
+        first = index // (self.patches_per_field * step) * step + (0 if worker is None else worker.id)
         for _ in range(100):  # fields without contrast are rare
-            field = self._field(first, first + int(rng.integers(WINDOW)))
+            field = self._field(first, first + step * int(rng.integers(WINDOW)), step)
             if field is not None:
                 return field
         raise ValueError(f"None of the training images around number {first} has any contrast.")
 
-    def _field(self, first: int, number: int) -> torch.Tensor | None:
-        """Return field `number` and drop the fields before `first`."""
-        if number not in self.fields:
-            if number < self.next or first > self.next:  # a jump, such as the start of a resumed training
-                self.fields, self.next, self.rest = {}, first, None
-            if self.rest is None:
-                self.rest = self.series(self.next)
-            while self.next <= number:
-                self.fields[self.next] = self._normalize(next(self.rest))
-                self.next += 1
-            self.fields = {old: field for old, field in self.fields.items() if old >= first}
+    def _field(self, first: int, number: int, step: int) -> torch.Tensor | None:
+        """Return field `number` of those from `first` on with this step, and drop the fields before `first`."""
+        for missing in range(first, number + 1, step):
+            if missing not in self.fields:
+                if missing != self.next:  # at first, or after a jump, such as the start of a resumed training
+                    self.rest = self.series(missing, step)
+                self.fields[missing] = self._normalize(next(self.rest))
+                self.next = missing + step
+        self.fields = {old: field for old, field in self.fields.items() if old >= first}
         return self.fields[number]
 
     def _normalize(self, pair: Pair) -> torch.Tensor | None:
@@ -267,8 +274,9 @@ class TrainingExamples(torch.utils.data.Dataset):
     """
     The sequence of training examples.
 
-    The image, patch, orientation, time and noise of example `index` depend only on the seed and `index`. The examples
-    are therefore the same for any number of processes and workers, and after an interruption.
+    The image, patch, orientation, time and noise of example `index` depend only on the seed and `index`, and for
+    [`FieldsInSeries`] on the worker. The examples are therefore the same after an interruption and, unless several
+    workers share a series, for any number of processes.
 
     Args:
         fields ([`FieldsInMemory`] or [`FieldsInSeries`]): Normalised pairs from which patches are cut.

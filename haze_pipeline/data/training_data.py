@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from haze_pipeline.image_processing import HazeImageProcessor
 from haze_pipeline.simulation.simulated_pairs import PIXEL_SIZES
@@ -45,7 +46,7 @@ class TrainingData:
     Args:
         pairs (`list[Pair]`): All training pairs, or the first pairs of `series`; statistics are computed from them.
         series (`Callable`, *optional*): For simulated or streamed data: yields pairs without end, from a given number
-            on.
+            on, with a given step.
         validation (`list[Pair]`): Pairs of other specimens; may be empty.
         description (`str`): Sentence about the data for a model card.
         pixel_size_span (`dict`, *optional*): Range of pixel sizes, `{"min": …, "max": …}` in µm; for streamed data,
@@ -57,7 +58,7 @@ class TrainingData:
     """
 
     pairs: list[Pair]
-    series: Callable[[int], Iterator[Pair]] | None
+    series: Callable[..., Iterator[Pair]] | None
     validation: list[Pair]
     description: str
     pixel_size_span: dict | None
@@ -89,6 +90,7 @@ def load_training_data(
     validation_data_dir: Path | None = None,
     max_validation_pairs: int = 64,
     resolution: int = 64,
+    num_workers: int = 0,
 ) -> TrainingData:
     """
     Load training and validation pairs from exactly one source: `train_data_dir`, `dataset_name` or `simulate`.
@@ -109,6 +111,8 @@ def load_training_data(
             training data, if there is one.
         max_validation_pairs (`int`, defaults to `64`): Largest number of validation pairs. Pinhole series stay whole.
         resolution (`int`, defaults to `64`): Side of the training patches, pixels.
+        num_workers (`int`, defaults to `0`): Number of processes that will cut patches, and of those that simulate the
+            first pairs.
 
     Raises:
         `FileNotFoundError`: If a folder holds no pairs.
@@ -154,7 +158,14 @@ def load_training_data(
             description += f" {describe_simulation(notes)}"
 
     if series is not None:
-        pairs = list(islice(series(0), num_first))
+        if num_workers > 1:
+            first = _FirstPairs(series, num_first)
+            loader = torch.utils.data.DataLoader(
+                first, batch_size=None, collate_fn=_unchanged, num_workers=num_workers, generator=torch.Generator()
+            )
+            pairs = list(loader)
+        else:
+            pairs = list(islice(series(0), num_first))
     elif dataset_name is not None:
         pairs = list(pairs_from_rows(splits["train"]))
     else:
@@ -185,10 +196,28 @@ def load_training_data(
         "mean of clear images": float(np.mean([pair.clear.mean(dtype=np.float64) for pair in pairs])),
         "patches per field": patches_per_field if series is not None else None,
         "simulated fraction": simulated_fraction,
+        "workers that share a series": max(1, num_workers) if series is not None else None,
     }
     return TrainingData(
         pairs, series, validation, description, pixel_sizes or span, facts, resolution, patches_per_field
     )
+
+
+class _FirstPairs(torch.utils.data.Dataset):
+    """The first pairs of a series. Data loaders with several workers make them side by side."""
+
+    def __init__(self, series: Callable[..., Iterator[Pair]], number: int):
+        self.series, self.number = series, number
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, index: int) -> Pair:
+        return next(self.series(index))
+
+
+def _unchanged(pair: Pair) -> Pair:
+    return pair
 
 
 def _take(pairs: Iterable[Pair], number: int) -> list[Pair]:
