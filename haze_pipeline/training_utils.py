@@ -107,6 +107,23 @@ def save_checkpoint(
             _delete(old)
 
 
+def clip_gradients(
+    accelerator: "accelerate.Accelerator",
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
+    step: int,
+) -> None:
+    """
+    Clip the gradients of a network to `max_norm`. If their norm is not finite, drop them with a warning, since they
+    would destroy the weights; the optimiser then changes nothing in this step.
+    """
+    norm = accelerator.clip_grad_norm_(network.parameters(), max_norm)
+    if norm is not None and not torch.isfinite(norm):  # DeepSpeed clips by itself and may return `None`
+        logger.warning("step %d: the gradient is not finite, so this step changes nothing", step)
+        optimizer.zero_grad(set_to_none=True)
+
+
 def resume(
     accelerator: "accelerate.Accelerator",
     ema: EMAModel,

@@ -10,7 +10,7 @@ from conftest import tiny_unet
 from diffusers.training_utils import EMAModel
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
-from haze_pipeline.training_utils import averaged_unet, resume, save_trained, start_output
+from haze_pipeline.training_utils import averaged_unet, clip_gradients, resume, save_trained, start_output
 
 
 @pytest.fixture
@@ -86,3 +86,15 @@ def test_a_trained_pipeline_replaces_only_that_of_an_earlier_training(tmp_path):
     expected = tiny_unet(1).state_dict()
     found = HazeMatchingPipeline.from_pretrained(tmp_path).unet.state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(accelerator):
+    network = torch.nn.Linear(3, 1, bias=False)
+    before = network.weight.detach().clone()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.1)
+    for factor in (float("nan"), float("inf"), 1.0):
+        (factor * network.weight).sum().backward()
+        clip_gradients(accelerator, network, optimizer, 1.0, step=1)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert torch.equal(network.weight, before) == (factor != 1.0)

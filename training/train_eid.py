@@ -52,6 +52,7 @@ from haze_pipeline.sharing.model_card import shareable_command
 from haze_pipeline.sharing.unpaired_card import make_unpaired_card
 from haze_pipeline.training_utils import (
     averaged_unet,
+    clip_gradients,
     read_log,
     resume,
     save_best,
@@ -280,7 +281,7 @@ def main():
                 restored = restore(batch["hazy"])
                 loss = loss + args.adversarial_weight * clear_adversary.generator_loss(restored, batch["clear"])
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+            clip_gradients(accelerator, unet, optimizer, args.max_grad_norm, step + 1)
             optimizer.step()
             lr_scheduler.step()
             optimizer.zero_grad()

@@ -52,6 +52,7 @@ from haze_pipeline.sharing.publishing import push_pipeline
 from haze_pipeline.training_utils import (
     averaged_unet,
     check_output,
+    clip_gradients,
     resume,
     save_best,
     save_checkpoint,
@@ -285,13 +286,6 @@ def relative_weight(hazy, clear):
     with the errors as their decibels do.
     """
     return 0.1 / (0.02 + (hazy - clear).var(dim=(2, 3), keepdim=True))
-
-
-def skip_unless_finite(norm, optimizer, step):
-    """Drop gradients whose norm is not finite, which would destroy the weights. The optimiser then changes nothing."""
-    if norm is not None and not torch.isfinite(norm):  # DeepSpeed clips by itself and may return `None`
-        logger.warning("step %d: the gradient is not finite, and this step changes nothing", step)
-        optimizer.zero_grad(set_to_none=True)
 
 
 def predict_mean(pipeline, hazy):
@@ -555,8 +549,7 @@ def train(args, command, accelerator, output_dir):
             step_loss += accelerator.reduce(loss.detach(), "mean").item() / args.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
-                skip_unless_finite(norm, optimizer, step + 1)
+                clip_gradients(accelerator, unet, optimizer, args.max_grad_norm, step + 1)
             optimizer.step()
             lr_scheduler.step()
             optimizer.zero_grad()

@@ -48,6 +48,7 @@ from haze_pipeline.models.autoencoder_hierarchical import (
 from haze_pipeline.pipeline_hdn import HDNPipeline
 from haze_pipeline.training_utils import (
     averaged_unet,
+    clip_gradients,
     read_log,
     resume,
     save_baseline,
@@ -250,7 +251,7 @@ def main():
         bound = evidence_lower_bound(reconstruction, output.kl, args.free_bits, args.kl_weight)  # [B]
         loss = -bound.mean() / pixels
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+        clip_gradients(accelerator, unet, optimizer, args.max_grad_norm, step + 1)
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()

@@ -53,6 +53,7 @@ from haze_pipeline.models.latent_restoration import LatentRestoration, to_grid
 from haze_pipeline.pipeline_latent_restoration import LatentRestorationPipeline
 from haze_pipeline.training_utils import (
     averaged_unet,
+    clip_gradients,
     read_log,
     resume,
     save_baseline,
@@ -328,7 +329,7 @@ def main():
             level = int(np.random.default_rng([args.seed, step]).integers(2, num_levels + 1))
             loss, parts, judged = degradation_loss(batch, level)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+        clip_gradients(accelerator, unet, optimizers[stage], args.max_grad_norm, step + 1)
         optimizers[stage].step()
         schedules[stage].step()
         optimizers[stage].zero_grad()

@@ -45,6 +45,7 @@ from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.sampling.pixel_packing import predict_packed
 from haze_pipeline.training_utils import (
     averaged_unet,
+    clip_gradients,
     read_log,
     resume,
     save_baseline,
@@ -263,7 +264,7 @@ def main():
         if adversary is not None:
             loss = loss + args.adversarial_weight * adversary.generator_loss(predictions[-1], batch["clear"])
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+        clip_gradients(accelerator, unet, optimizer, args.max_grad_norm, step + 1)
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()
