@@ -271,6 +271,26 @@ def sampling():
     ]
 
 
+def gpu():
+    results = json.loads((HERE / "gpu.json").read_text())
+    presets = {}
+    for name, row in results["presets"].items():
+        preset, image = name.split(", ")
+        presets.setdefault(image, {})[preset] = row
+    names = list(next(iter(presets.values())))
+    rows = [[image, *(f"{row[name]['seconds']:,.2f} s" for name in names)] for image, row in presets.items()]
+    memory = max(row["peak_memory_gb"] for row in results["presets"].values())
+    differences = ", ".join(f"{value:.3f} ({name})" for name, value in results["equality with the CPU"].items())
+    return [
+        *table([results["gpu"], *(f"`{name}`" for name in names)], rows),
+        "",
+        f"torch {results['torch']}, bfloat16, all members of the preset, at most {memory:.1f} GB of GPU memory. The "
+        "time of a stack or a long ensemble is an upper limit: it follows from that of the first members. In float32, "
+        f"GPU and CPU differ by at most {differences} standard deviations of the result.",
+        *note_if_earlier(results),
+    ]
+
+
 def solvers():
     results = json.loads((HERE / "solvers.json").read_text())
     rows = [
@@ -607,7 +627,7 @@ def latent_study():
 
 PAGES = {
     HERE.parent / "README.md": (fresh_clone, summary),
-    DOCS / "benchmarks.md": (real_specimens, structures, real_pairs, simulated_pairs, speed, sampling),
+    DOCS / "benchmarks.md": (real_specimens, structures, real_pairs, simulated_pairs, speed, gpu, sampling),
     DOCS / "uncertainty.md": (calibration, trust),
     DOCS / "science.md": (solvers,),
     DOCS / "folders.md": (file_runs,),
