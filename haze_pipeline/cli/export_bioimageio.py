@@ -1,6 +1,7 @@
 """The command `haze-pipeline export-bioimageio`."""
 
-import json
+import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,16 @@ import typer
 
 from haze_pipeline.loading import fetch_model, load_pipeline
 from haze_pipeline.utils.console import make_parents, require
+
+
+# Facts about the checkpoint in the package, as `read_facts` gives them for others.
+DEFAULT_FACTS = {
+    "training": {
+        "data": "Pairs of real specimens behind computed haze, and of random specimens. The file "
+        "model_cards/default_checkpoint.md of haze-pipeline lists the specimens and their licences.",
+        "license": "apache-2.0",
+    }
+}
 
 
 def export_bioimageio(
@@ -21,7 +32,11 @@ def export_bioimageio(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Title of the package.", show_default="the name of the checkpoint"),
+        typer.Option(
+            metavar="TEXT",
+            help="Title of the package: 5 to 128 letters, digits, spaces, or _ + - ( ).",
+            show_default="what it does, and the name of the checkpoint",
+        ),
     ] = None,
     license_id: Annotated[
         str | None,
@@ -34,7 +49,36 @@ def export_bioimageio(
     ] = None,
     example: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Hazy TIFF to test with and to show.", show_default="a simulated image"),
+        typer.Option(
+            metavar="FILE",
+            help="Hazy TIFF to test with and to show. bioimage.io asks for a real image.",
+            show_default="a simulated image",
+        ),
+    ] = None,
+    pixel_size: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER", help="Side of a pixel of the example in µm.", show_default="the pixel size in its file"
+        ),
+    ] = None,
+    version: Annotated[
+        str, typer.Option(metavar="NUMBER", help="Version of the package. Raise it with every upload.")
+    ] = "1.0.0",
+    maintainer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="USER",
+            help="User of GitHub whom bioimage.io may ask about the package. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    git_repo: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Repository in which the model is developed.",
+            show_default="the repository of the checkpoint on the Hub",
+        ),
     ] = None,
 ):
     """
@@ -42,36 +86,54 @@ def export_bioimageio(
 
     The package gives the posterior mean of a plane. The same image always gives the same result, without uncertainty.
     Unlike the preset fast, it does not restore dim regions again: structures that are much dimmer than others in the
-    plane may be lost. The package is written only if it passes the tests of bioimage.io.
+    plane may be lost. Its weights are those of PyTorch, with the code of the network, and the same as TorchScript. The
+    package is written only if it passes the tests of bioimage.io.
 
-    Example: haze-pipeline export-bioimageio runs/first/best -o microscope.zip --license apache-2.0
+    Example: haze-pipeline export-bioimageio runs/first/best -o microscope.zip --license apache-2.0 --example cells.tif
     """
     if output.suffix != ".zip":
         raise ValueError(f"{output} must end in .zip.")
     if output.exists():
         raise FileExistsError(f"{output} exists: choose another name.")
     require("bioimageio", "bioimageio")
+
+    from haze_pipeline.sharing.model_card import read_facts
+
     folder = None if model is None else fetch_model(model)
-    if license_id is None:
-        training = None if folder is None else folder / "training.json"
-        noted = json.loads(training.read_text())["license"] if training is not None and training.is_file() else None
-        license_id = "apache-2.0" if folder is None else noted
+    facts = DEFAULT_FACTS if folder is None else read_facts(folder)
+    license_id = license_id or facts.get("training", {}).get("license")
     if license_id is None:
         raise ValueError(f"The licence of {model} is not known: name it with --license.")
+    if name is None:
+        own = "haze-pipeline" if model is None else Path(model.partition("@")[0]).resolve().name
+        accepted = re.sub(r"[^\w+-]", "-", own, flags=re.ASCII)
+        name = f"Dehazing of fluorescence micrographs ({accepted})"
+    if git_repo is None and model is not None and not Path(model).exists():
+        git_repo = f"https://huggingface.co/{model.partition('@')[0]}"
 
     import torch
 
+    from haze_pipeline.io.micrograph import MICROMETRES
     from haze_pipeline.io.micrograph_files import read_micrograph, replace_when_complete
     from haze_pipeline.sharing.bioimageio_export import export_bioimageio
     from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 
     if example is None:
-        plane = simulate_pair(256, pair_generator(seed=7, index=0)).hazy.numpy()[:160, :160]  # filaments
+        pair = simulate_pair(256, pair_generator(seed=7, index=0))
+        plane = pair.hazy.numpy()[:160, :160]  # filaments
+        sides = (round(pair.parameters["pixel_size"], 4),) * 2
     else:
-        stack = read_micrograph(example).data
-        plane = stack.reshape(-1, *stack.shape[-2:])[0]
+        micrograph = read_micrograph(example)
+        plane = micrograph.data.reshape(-1, *micrograph.data.shape[-2:])[0]
+        unit = MICROMETRES[micrograph.pixel_size_unit]
+        sides = micrograph.pixel_size and tuple(side * unit for side in micrograph.pixel_size)
+    if pixel_size is not None:
+        sides = (pixel_size, pixel_size)
     pipe = load_pipeline(model).to(torch.float32)
     make_parents(output)
     with replace_when_complete(output) as temporary:
-        export_bioimageio(pipe, temporary, name or (folder.name if folder else "Haze pipeline"), license_id, plane)
+        export_bioimageio(pipe, temporary, name, license_id, plane, sides, version, maintainer or (), git_repo, facts)
+    missing = [option for option, value in (("--maintainer", maintainer), ("--git-repo", git_repo)) if not value]
+    if missing:
+        print(f"Before you upload the package, add what bioimage.io asks for: {', '.join(missing)}.", file=sys.stderr)
     print(output)

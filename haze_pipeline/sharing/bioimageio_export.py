@@ -1,199 +1,167 @@
 """
-Packages for bioimage.io, which Fiji, deepImageJ, QuPath and others can run. Their TorchScript needs neither diffusers
-nor haze-pipeline.
+Packages for bioimage.io, which Fiji, deepImageJ, QuPath and others can run. Their weights need neither diffusers nor
+haze-pipeline.
 """
 
-import warnings
+import re
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+import tifffile
 import torch
-import torch.nn.functional as F
-from torch import nn
+from PIL import Image
 
 from haze_pipeline.image_processing import HazeImageProcessor
 from haze_pipeline.pipeline_haze_matching import HazeMatchingPipeline
 from haze_pipeline.sampling.initial_noise import draw_noise
 from haze_pipeline.sampling.interpolant import Interpolant
-from haze_pipeline.sampling.pixel_packing import predict_packed, remove_lattice
 from haze_pipeline.sampling.tiled_sampler import FLIPS
 from haze_pipeline.utils.console import require
+from haze_pipeline.utils.stored_code import join_modules
+
+from .bioimageio_readme import DESCRIPTION, METHOD, NOT_MEANT_FOR, URL, training_dataset, write_readme
+from .posterior_mean import PosteriorMean
 
 
-TITLE = "HazeMatching: Dehazing Light Microscopy Images with Guided Conditional Flow Matching"
-URL = "https://arxiv.org/abs/2506.22397"
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
 NOISE_SIZE = 256  # px; the noise repeats across larger images, which does not affect a mean
+# The runtime of bioimage.io has this torch, and a bioimageio.core that reads these formats, see
+# bench/bioimageio_runtime.py.
+OLDEST_TORCH = "2.5.1"
+OLDEST_FORMAT, OLDEST_DATASET_FORMAT = "0.5.10", "0.3.0"
+COVER_SIZE = 448  # px, at most: two panels of this side are smaller than 500 kB, the limit of bioimage.io
+
+ARCHITECTURE_HEAD = '''"""
+A HazeMatching pipeline as a network of torch alone. Written by haze-pipeline (Apache-2.0).
+"""'''
+
+# Settings of `UNet2DModel` that `posterior_mean.UNet` has built in.
+BUILT_IN = {
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "flip_sin_to_cos": True,
+    "mid_block_type": "UNetMidBlock2D",
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "act_fn": "silu",
+    "attn_norm_num_groups": None,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
 
 
-class Velocity(nn.Module):
-    """The network at t = 0. It maps states and hazy images `[B, 2, h, w]` to velocities `[B, 1, h, w]`."""
-
-    def __init__(self, unet: nn.Module, pixel_packing: int):
-        super().__init__()
-        self.unet = unet
-        self.pixel_packing = pixel_packing
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        t = torch.zeros(len(inputs), device=inputs.device)
-        return predict_packed(lambda *states: self.unet(*states, return_dict=False)[0], inputs, t, self.pixel_packing)
-
-
-class PosteriorMean(nn.Module):
+def network_arguments(unet: "UNet2DModel") -> dict:
     """
-    The result of the preset `fast` as one function of the image: the posterior mean E[clear | hazy] by one step. The
-    step starts from zeros or, for a checkpoint that needs noise, from two fixed antithetic pairs of noises. If the
-    checkpoint was trained for it, the network sees each member mirrored along other axes. Regions that are dim beside
-    others are not restored again, see [`DimRegions`].
-
-    Args:
-        velocity (`nn.Module`): Maps `[B, 2, h, w]` to `[B, 1, h, w]`, where h and w are multiples of `scale_factor`.
-        noise (`torch.Tensor` of shape `[E, 1, n, n]`): Noise of the members, or zeros.
-        flips (`list[list[int]]`): For each member, the axes along which the network sees it mirrored.
-        pixel_packing (`int`): Side of the squares of pixels that the network receives as the channels of one.
-        scale_factor (`int`): The sides of the network's input must be multiples of this number of pixels.
-        fixed (`bool`): Normalise with `input_mean` and `input_std` instead of with the statistics of the image.
-        input_mean (`float`): Mean of the hazy training images in counts; only used if `fixed`.
-        input_std (`float`): Standard deviation of the hazy training images in counts; only used if `fixed`.
-        target_mean (`float`): Mean of the clear training images, in counts if `fixed`, else in units of the standard
-            deviation of the band-pass filtered hazy image.
-        target_std (`float`): Standard deviation of the clear training images, in the same unit.
-    """
-
-    flips: list[list[int]]  # TorchScript cannot infer the type of a list that may be empty
-
-    def __init__(
-        self,
-        velocity: nn.Module,
-        noise: torch.Tensor,
-        flips: list[list[int]],
-        pixel_packing: int,
-        scale_factor: int,
-        fixed: bool,
-        input_mean: float,
-        input_std: float,
-        target_mean: float,
-        target_std: float,
-    ):
-        super().__init__()
-        self.velocity = velocity
-        self.register_buffer("noise", noise)
-        self.flips = flips
-        self.pixel_packing = pixel_packing
-        self.scale_factor = scale_factor
-        self.fixed = fixed
-        self.input_mean = input_mean
-        self.input_std = input_std
-        self.target_mean = target_mean
-        self.target_std = target_std
-
-    def forward(self, hazy: torch.Tensor) -> torch.Tensor:
-        """Map counts `[B, 1, H, W]` of any size to counts of the clear image, of the same shape."""
-        height, width = hazy.shape[-2], hazy.shape[-1]
-        input_mean = torch.full_like(hazy[:, :, :1, :1], self.input_mean)
-        input_std = torch.full_like(input_mean, self.input_std)
-        unit = torch.ones_like(input_mean)
-        if not self.fixed:
-            exact = hazy.double()
-            input_mean = exact.mean([2, 3], keepdim=True).to(hazy.dtype)
-            unit = self.band_pass_std(exact).to(hazy.dtype)
-            input_std = torch.where(unit > 0, self.target_std * unit, torch.ones_like(unit))
-        is_blank = hazy.amax([2, 3], keepdim=True) == hazy.amin([2, 3], keepdim=True)
-        unit = torch.where(is_blank, torch.zeros_like(unit), unit)
-        normalized = (hazy - input_mean) / input_std
-        rows = self.mirror(height, 0, -height % self.scale_factor, hazy.device)
-        columns = self.mirror(width, 0, -width % self.scale_factor, hazy.device)
-        normalized = normalized[:, :, rows][:, :, :, columns]  # [B,1,h,w]
-        repeats = [height // self.noise.shape[-2] + 1, width // self.noise.shape[-1] + 1]
-        mean = torch.zeros_like(hazy)
-        for member in range(len(self.flips)):
-            noise = self.noise[member : member + 1].repeat(len(hazy), 1, repeats[0], repeats[1])
-            noise = noise[:, :, :height, :width][:, :, rows][:, :, :, columns]
-            inputs = torch.cat([noise, normalized], dim=1).flip(self.flips[member])  # [B,2,h,w]
-            sample = noise + self.velocity(inputs).flip(self.flips[member])  # [B,1,h,w]
-            mean = mean + sample[:, :, :height, :width] / len(self.flips)
-        clear = (mean * self.target_std + self.target_mean) * unit
-        return remove_lattice(clear) if self.pixel_packing == 2 else clear
-
-    def mirror(self, length: int, before: int, after: int, device: torch.device) -> torch.Tensor:
-        """
-        Indices that continue an axis by its mirror image on either side. The edge pixel is repeated, as in SciPy's
-        mode "reflect".
-        """
-        index = torch.arange(-before, length + after, device=device) % (2 * length)
-        return torch.where(index < length, index, 2 * length - 1 - index)
-
-    def blur(self, image: torch.Tensor, sigma: float) -> torch.Tensor:
-        """Gaussian filter with a standard deviation of `sigma` px, cut off at four standard deviations as in SciPy."""
-        radius = int(4 * sigma + 0.5)
-        kernel = torch.exp(
-            -0.5 * (torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype) / sigma) ** 2
-        )
-        kernel = kernel / kernel.sum()
-        image = F.conv2d(
-            image[:, :, self.mirror(image.shape[2], radius, radius, image.device)], kernel[None, None, :, None]
-        )
-        return F.conv2d(
-            image[:, :, :, self.mirror(image.shape[3], radius, radius, image.device)], kernel[None, None, None]
-        )
-
-    def band_pass_std(self, image: torch.Tensor) -> torch.Tensor:
-        """
-        Standard deviation `[B, 1, 1, 1]` of the difference of Gaussians of 1 px and 10 px, see [`HazeImageProcessor`].
-        """
-        band = self.blur(image, 1.0) - self.blur(image, 10.0)
-        std = (band - band.mean([2, 3], keepdim=True)).square().mean([2, 3], keepdim=True).sqrt()
-        largest = image.abs().amax([2, 3], keepdim=True)
-        return torch.where(std > 1e-6 * largest, std, torch.zeros_like(std))
-
-
-def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> torch.jit.ScriptModule:
-    """
-    The posterior mean of a pipeline as TorchScript that maps `[B, 1, H, W]` to `[B, 1, H, W]`, see [`PosteriorMean`].
+    Arguments of [`posterior_mean.UNet`] that give the network of a pipeline.
 
     Raises:
-        `ValueError`: If the checkpoint is not a flow from noise.
+        `ValueError`: If the network has layers that `posterior_mean.UNet` does not have.
+    """
+    config = unet.config
+    for name, value in BUILT_IN.items():
+        if config[name] != value:
+            raise ValueError(
+                f"This network cannot be exported, since its `{name}` is {config[name]!r}: train one with {value!r}."
+            )
+    for block in (*config.down_block_types, *config.up_block_types):
+        if block not in ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"):
+            raise ValueError(
+                f"This network cannot be exported, since it has a {block}: train one with the blocks DownBlock2D, "
+                "AttnDownBlock2D, UpBlock2D and AttnUpBlock2D."
+            )
+    channels = list(config.block_out_channels)
+    heads = [width // (config.attention_head_dim or width) for width in channels]
+    return {
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "block_out_channels": channels,
+        "down_heads": [
+            number if "Attn" in block else 0 for number, block in zip(heads, config.down_block_types, strict=True)
+        ],
+        "mid_heads": heads[-1],
+        "up_heads": [
+            number if "Attn" in block else 0 for number, block in zip(heads[::-1], config.up_block_types, strict=True)
+        ],
+        "layers_per_block": config.layers_per_block,
+        "groups": config.norm_num_groups,
+        "eps": config.norm_eps,
+    }
+
+
+def posterior_mean_arguments(pipe: HazeMatchingPipeline) -> dict:
+    """
+    Arguments of [`PosteriorMean`] that give the posterior mean of a pipeline.
+
+    Raises:
+        `ValueError`: If the checkpoint is not a flow from noise, or its network cannot be exported.
     """
     if pipe.interpolant != Interpolant():
         raise ValueError(
             "Only checkpoints of HazeMatching can be exported; this one has another path or prediction: "
             f"{pipe.interpolant}."
         )
-    if pipe.config.zero_state_mean:
-        noise, flips = torch.zeros(1, 1, 1, 1), FLIPS[:1]
-    else:
+    config = pipe.config
+    flips = FLIPS[:1] if config.zero_state_mean else FLIPS
+    return {
+        "network": network_arguments(pipe.unet),
+        "noise_shape": [1, 1, 1, 1] if config.zero_state_mean else [4, 1, NOISE_SIZE, NOISE_SIZE],
+        "flips": [list(flip) if config.mirror_members else [] for flip in flips],
+        "pixel_packing": config.pixel_packing,
+        "scale_factor": pipe.unet_scale_factor,
+        "fixed": config.normalization == "fixed",
+        "input_mean": float(config.input_mean or 0.0),
+        "input_std": float(config.input_std or 1.0),
+        "target_mean": float(config.target_mean),
+        "target_std": float(config.target_std),
+    }
+
+
+def posterior_mean_module(pipe: HazeMatchingPipeline, seed: int = 0) -> PosteriorMean:
+    """
+    The posterior mean of a pipeline as a module that maps `[B, 1, H, W]` to `[B, 1, H, W]`. TorchScript can compile
+    it.
+
+    Args:
+        pipe ([`HazeMatchingPipeline`]): The pipeline, on the CPU and in float32.
+        seed (`int`, defaults to 0): Seed of the noise.
+
+    Raises:
+        `ValueError`: See [`posterior_mean_arguments`].
+    """
+    module = PosteriorMean(**posterior_mean_arguments(pipe))
+    module.unet.load_state_dict(pipe.unet.state_dict())
+    if not pipe.config.zero_state_mean:
         generator = torch.Generator().manual_seed(seed)
         corner_frequency = pipe.config.noise_corner_frequency
         size = (NOISE_SIZE, NOISE_SIZE)
         first, second = (draw_noise(size, corner_frequency, generator, NOISE_SIZE) for _ in range(2))
-        noise, flips = torch.stack([first, -first, second, -second]), FLIPS
-    size = 4 * pipe.unet_scale_factor
-    with warnings.catch_warnings():
-        # The tracer warns that sizes may become constants. Tests show that batch and image sizes follow the input.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        velocity = torch.jit.trace(
-            Velocity(pipe.unet, pipe.config.pixel_packing).eval(), torch.randn(1, 2, size, size)
-        )
-        config = pipe.config
-        return torch.jit.script(
-            PosteriorMean(
-                velocity,
-                noise,
-                [list(flip) if config.mirror_members else [] for flip in flips],
-                config.pixel_packing,
-                pipe.unet_scale_factor,
-                config.normalization == "fixed",
-                float(config.input_mean or 0.0),
-                float(config.input_std or 1.0),
-                float(config.target_mean),
-                float(config.target_std),
-            ).eval()
-        )
+        module.noise.copy_(torch.stack([first, -first, second, -second]))
+    return module.requires_grad_(False).eval()
 
 
-def export_bioimageio(pipe: HazeMatchingPipeline, output: Path, name: str, license_id: str, example: np.ndarray):
+def export_bioimageio(
+    pipe: HazeMatchingPipeline,
+    output: Path,
+    name: str,
+    license_id: str,
+    example: np.ndarray,
+    pixel_size: tuple[float, float] | None = None,
+    version: str = "1.0.0",
+    maintainers: Sequence[str] = (),
+    git_repo: str | None = None,
+    facts: dict | None = None,
+):
     """
     Write a package for bioimage.io, and run the tests of bioimage.io on it.
 
@@ -203,17 +171,202 @@ def export_bioimageio(pipe: HazeMatchingPipeline, output: Path, name: str, licen
         name (`str`): Name of the model that users will see.
         license_id (`str`): SPDX identifier of the licence, such as `"Apache-2.0"`, in upper or lower case.
         example (`np.ndarray` of shape `[H, W]`): Hazy image to test the package with.
+        pixel_size (`tuple[float, float]`, *optional*): Height and width of a pixel of the example in µm.
+        version (`str`, defaults to `"1.0.0"`): Version of the package.
+        maintainers (sequence of `str`): Users of GitHub who maintain the package.
+        git_repo (`str`, *optional*): Address of the repository in which the model is developed.
+        facts (`dict`, *optional*): What is known of training and evaluation, see [`read_facts`].
 
     Raises:
         `ImportError`: If the extra `bioimageio` is not installed.
-        `ValueError`: If SPDX lists no such licence.
+        `ValueError`: If an argument cannot be used, or the checkpoint cannot be exported.
+        `OSError`: If GitHub cannot be asked for a maintainer.
         `RuntimeError`: If the package fails the tests.
     """
     require("bioimageio", "bioimageio")
     from bioimageio.core import test_description
-    from bioimageio.spec import save_bioimageio_package
-    from bioimageio.spec.generic.v0_3 import LicenseId
+    from bioimageio.spec import save_bioimageio_package_as_folder
     from bioimageio.spec.model import v0_5
+
+    facts = facts or {}
+    _check_fields(name, version, git_repo, pixel_size)
+    fields = {
+        "license": _find_license(license_id),
+        "maintainers": _find_maintainers(maintainers),
+        "training_data": training_dataset(facts),
+        "git_repo": git_repo,
+    }
+    arguments = posterior_mean_arguments(pipe)
+    module = posterior_mean_module(pipe)
+    hazy = torch.from_numpy(example.astype(np.float32))[None, None]
+    with torch.no_grad():
+        clear = module(hazy)
+
+    with TemporaryDirectory() as folder:
+        files = {
+            part: v0_5.FileDescr(source=file)
+            for part, file in _write_files(Path(folder), pipe, module, hazy, clear, name, pixel_size, facts).items()
+        }
+
+        def axes(space, size):
+            scales = [{"unit": "micrometer", "scale": side} for side in pixel_size or ()] or [{}, {}]
+            plane = [space(id=axis, size=size(axis), **scale) for axis, scale in zip(("y", "x"), scales, strict=True)]
+            return [v0_5.BatchAxis(), v0_5.ChannelAxis(channel_names=["intensity"]), *plane]
+
+        counts = v0_5.IntervalOrRatioDataDescr(type="float32", unit="arbitrary unit")
+        smallest = v0_5.ParameterizedSize(min=4 * pipe.unet_scale_factor, step=1)
+        hazy_tensor = v0_5.InputTensorDescr(
+            id="hazy",
+            description="Hazy planes of one channel, in counts",
+            axes=axes(v0_5.SpaceInputAxis, lambda axis: smallest),
+            test_tensor=files["test_input"],
+            sample_tensor=files["sample_input"],
+            data=counts,
+        )
+        clear_tensor = v0_5.OutputTensorDescr(
+            id="clear",
+            description="Posterior means of the clear planes, in counts",
+            axes=axes(v0_5.SpaceOutputAxis, lambda axis: v0_5.SizeReference(tensor_id="hazy", axis_id=axis)),
+            test_tensor=files["test_output"],
+            sample_tensor=files["sample_output"],
+            data=counts,
+        )
+        weights = v0_5.WeightsDescr(
+            pytorch_state_dict=v0_5.PytorchStateDictWeightsDescr(
+                source=files["state_dict"].source,
+                architecture=v0_5.ArchitectureFromFileDescr(
+                    source=files["architecture"].source, callable="PosteriorMean", kwargs=arguments
+                ),
+                pytorch_version=OLDEST_TORCH,
+            ),
+            torchscript=v0_5.TorchscriptWeightsDescr(
+                source=files["torchscript"].source, pytorch_version=OLDEST_TORCH, parent="pytorch_state_dict"
+            ),
+        )
+        model = v0_5.ModelDescr(
+            name=name,
+            version=version,
+            description=DESCRIPTION,
+            authors=[v0_5.Author(name="The haze-pipeline developers")],
+            cite=[v0_5.CiteEntry(text=METHOD, url=URL)],
+            documentation=files["readme"],
+            covers=[files["cover"]],
+            tags=["fluorescence-light-microscopy", "2d", "image-restoration", "dehazing", "unet", "pytorch"],
+            inputs=[hazy_tensor],
+            outputs=[clear_tensor],
+            weights=weights,
+            config=v0_5.Config(
+                bioimageio=v0_5.BioimageioConfig(
+                    architecture_type="U-Net",
+                    modality="widefield fluorescence microscopy",
+                    task="dehazing (image restoration)",
+                    out_of_scope_use=NOT_MEANT_FOR,
+                    model_parameter_count=pipe.unet.num_parameters(),
+                )
+            ),
+            **{field: value for field, value in fields.items() if value},
+        )
+        package = save_bioimageio_package_as_folder(model, output_path=Path(folder, "package"))
+        _lower_format(package / "rdf.yaml")
+        with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(package.iterdir()):
+                archive.write(file, file.name)
+    summary = test_description(output)
+    if summary.status != "passed":
+        raise RuntimeError(f"The package fails the tests of bioimage.io: {summary.format()}")
+
+
+def _write_files(
+    folder: Path,
+    pipe: HazeMatchingPipeline,
+    module: PosteriorMean,
+    hazy: torch.Tensor,
+    clear: torch.Tensor,
+    name: str,
+    pixel_size: tuple[float, float] | None,
+    facts: dict,
+) -> dict[str, Path]:
+    """Write the files of a package to a folder. For the arguments, see [`export_bioimageio`]."""
+    files = {
+        part: folder / file
+        for part, file in (
+            ("state_dict", "weights.pt"),
+            ("architecture", "posterior_mean.py"),
+            ("torchscript", "weights_torchscript.pt"),
+            ("test_input", "test_input.npy"),
+            ("test_output", "test_output.npy"),
+            ("sample_input", "sample_input.tif"),
+            ("sample_output", "sample_output.tif"),
+            ("cover", "cover.png"),
+            ("readme", "README.md"),
+        )
+    }
+    torch.save(module.state_dict(), files["state_dict"])
+    code = join_modules(Path(__file__).parents[1], "sharing.posterior_mean", ARCHITECTURE_HEAD)
+    files["architecture"].write_text(code, encoding="utf-8")
+    torch.jit.script(module).save(files["torchscript"])
+    for kind, image in (("input", hazy.numpy()), ("output", clear.numpy())):
+        np.save(files[f"test_{kind}"], image)
+        scale = {}
+        if pixel_size is not None:
+            scale = {"resolution": (1 / pixel_size[1], 1 / pixel_size[0]), "metadata": {"unit": "um"}}
+        tifffile.imwrite(files[f"sample_{kind}"], image[0, 0], imagej=True, **scale)
+    draw_cover(hazy[0, 0].numpy(), clear[0, 0].numpy()).save(files["cover"])
+    files["readme"].write_text(write_readme(pipe, name, facts), encoding="utf-8")
+    return files
+
+
+def _lower_format(description: Path):
+    """
+    Rewrite a description in the format that the runtime of bioimage.io reads. It differs from later ones in that
+    covers and documentation have no checksums.
+    """
+    from bioimageio.spec.utils import read_yaml, write_yaml
+
+    content = read_yaml(description)
+    content["format_version"] = OLDEST_FORMAT
+    content["covers"] = [cover["source"] for cover in content["covers"]]
+    content["documentation"] = content["documentation"]["source"]
+    if "training_data" in content:
+        content["training_data"]["format_version"] = OLDEST_DATASET_FORMAT
+    write_yaml(content, description)
+
+
+def draw_cover(hazy: np.ndarray, clear: np.ndarray) -> Image.Image:
+    """
+    The centres of an image and of its result side by side, twice as wide as high. Each half has its own contrast.
+
+    Args:
+        hazy (`np.ndarray` of shape `[H, W]`): The image.
+        clear (`np.ndarray` of shape `[H, W]`): The result.
+    """
+    side = min(*hazy.shape, COVER_SIZE)
+    top, left = ((length - side) // 2 for length in hazy.shape)
+    cover = Image.new("L", (2 * side, side))
+    for index, plane in enumerate((hazy, clear)):
+        centre = plane[top : top + side, left : left + side]
+        cover.paste(HazeImageProcessor.visualize_intensity(centre), (index * side, 0))
+    zoom = COVER_SIZE // side  # an integer, so that pixels stay sharp
+    return cover.resize((2 * side * zoom, side * zoom), Image.Resampling.NEAREST)
+
+
+def _check_fields(name: str, version: str, git_repo: str | None, pixel_size: tuple[float, float] | None):
+    """Raise a `ValueError` for an argument of [`export_bioimageio`] that bioimage.io does not accept."""
+    if not re.fullmatch(r"[\w+\- ()]{5,128}", name, re.ASCII):
+        raise ValueError(
+            f"bioimage.io does not accept the name {name!r}: use 5 to 128 letters, digits, spaces, or _ + - ( )."
+        )
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise ValueError(f"{version!r} is not a version: give three numbers, such as 1.0.0.")
+    if git_repo is not None and not re.fullmatch(r"https?://\S+\.\S+", git_repo):
+        raise ValueError(f"{git_repo!r} is not the address of a repository: give one that starts with https://.")
+    if pixel_size is not None and not min(pixel_size) > 0:
+        raise ValueError(f"The pixel size must be positive, got {min(pixel_size):g} µm.")
+
+
+def _find_license(license_id: str) -> str:
+    """The licence as SPDX spells it. Raises a `ValueError` if there is none."""
+    from bioimageio.spec.generic.v0_3 import LicenseId
 
     licenses = {known.lower(): known for known in get_args(LicenseId.root_model.model_fields["root"].annotation)}
     if license_id.lower() not in licenses:
@@ -221,95 +374,22 @@ def export_bioimageio(pipe: HazeMatchingPipeline, output: Path, name: str, licen
             f"{license_id} is not a licence of https://spdx.org/licenses: name one of them, such as Apache-2.0 or "
             "CC-BY-4.0."
         )
-    module = posterior_mean_module(pipe)
-    with TemporaryDirectory() as folder, torch.no_grad():
-        files = {
-            part: Path(folder, file)
-            for part, file in (
-                ("weights", "weights.pt"),
-                ("input", "hazy.npy"),
-                ("output", "clear.npy"),
-                ("cover", "cover.png"),
-                ("documentation", "README.md"),
-            )
-        }
-        module.save(files["weights"])
-        hazy = torch.from_numpy(example.astype(np.float32))[None, None]
-        clear = module(hazy)
-        np.save(files["input"], hazy.numpy())
-        np.save(files["output"], clear.numpy())
-        HazeImageProcessor.visualize_side_by_side(example, clear[0, 0].numpy()).save(files["cover"])
-        files["documentation"].write_text(_documentation(pipe, name), encoding="utf-8")
-
-        def axes(space):
-            return [v0_5.BatchAxis(), v0_5.ChannelAxis(channel_names=["intensity"]), space("y"), space("x")]
-
-        counts = v0_5.IntervalOrRatioDataDescr(type="float32", unit="arbitrary unit")
-        hazy_tensor = v0_5.InputTensorDescr(
-            id="hazy",
-            description="Hazy planes of one channel, in counts",
-            axes=axes(
-                lambda axis: v0_5.SpaceInputAxis(
-                    id=axis, size=v0_5.ParameterizedSize(min=4 * pipe.unet_scale_factor, step=1)
-                )
-            ),
-            test_tensor=v0_5.FileDescr(source=files["input"]),
-            data=counts,
-        )
-        clear_tensor = v0_5.OutputTensorDescr(
-            id="clear",
-            description="Posterior means of the clear planes, in counts",
-            axes=axes(
-                lambda axis: v0_5.SpaceOutputAxis(id=axis, size=v0_5.SizeReference(tensor_id="hazy", axis_id=axis))
-            ),
-            test_tensor=v0_5.FileDescr(source=files["output"]),
-            data=counts,
-        )
-        model = v0_5.ModelDescr(
-            name=name,
-            description="Turns hazy (widefield) fluorescence micrographs into clear, confocal-like ones",
-            authors=[v0_5.Author(name="The haze-pipeline developers")],
-            cite=[v0_5.CiteEntry(text=TITLE, url=URL)],
-            license=licenses[license_id.lower()],
-            documentation=v0_5.FileDescr(source=files["documentation"]),
-            covers=[v0_5.FileDescr(source=files["cover"])],
-            tags=["fluorescence-light-microscopy", "2d", "image-restoration", "dehazing", "pytorch"],
-            inputs=[hazy_tensor],
-            outputs=[clear_tensor],
-            weights=v0_5.WeightsDescr(
-                torchscript=v0_5.TorchscriptWeightsDescr(
-                    source=files["weights"], pytorch_version=torch.__version__.split("+")[0]
-                )
-            ),
-        )
-        save_bioimageio_package(model, output_path=output)
-    summary = test_description(output, weight_format="torchscript")
-    if summary.status != "passed":
-        raise RuntimeError(f"The package fails the tests of bioimage.io: {summary.format()}")
+    return licenses[license_id.lower()]
 
 
-def _documentation(pipe: HazeMatchingPipeline, name: str) -> str:
-    patch_size = pipe.config.training_patch_size
-    size = f" of at least about {patch_size} pixels a side" if patch_size else ""
-    unit = (
-        "The intensities must be in the counts of the training set."
-        if pipe.config.normalization == "fixed"
-        else "The intensities may be in any linear unit; the prediction is in the same unit."
-    )
-    return f"""# {name}
+def _find_maintainers(users: Sequence[str]) -> list:
+    """Maintainers by their names on GitHub, which bioimage.io asks for each of them."""
+    import httpx
+    from bioimageio.spec.generic.v0_3 import Maintainer
 
-A HazeMatching pipeline ({URL}). It estimates the mean of all clear images that are consistent with a hazy image. It
-gives no uncertainty; for posterior samples and uncertainties use the pipeline itself (haze-pipeline).
-
-The input is a whole plane{size}. {unit}
-The network normalises over all pixels of its input, so that tiles of one image give different results. Process an
-image as a whole, or in tiles as large as the memory allows. The same image always gives the same result.
-
-The network may remove structures of a kind it has not seen in training as haze, or invent structures. Structures that
-are much dimmer than others in the plane may be lost; the preset fast of haze-pipeline restores them again.
-
-## Validation
-
-Compare the result with the input, and with clear images of your own specimens, before you measure or count anything in
-it.
-"""
+    maintainers = []
+    for user in users:
+        try:
+            maintainers.append(Maintainer(github_user=user))
+        except httpx.HTTPError as error:
+            raise OSError(
+                f"GitHub cannot be asked for the maintainer {user}: check the connection, or leave out --maintainer."
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"GitHub does not know the maintainer {user}: name a user of GitHub.") from error
+    return maintainers

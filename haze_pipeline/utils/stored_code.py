@@ -80,10 +80,10 @@ def _is_component(value) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
 
 
-def join_modules(root: Path, last: str) -> str:
+def join_modules(root: Path, last: str, head: str = HEAD) -> str:
     """
-    Join the module `last` of the package in `root`, and all modules of the package that it imports, into one file.
-    Only `last` keeps its docstrings.
+    Join the module `last` of the package in `root`, and all modules of the package that it imports, into one file that
+    starts with `head`. Only `last` keeps its docstrings.
 
     Raises:
         `ValueError`: If two modules use one name for different things.
@@ -110,7 +110,7 @@ def join_modules(root: Path, last: str) -> str:
         joined[module] = "\n".join(line for line in lines if line is not None).strip()
 
     join(last)
-    code = "\n\n\n".join([HEAD, *(f"# {module.replace('.', '/')}.py\n\n{code}" for module, code in joined.items())])
+    code = "\n\n\n".join([head, *(f"# {module.replace('.', '/')}.py\n\n{code}" for module, code in joined.items())])
     for base in LEFT_OUT.values():
         code = code.replace(f"({base}, ", "(").replace(f"({base})", "")
     return code + "\n"
