@@ -126,8 +126,7 @@ def dehaze(
         all_planes: Dehaze all planes of the channel instead of one.
 
     Returns:
-        OME-TIFFs with the result and, except for the preset fast, its standard deviation; the reasons to distrust the
-        result and what to do; pictures of input and result; a map of the standard deviation; and posterior samples.
+        OME-TIFFs of the result and its standard deviation, the verdict, pictures, and a map of the standard deviation.
     """
     with one_sentence(path), TemporaryDirectory() as folder:
         name = Path(path or "").name
