@@ -51,7 +51,9 @@ OPENING = {
     "value": f"{EXAMPLES}/opening.png",
     "label": "Example: the centre of the filaments, dehazed with the preset balanced",
     "visible": True,
+    "height": 340,  # px
 }
+LIVE_HEIGHT = 480  # px
 
 
 def show_image(path: str | None, image_number: int = 1) -> tuple:
@@ -72,7 +74,7 @@ def show_image(path: str | None, image_number: int = 1) -> tuple:
         gr.update(value=1, maximum=max(2, numbers), visible=numbers > 1, label=f"Plane, 1 to {numbers}"),
         gr.update(value=1, maximum=max(2, channels), visible=channels > 1, label=f"Channel, 1 to {channels}"),
         gr.update(value=1 < numbers <= MAX_WORK // first.size, visible=numbers > 1),
-        gr.update(value=show_together(FIRST, {"input": first})[0][0], label="Input", visible=True),
+        gr.update(value=show_together(FIRST, {"input": first})[0][0], label="Input", visible=True, height=LIVE_HEIGHT),
         gr.update(visible=False),
     )
 
@@ -261,7 +263,7 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                     start = gr.Button("Dehaze", variant="primary", min_width=120)
                     cancel = gr.Button("Cancel", min_width=120)
             with gr.Column(scale=3, min_width=300):
-                live = gr.Image(**OPENING, format="png", interactive=False, buttons=[], height=480)
+                live = gr.Image(**OPENING, format="png", interactive=False, buttons=[])
                 with gr.Column(visible=False) as outcome:
                     slider = gr.ImageSlider(
                         elem_id="slider", label="Input | result", format="png", interactive=False, max_height=480
