@@ -42,7 +42,9 @@ class Space:
         return (self.folder / "log").read_text()
 
     def client(self) -> Client:
-        return Client(self.url, verbose=False, download_files=str(self.folder / "downloads"))
+        return Client(
+            self.url, verbose=False, download_files=str(self.folder / "downloads"), httpx_kwargs={"timeout": 60}
+        )
 
 
 @contextmanager
