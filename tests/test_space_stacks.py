@@ -46,7 +46,7 @@ def test_a_stack_is_dehazed_as_by_the_command_line(space, pipe, tmp_path):
     assert "(planes 1, 2 and 3 were checked)" in verdict
     plot = client.predict(handle_file(source), [handle_file(file) for file in files], 25, 3, api_name="/profile")
     assert plot["plot"].startswith("data:image/")
-    with pytest.raises(AppError, match="planes 1 to 3"):
+    with pytest.raises(AppError, match="greater than maximum value 3"):
         client.predict(handle_file(source), [handle_file(file) for file in files], 25, 4, api_name="/profile")
 
 
