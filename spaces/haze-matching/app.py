@@ -1,59 +1,66 @@
 """Dehaze a micrograph in the browser, judge the result, see how a pinhole affects haze, and compare methods."""
 
-import math
 import threading
 from dataclasses import replace
-from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 
 # The package `spaces` of ZeroGPU must be imported before torch.
-from sampling import PIPE, describe_uncertainty, posterior_mean, sample  # isort: skip
+from sampling import describe_uncertainty, sample, sample_stack  # isort: skip
+import comparison
 import gradio as gr
 import latents
-import numpy as np
+import pinholes
+from checkpoints import CHECKPOINTS, FIRST, load_checkpoint
 from errors import one_sentence
+from results import compare_plane, draw_profile, show_together
 from uploads import (
     EXPIRY,
     MAX_FILE,
+    MAX_WORK,
     REFUSE_LARGE_FILES,
     choose_plane,
     count_planes,
     delete_expired_files,
     open_upload,
     read_plane,
+    read_stack,
 )
+from verdicts import list_findings
 
-from haze_pipeline.evaluation.baselines import richardson_lucy, rolling_ball
-from haze_pipeline.evaluation.figures import plot_profile, plot_uncertainty
-from haze_pipeline.evaluation.metrics import range_invariant_psnr
-from haze_pipeline.io.micrograph_files import Micrograph, read_micrograph, write_ome_tiff
+from haze_pipeline.io.micrograph_files import write_ome_tiff
 from haze_pipeline.presets import Preset, choose_members
-from haze_pipeline.simulation.optics import Optics
-from haze_pipeline.simulation.simulated_pairs import SimulatedPair, pair_generator, simulate_series
 
 
-MAX_WORK = 2**25  # pixels of a plane × members
 MAX_MEMBERS = 50
 NUM_SHOWN = 8  # members in the gallery
-CROP = 512  # px; side of the region in the tab "Compare"
-OPEN_PINHOLE = 30  # Airy units; this end of the slider means no pinhole
-MICROSCOPE = Optics(
-    numerical_aperture=1.2,
-    emission_wavelength=0.52,
-    excitation_wavelength=0.488,
-    refractive_index=1.33,
-    pixel_size=0.1,
+EXAMPLES = Path(__file__).parent / "examples"
+# By name of file: what the table of examples says. `draw_examples.py` draws the pictures.
+EXAMPLE_NAMES = {
+    "filaments": "Filaments, widefield, simulated",
+    "two_channels": "Cell borders and vesicles, two channels, simulated",
+    "mitochondria": "Mitochondria of HeLa cells, widefield, real",
+}
+ATTRIBUTION = (
+    "Mitochondria: crop of ImageJ's sample image *HeLa Cells* (public domain) from the [NEUBIAS training resources]"
+    "(https://github.com/NEUBIAS/training-resources), [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)."
 )
-
-pictures = PIPE.image_processor.visualize_together
+OPENING = {
+    "value": f"{EXAMPLES}/opening.png",
+    "label": "Example: the centre of the filaments, dehazed with the preset balanced",
+    "visible": True,
+    "height": 340,  # px
+}
+LIVE_HEIGHT = 480  # px
 
 
 def show_image(path: str | None, image_number: int = 1) -> tuple:
     """Describe an image of a file, show its first plane, and hide the results of another image."""
     if path is None:
-        return "", *(gr.update(visible=False) for _ in range(5))
+        hidden = gr.update(visible=False)
+        return "", hidden, hidden, hidden, gr.update(value=False, visible=False), gr.update(**OPENING), hidden
     with one_sentence(path), open_upload(path, image_number) as (micrograph, images):
         numbers, channels = count_planes(micrograph)
         first = choose_plane(micrograph, 1, 1).data
@@ -66,7 +73,8 @@ def show_image(path: str | None, image_number: int = 1) -> tuple:
         ),
         gr.update(value=1, maximum=max(2, numbers), visible=numbers > 1, label=f"Plane, 1 to {numbers}"),
         gr.update(value=1, maximum=max(2, channels), visible=channels > 1, label=f"Channel, 1 to {channels}"),
-        gr.update(value=pictures({"input": first})[0][0], label="Input", visible=True),
+        gr.update(value=1 < numbers <= MAX_WORK // first.size, visible=numbers > 1),
+        gr.update(value=show_together(FIRST, {"input": first})[0][0], label="Input", visible=True, height=LIVE_HEIGHT),
         gr.update(visible=False),
     )
 
@@ -77,152 +85,121 @@ def refuse_large_file():
         raise ValueError(f"The file is larger than {MAX_FILE >> 20} MB: crop it or save fewer planes.")
 
 
+def suggest_members(checkpoint: str, preset: str) -> int:
+    """The number of ensemble members of a preset for a checkpoint."""
+    with one_sentence():
+        return choose_members(load_checkpoint(checkpoint).pipe, Preset(preset))
+
+
 def show_plane(path: str | None, plane: int, channel: int, image_number: int) -> tuple:
     """Show the chosen plane, and hide the results of another one."""
     if path is None:
         return gr.update(visible=False), gr.update(visible=False)
     with one_sentence(path):
-        [picture], _ = pictures({"input": read_plane(path, plane, channel, image_number).data})
+        [picture], _ = show_together(FIRST, {"input": read_plane(path, plane, channel, image_number).data})
     return gr.update(value=picture, label="Input", visible=True), gr.update(visible=False)
 
 
 def dehaze(
-    path: str, plane: int, channel: int, preset: str, members: int, seed: int, strength: float, image_number: int
+    path: str,
+    plane: int,
+    channel: int,
+    preset: str,
+    members: int,
+    seed: int,
+    strength: float,
+    image_number: int,
+    checkpoint: str,
+    all_planes: bool,
 ):
     """
-    Dehaze one plane of a TIFF.
+    Remove the out-of-focus haze from a fluorescence micrograph, estimate the uncertainty, and check the result.
 
-    Returns the OME-TIFFs (the result and, except for the preset fast, its standard deviation), an assessment of the
-    result, pictures of input and result, a map of the standard deviation, and posterior samples. While it computes, it
-    returns the state of the sampling. Images of a file, planes and channels are counted from 1. `strength` is the
-    fraction of the predicted haze to remove.
+    Args:
+        path: TIFF, or zip archive with one OME-Zarr.
+        plane: Number of the plane, from 1. All axes except the channel axis count as planes.
+        channel: Number of the channel, from 1.
+        preset: fast gives the mean only; balanced and quality also give the uncertainty and samples.
+        members: Number of posterior samples.
+        seed: Seed of the noise.
+        strength: Fraction of the predicted haze to remove, from 0 to 1.
+        image_number: Number of the image in a file that holds several, from 1.
+        checkpoint: Name of the checkpoint.
+        all_planes: Dehaze all planes of the channel instead of one.
+
+    Returns:
+        OME-TIFFs of the result and its standard deviation, the verdict, pictures, and a map of the standard deviation.
     """
     with one_sentence(path), TemporaryDirectory() as folder:
-        micrograph = read_plane(path, plane, channel, image_number)
-        hazy, pixel_size = micrograph.data, micrograph.pixel_size_um
-        if hazy.size * members > MAX_WORK:
-            most = MAX_WORK // hazy.size
-            raise ValueError(
-                f"{members} members are too many for a plane of this size: choose at most {most}, or crop the image."
-            )
-        for state, result in sample(hazy, Preset(preset), members, seed, pixel_size, strength):
+        name = Path(path or "").name
+        if all_planes:
+            micrograph = read_stack(path, channel, image_number, members)
+            steps = sample_stack(checkpoint, micrograph, name, Preset(preset), members, seed, strength)
+        else:
+            micrograph = read_plane(path, plane, channel, image_number)
+            if micrograph.data.size * members > MAX_WORK:
+                most = MAX_WORK // micrograph.data.size
+                raise ValueError(
+                    f"{members} members are too many for a plane of this size: choose at most {most}, or crop the "
+                    "image."
+                )
+            pixel_size = micrograph.pixel_size_um
+            steps = sample(checkpoint, micrograph.data, Preset(preset), members, seed, pixel_size, strength)
+        for state, result in steps:
             if state is not None:
-                step, steps, plane_state = state
-                [picture], _ = pictures({"state": plane_state})
-                yield {live: gr.update(value=picture, label=f"Sampling: step {step} of {steps}", visible=True)}
+                step, of, shown = state
+                label = f"Dehazed plane {step} of {of}" if all_planes else f"Sampling: step {step} of {of}"
+                [picture], _ = show_together(checkpoint, {"state": shown})
+                yield {live: gr.update(value=picture, label=label, visible=True)}
             elif result is None:
                 yield {live: gr.skip()}
-        output, assessment, provenance = result
-        provenance |= {"source": Path(path).name, "image_number": image_number, "plane": plane, "channel": channel}
+        provenance = {
+            **result.provenance,
+            **{"source": name, "image_number": image_number, "plane": None if all_planes else plane},
+            **{"channel": channel, "checkpoint": checkpoint},
+        }
 
         files = []
-        for name, content, data in (
-            ("clear", "prediction", output.prediction),
-            ("clear_uncertainty", "standard deviation", output.uncertainty),
+        for suffix, content, data in (
+            ("clear", "prediction", result.prediction),
+            ("clear_uncertainty", "standard deviation", result.uncertainty),
         ):
             if data is not None:
-                files.append(f"{folder}/{Path(path).name.split('.')[0]}_{name}.ome.tif")
+                files.append(f"{folder}/{name.split('.')[0]}_{suffix}.ome.tif")
                 write_ome_tiff(files[-1], replace(micrograph, data=data), {**provenance, "content": content})
 
-        shown, caption = pictures({"input": hazy, "result": output.prediction})
-        members_shown = [] if output.samples is None else output.samples[:NUM_SHOWN]
+        pair, caption, uncertainty = compare_plane(path, files, plane)
+        members_shown = [] if result.samples is None else result.samples[:NUM_SHOWN]
         names = [f"sample {number} of {members}" for number in range(1, len(members_shown) + 1)]
-        sample_pictures, _ = pictures({"result": output.prediction, **dict(zip(names, members_shown, strict=True))})
+        named = dict(zip(names, members_shown, strict=True))
+        sample_pictures, _ = show_together(checkpoint, {"result": result.prediction, **named}) if names else ([], "")
+        if names:
+            note = (
+                "All samples are equally likely. Structures in which they differ are uncertain. They are shown with "
+                "the contrast of the result."
+            )
+        elif all_planes:
+            note = "Samples are given for single planes only: uncheck “All planes” and press Dehaze."
+        else:
+            note = "The preset fast gives only the mean. The presets balanced and quality also give samples."
+        count = result.prediction[..., 0, 0].size
         yield {
             live: gr.update(visible=False),
             outcome: gr.update(visible=True),
-            slider: shown,
+            slider: pair,
             contrast: caption,
             same_contrast: True,
-            verdict: f"**Can it be trusted?** {assessment.verdict}",
+            verdict: list_findings(result.assessments),
             downloads: files,
-            uncertainty_note: describe_uncertainty(output, members, provenance["num_inference_steps"], strength),
-            uncertainty_map: gr.update(
-                value=None if output.uncertainty is None else plot_uncertainty(output.uncertainty, pixel_size),
-                visible=output.uncertainty is not None,
-            ),
-            samples_note: (
-                "All samples are equally likely. Structures in which they differ are uncertain. They are shown with "
-                "the contrast of the result."
-                if names
-                else "The preset fast gives only the mean. The presets balanced and quality also give samples."
-            ),
+            uncertainty_note: describe_uncertainty(checkpoint, result, members),
+            uncertainty_map: uncertainty,
+            samples_note: note,
             samples: gr.update(value=list(zip(sample_pictures[1:], names, strict=True)), visible=bool(names)),
-        }
-
-
-def read_results(path: str, results: list[str] | None) -> tuple[np.ndarray, Micrograph, np.ndarray | None]:
-    """Read the plane that was dehazed (not the selected one), the result, and its standard deviation, if any."""
-    if not results:
-        raise ValueError("There is no result yet: press Dehaze first.")
-    prediction, *deviation = (read_micrograph(result) for result in results)
-    made = prediction.provenance or {}
-    hazy = read_plane(path, *(made.get(name, 1) for name in ("plane", "channel", "image_number"))).data
-    if hazy.shape != prediction.data.shape:
-        raise ValueError("The result belongs to another file: press Dehaze again.")
-    return hazy, prediction, deviation[0].data if deviation else None
-
-
-def change_contrast(path: str, results: list[str], same: bool) -> tuple:
-    """Show input and result at the same contrast, or each at its own."""
-    with one_sentence(path):
-        hazy, prediction, _ = read_results(path, results)
-        return pictures({"input": hazy, "result": prediction.data}, same)
-
-
-def draw_profile(path: str, results: list[str], position: float):
-    """Plot the intensities of input and result along a horizontal line at `position` % of the height."""
-    with one_sentence(path):
-        hazy, prediction, deviation = read_results(path, results)
-        return plot_profile(hazy, prediction.data, deviation, position / 100, prediction.pixel_size_um)
-
-
-@lru_cache(maxsize=32)
-def image_specimen(specimen: int, pinhole: float) -> SimulatedPair:
-    """A random specimen through a pinhole. The camera is set for an open pinhole, so that counts stay comparable."""
-    pinholes = (math.inf if pinhole == OPEN_PINHOLE else pinhole, math.inf)
-    return simulate_series(256, pair_generator(specimen, 0), MICROSCOPE, pinholes)[0]
-
-
-def simulate(specimen: int, pinhole: float):
-    """Image a simulated specimen through a pinhole of a diameter in Airy units. Returns both images and OME-TIFFs."""
-    with one_sentence(), TemporaryDirectory() as folder:
-        pair = image_specimen(specimen, pinhole)
-        size = (MICROSCOPE.pixel_size,) * 2
-        files = {"hazy": pair.hazy.numpy().astype(np.uint16), "in_focus": pair.clear.numpy()}
-        for name, data in files.items():
-            write_ome_tiff(f"{folder}/{name}.ome.tif", Micrograph(data, "YX", size), pair.parameters)
-        shown, caption = pictures({"camera": files["hazy"], "in-focus signal": files["in_focus"]})
-        yield shown, caption, [f"{folder}/{name}.ome.tif" for name in files]
-
-
-def dehaze_simulated(specimen: int, pinhole: float):
-    """Dehaze the simulated image, and compare the result with the in-focus signal, which is known here."""
-    with one_sentence():
-        pair = image_specimen(specimen, pinhole)
-        hazy, clear = pair.hazy.numpy(), pair.clear.numpy()
-        prediction = posterior_mean(hazy)
-        (_, *shown), _ = pictures({"camera": hazy, "result": prediction, "in-focus signal": clear})
-        before, after = (range_invariant_psnr(clear, image) for image in (hazy, prediction))
-        return shown, f"Range-invariant PSNR to the in-focus signal: {before:.1f} dB before, {after:.1f} dB after."
-
-
-def compare(path: str, plane: int, channel: int, ball: float, airy_radius: float, iterations: int, image_number: int):
-    """Dehaze the centre of a plane with three methods. Returns pictures and OME-TIFFs."""
-    with one_sentence(path), TemporaryDirectory() as folder:
-        micrograph = read_plane(path, plane, channel, image_number)
-        top, left = (max(0, (side - CROP) // 2) for side in micrograph.data.shape)
-        hazy = micrograph.data[top : top + CROP, left : left + CROP]
-        results = {
-            "haze_pipeline": posterior_mean(hazy),
-            "rolling_ball": rolling_ball(hazy, radius=ball).prediction,
-            "richardson_lucy": richardson_lucy(hazy, airy_radius, iterations).prediction,
-        }
-        source = {"source": Path(path).name, "image_number": image_number, "plane": plane, "channel": channel}
-        for name, data in results.items():
-            write_ome_tiff(f"{folder}/{name}.ome.tif", replace(micrograph, data=data), {"content": name, **source})
-        shown, caption = pictures({"input": hazy} | {name.replace("_", " "): data for name, data in results.items()})
-        yield *shown, caption, [f"{folder}/{name}.ome.tif" for name in results]
+            shown_plane: gr.update(
+                value=plane if count > 1 else 1, maximum=max(2, count), visible=count > 1,
+                label=f"Plane of the result, 1 to {count}",
+            ),
+        }  # fmt: skip
 
 
 with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
@@ -231,28 +208,52 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
         Removes out-of-focus haze from a fluorescence micrograph with [HazeMatching](https://arxiv.org/abs/2506.22397),
         and warns if the result may not be reliable. The result is in the counts of the input.
 
-        **Limits:** TIFF, ImageJ TIFF or OME-TIFF of any bit depth, at most {MAX_FILE >> 20} MB, planes of at most
-        2048 × 2048 pixels. Files are deleted after {EXPIRY / 60:.0f} minutes."""
+        **Limits:** TIFF, ImageJ TIFF, OME-TIFF or zipped OME-Zarr of any bit depth, at most {MAX_FILE >> 20} MB,
+        planes of at most 2048 × 2048 pixels. Files are deleted after {EXPIRY / 60:.0f} minutes."""
     )
     with gr.Tab("Dehaze"):
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 file = gr.File(
-                    label=f"Micrograph (TIFF, at most {MAX_FILE >> 20} MB)", file_types=[".tif", ".tiff"], height=170
+                    label=f"Micrograph (TIFF or zipped OME-Zarr, at most {MAX_FILE >> 20} MB)",
+                    file_types=[".tif", ".tiff", ".zip"],
+                    height=170,
                 )
                 too_large = gr.Button(visible="hidden", elem_id="too_large")
-                gr.Examples(
-                    sorted(map(str, (Path(__file__).parent / "examples").glob("*.tif"))), file, label="Examples"
+                examples = gr.Examples(
+                    [
+                        [f"{EXAMPLES}/{stem}.png", description, f"{EXAMPLES}/{stem}.ome.tif"]
+                        for stem, description in EXAMPLE_NAMES.items()
+                    ],
+                    [
+                        gr.Image(visible=False, label="Click to dehaze"),
+                        gr.Textbox(visible=False, label="Example"),
+                        file,
+                    ],
+                    visible_columns=[0, 1],
+                    label="Examples",
                 )
+                gr.Markdown(ATTRIBUTION)
                 facts = gr.Textbox(label="Contents", interactive=False, lines=1)
                 image_number = gr.Slider(1, 10_000, 1, step=1, precision=0, label="Image of the file", visible=False)
                 plane = gr.Slider(1, 10_000, 1, step=1, precision=0, label="Plane", visible=False)
                 channel = gr.Slider(1, 100, 1, step=1, precision=0, label="Channel", visible=False)
+                all_planes = gr.Checkbox(
+                    False, label="All planes", info="else only the plane chosen above", visible=False
+                )
+                checkpoint = gr.Dropdown(
+                    list(CHECKPOINTS), value=FIRST, label="Checkpoint", visible=len(CHECKPOINTS) > 1
+                )
                 preset = gr.Radio(
                     list(Preset), value=Preset.fast, label="Preset", info="fast: mean only; others: with uncertainty"
                 )
                 members = gr.Slider(
-                    1, MAX_MEMBERS, choose_members(PIPE, Preset.fast), step=1, precision=0, label="Members"
+                    1,
+                    MAX_MEMBERS,
+                    choose_members(load_checkpoint(FIRST).pipe, Preset.fast),
+                    step=1,
+                    precision=0,
+                    label="Members",
                 )
                 seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed")
                 strength = gr.Slider(
@@ -262,10 +263,13 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                     start = gr.Button("Dehaze", variant="primary", min_width=120)
                     cancel = gr.Button("Cancel", min_width=120)
             with gr.Column(scale=3, min_width=300):
-                live = gr.Image(visible=False, format="png", interactive=False, buttons=[], height=480)
+                live = gr.Image(**OPENING, format="png", interactive=False, buttons=[])
                 with gr.Column(visible=False) as outcome:
                     slider = gr.ImageSlider(
                         elem_id="slider", label="Input | result", format="png", interactive=False, max_height=480
+                    )
+                    shown_plane = gr.Slider(
+                        1, 10_000, 1, step=1, precision=0, label="Plane of the result", visible=False
                     )
                     contrast = gr.Markdown()
                     same_contrast = gr.Checkbox(True, label="Same contrast", container=False)
@@ -289,97 +293,50 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
                     with gr.Tab("Profile"):
                         profile = gr.Plot(show_label=False, elem_id="profile")
                         position = gr.Slider(0, 100, 50, step=0.5, label="Line, % of the height")
-    with gr.Tab("Haze by pinhole") as pinhole_tab:
-        gr.Markdown(
-            "A pinhole blocks out-of-focus light. The wider the pinhole, the hazier the image. This specimen is "
-            "simulated, so that the result can be compared with the known in-focus signal."
-        )
-        with gr.Row():
-            specimen = gr.Number(9, minimum=0, maximum=2**32 - 1, precision=0, label="Specimen (seed)")
-            pinhole = gr.Slider(
-                1, OPEN_PINHOLE, OPEN_PINHOLE, step=1, precision=0, label=f"Pinhole, Airy units ({OPEN_PINHOLE}: none)"
-            )
-            dehaze_button = gr.Button("Dehaze this", variant="primary")
-        with gr.Row():
-            with gr.Column(min_width=300):
-                simulated = gr.ImageSlider(
-                    label="Camera | in-focus signal", format="png", interactive=False, max_height=480
-                )
-                simulated_contrast = gr.Markdown()
-                simulated_files = gr.File(label="Download (OME-TIFF)", file_count="multiple", interactive=False)
-            with gr.Column(min_width=300):
-                simulated_result = gr.ImageSlider(
-                    label="Result | in-focus signal", format="png", interactive=False, max_height=480
-                )
-                score = gr.Markdown()
-    with gr.Tab("Compare"):
-        gr.Markdown(
-            "Compares haze-pipeline with two classical methods on the micrograph of the first tab, at most on its "
-            f"central {CROP} × {CROP} pixels. All pictures have the same number of counts between black and white."
-        )
-        with gr.Row():
-            ball = gr.Slider(3, 50, 30, step=1, precision=0, label="Rolling ball: radius, px")
-            airy_radius = gr.Slider(1, 8, 3, step=0.5, label="Richardson–Lucy: 0.61 λ/NA, px")
-            iterations = gr.Slider(1, 50, 20, step=1, precision=0, label="Richardson–Lucy: iterations")
-            compare_button = gr.Button("Compare", variant="primary")
-        with gr.Row():
-            names = ("Input", "haze-pipeline, fast", "Rolling ball", "Richardson–Lucy")
-            panels = [
-                gr.Image(
-                    label=name, format="png", interactive=False, buttons=["download", "fullscreen"], min_width=270
-                )
-                for name in names
-            ]
-        compared_contrast = gr.Markdown()
-        compared_files = gr.File(label="Download (OME-TIFF)", file_count="multiple", interactive=False)
-
-    image = [file, plane, channel]
-    shown_image = [facts, image_number, plane, channel, live, outcome]
     computing = {"concurrency_id": "computing", "concurrency_limit": 1}
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
-    file.change(show_image, file, shown_image, **quiet)
+    pinholes.add_tab(**computing)
+    comparison.add_tab([file, plane, channel, image_number], checkpoint, **computing)
+    if latents.PIPE is not None:
+        latents.add_tab([file, plane, channel, image_number], **computing)
+
+    image = [file, plane, channel]
+    shown_image = [facts, image_number, plane, channel, all_planes, live, outcome]
+    gr.on([file.upload, file.clear], show_image, file, shown_image, **quiet)
     image_number.release(show_image, [file, image_number], shown_image, **quiet)
     too_large.click(refuse_large_file, **quiet)
     gr.on([plane.release, channel.release], show_plane, [*image, image_number], [live, outcome], **quiet)
-    preset.change(lambda name: choose_members(PIPE, Preset(name)), preset, members, **quiet)
+    gr.on([preset.change, checkpoint.change], suggest_members, [checkpoint, preset], members, **quiet)
+    settings = [*image, preset, members, seed, strength, image_number, checkpoint, all_planes]
     results = [downloads, verdict, slider, contrast, uncertainty_map, uncertainty_note, samples, samples_note, live]
-    results += [same_contrast, outcome]
-    run = start.click(
-        dehaze, [*image, preset, members, seed, strength, image_number], results,
-        api_name="dehaze", show_progress="minimal", **computing,
-    )  # fmt: skip
-    cancel.click(show_plane, [*image, image_number], [live, outcome], cancels=run, **quiet)
-    same_contrast.input(change_contrast, [file, downloads, same_contrast], [slider, contrast], **quiet)
-    gr.on(
-        [downloads.change, position.change], draw_profile, [file, downloads, position], profile,
-        api_name="profile", trigger_mode="always_last", show_progress="hidden",
-    )  # fmt: skip
-    simulation = [pinhole_tab.select, specimen.change, pinhole.release]
-    gr.on(
-        simulation, simulate, [specimen, pinhole], [simulated, simulated_contrast, simulated_files],
-        api_name="simulate", trigger_mode="always_last", **computing,
-    )  # fmt: skip
-    gr.on(simulation, lambda: (None, ""), None, [simulated_result, score], **quiet)
-    dehaze_button.click(
-        dehaze_simulated, [specimen, pinhole], [simulated_result, score], api_name="dehaze_simulated", **computing
+    results += [same_contrast, outcome, shown_plane]
+    run = start.click(dehaze, settings, results, api_name="dehaze", show_progress="minimal", **computing)
+    example_shown = examples.load_input_event.then(show_image, file, shown_image, cancels=run, **quiet)
+    example_run = example_shown.success(
+        dehaze, settings, results, api_visibility="private", show_progress="minimal", **computing
     )
-    compare_button.click(
-        compare, [*image, ball, airy_radius, iterations, image_number], [*panels, compared_contrast, compared_files],
-        api_name="compare", **computing,
+    cancel.click(show_plane, [*image, image_number], [live, outcome], cancels=[run, example_run], **quiet)
+    gr.on(
+        [same_contrast.input, shown_plane.input], compare_plane, [file, downloads, shown_plane, same_contrast],
+        [slider, contrast, uncertainty_map], trigger_mode="always_last", **quiet,
     )  # fmt: skip
-    if latents.PIPE is not None:
-        latents.add_tab([*image, image_number], **computing)
+    gr.on(
+        [downloads.change, position.change, shown_plane.input], draw_profile, [file, downloads, position, shown_plane],
+        profile, api_name="profile", trigger_mode="always_last", show_progress="hidden",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
     threading.Thread(target=delete_expired_files, daemon=True).start()
     demo.queue(max_size=64).launch(
         max_file_size=MAX_FILE,
+        allowed_paths=[str(EXAMPLES)],
         state_session_capacity=200,  # sessions whose last plots are kept
         show_error=True,
         js=REFUSE_LARGE_FILES,
         ssr_mode=False,
         footer_links=["api"],
+        mcp_server=find_spec("mcp") is not None,  # needs gradio[mcp]
         # Local fonts only, so that the page works without an internet connection.
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )

@@ -28,8 +28,19 @@ if MODEL is not None:
 @GPU
 def restore(path: str, plane: int, channel: int, image_number: int, variant: str, alpha: float, repeats: int):
     """
-    Restore one plane of a TIFF from level to level of haze. Returns the input and the estimates of all levels as
-    pictures, and the estimates as an OME-TIFF. Images of a file, planes and channels are counted from 1.
+    Restore one plane of a micrograph from level to level of haze.
+
+    Args:
+        path: TIFF, or zip archive with one OME-Zarr.
+        plane: Number of the plane, from 1.
+        channel: Number of the channel, from 1.
+        image_number: Number of the image in a file that holds several, from 1.
+        variant: How each step uses the ones before.
+        alpha: Weight of the new estimate in combinations and re-projection.
+        repeats: Passes through the autoencoder in refinement.
+
+    Returns:
+        Pictures of the input and of all estimates, the counts shown as black and white, and the estimates as OME-TIFF.
     """
     with one_sentence(path), TemporaryDirectory() as folder:
         micrograph = read_plane(path, plane, channel, image_number)
