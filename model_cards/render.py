@@ -35,21 +35,23 @@ def default_checkpoint() -> ModelCard:
     The card of the checkpoint in the package: command from `docs/training.md`, log from `training/`, scores from
     `bench/`, limits from `README.md`, and texts from `docs/`.
     """
-    recipe = (ROOT / "docs" / "training.md").read_text().split("## The checkpoint in the package")[1]
+    recipe = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split("## The checkpoint in the package")[1]
     command = re.search(r"```sh\n(.*?)\n```", recipe, re.DOTALL)[1]
-    recorded = json.loads((ROOT / "training" / "default_checkpoint.json").read_text())
+    recorded = json.loads((ROOT / "training" / "default_checkpoint.json").read_text(encoding="utf-8"))
     stages, training = recorded["earlier_stages"], recorded["training"]
     seconds = [stage["log"][-1]["seconds"] for stage in [*stages, training]]
     hours = sum(seconds) / 3600
-    page = (ROOT / "README.md").read_text()
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
     limits = re.search(r"^Known limits:\n\n.*?(?=\n\n)", page, re.DOTALL | re.MULTILINE)[0]
-    benchmarks, uncertainty = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("benchmarks", "uncertainty"))
+    benchmarks, uncertainty = (
+        (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("benchmarks", "uncertainty")
+    )
     reading = re.search(r"^How to read the table: (.*?)\n\n", benchmarks, re.DOTALL | re.MULTILINE)[1]
     caption = re.search(r"^\*(Input, result of the preset.*?)\*\n", benchmarks, re.DOTALL | re.MULTILINE)[1]
     unsure = re.search(r"^(The checkpoint in the package starts .*?:)\n\n", uncertainty, re.DOTALL | re.MULTILINE)[1]
     with (ROOT / "training" / "specimens.csv").open(encoding="utf-8", newline="") as file:
         sources = [row for row in csv.DictReader(file) if row["split"] != "none"]
-    simulated = json.loads((ROOT / "bench" / "simulated_pairs.json").read_text())
+    simulated = json.loads((ROOT / "bench" / "simulated_pairs.json").read_text(encoding="utf-8"))
     facts = {
         "loader": "from_default()",
         "training": {

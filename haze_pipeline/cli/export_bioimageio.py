@@ -54,7 +54,11 @@ def export_bioimageio(
     folder = None if model is None else fetch_model(model)
     if license_id is None:
         training = None if folder is None else folder / "training.json"
-        noted = json.loads(training.read_text())["license"] if training is not None and training.is_file() else None
+        noted = (
+            json.loads(training.read_text(encoding="utf-8"))["license"]
+            if training is not None and training.is_file()
+            else None
+        )
         license_id = "apache-2.0" if folder is None else noted
     if license_id is None:
         raise ValueError(f"The licence of {model} is not known: name it with --license.")
