@@ -1,6 +1,6 @@
 """
 Render the cards of this folder: one of the checkpoint in the package, and one of each checkpoint that the paper
-published.
+published. Also render the text of their collection on the Hub.
 
     python model_cards/render.py
 
@@ -126,12 +126,47 @@ def published_checkpoint(subset: str) -> ModelCard:
     return make_model_card(pipe, f"hazematching-{subset}", facts, license_id="unknown")
 
 
+def collection() -> str:
+    """Title, description and notes of the collection, whose repositories are named `organisation/haze-<dataset>`."""
+    title = "Dehazing of fluorescence micrographs"
+    description = (
+        "Pipelines that turn hazy (widefield) micrographs into clear, confocal-like ones, with the uncertainty"
+    )
+    description += " of every pixel. One checkpoint per dataset."
+    notes = {
+        "default": "For any widefield image. The checkpoint in the package haze-pipeline, trained on real haze-free "
+        "specimens with computed haze."
+    }
+    for subset in SUBSETS:
+        notes[subset] = (
+            f"For images like those of the subset {subset} of HazeMatching (arXiv 2506.22397). The weights of its "
+            "authors, converted to diffusers."
+        )
+    assert len(title) <= 60 and len(description) <= 150 and max(map(len, notes.values())) <= 500  # limits of the Hub
+    return "\n".join(
+        [
+            "<!-- Written by model_cards/render.py. -->",
+            "",
+            f"# {title}",
+            "",
+            description,
+            "",
+            *readme.table(["model", "note"], [[f"`organisation/haze-{name}`", note] for name, note in notes.items()]),
+            "",
+            "The licence of the authors' weights is not stated. Ask them before you upload one of these checkpoints,",
+            "or convert the file for yourself as its card describes.",
+            "",
+        ]
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description="Render the cards of this folder.")
     parser.add_argument("--check", action="store_true", help="Change nothing; fail if a card is out of date.")
     args = parser.parse_args()
     cards = {"default_checkpoint": default_checkpoint()}
     cards |= {f"hazematching-{subset}": published_checkpoint(subset) for subset in SUBSETS}
+    cards["collection"] = collection()
     for name, card in cards.items():
         path = HERE / f"{name}.md"
         if args.check and (not path.is_file() or path.read_text(encoding="utf-8") != str(card)):
