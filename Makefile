@@ -3,7 +3,7 @@ BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --constraint constraints.txt
 CHECKED = haze_pipeline training tests bench model_cards spaces
 
-.PHONY: demo space test test-e2e test-napari style quality docs bench
+.PHONY: demo space test test-spawn test-lowest test-e2e test-napari style quality docs bench
 
 # Dehazes the example with the checkpoint in the package.
 demo: .venv/.installed
@@ -18,6 +18,17 @@ space: .venv/.installed-space
 # Side by side, file by file, since most tests wait or keep one core busy.
 test: .venv/.installed-test
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# The same where worker processes are spawned, as on Windows and macOS.
+test-spawn: .venv/.installed-test
+	PYTHONPATH=tests/spawn $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# The same with the lowest versions that pyproject.toml allows, in an environment of their own.
+test-lowest:
+	test -x .venv-lowest/bin/pip || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable ".[test]"
+	.venv-lowest/bin/pip install --quiet --no-deps torchcfm
+	.venv-lowest/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The Space over HTTP, and in Chromium where that is installed.
 test-e2e: .venv/.installed-e2e
@@ -57,6 +68,7 @@ bench: .venv/.installed-test
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/trust.py
 	$(BIN)/python bench/file_runs.py
+	$(BIN)/python bench/install.py
 	$(BIN)/python bench/formats.py
 	$(BIN)/python tests/fuzz_tiffs.py
 	$(BIN)/python bench/readme.py

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from checkpoint import weights_hash
 from eid_table import eid, eid_photographs, eid_real
+from install_table import install
 from safetensors.torch import load_file
 
 
@@ -627,6 +628,7 @@ def latent_study():
 
 PAGES = {
     HERE.parent / "README.md": (fresh_clone, summary),
+    DOCS / "index.md": (install,),
     DOCS / "benchmarks.md": (real_specimens, structures, real_pairs, simulated_pairs, speed, gpu, sampling),
     DOCS / "uncertainty.md": (calibration, trust),
     DOCS / "science.md": (solvers,),

@@ -59,7 +59,7 @@ def load_pipeline(model: str | None, kinds: Collection[str] = ("HazeMatchingPipe
         return HazeMatchingPipeline.from_default()
     folder = fetch_model(model)
     try:
-        kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
         kind = kind[1] if isinstance(kind, list) else kind  # with stored code: [module, class]
         if kind in kinds:
             pipeline_class = getattr(import_module(PIPELINES[kind]), kind)

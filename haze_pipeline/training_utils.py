@@ -101,7 +101,7 @@ def save_checkpoint(
     accelerator.save_state(incomplete)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (incomplete / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (incomplete / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         _replace(checkpoint, incomplete)
         for old in sorted(_checkpoints(output_dir), key=_step)[:-total_limit]:
             _delete(old)
@@ -179,7 +179,7 @@ def resume(
             f"{output_dir} holds checkpoints later than {checkpoint} ({', '.join(later)}): move them and the pipeline "
             "in best/ to another folder, or pass another --output_dir."
         )
-    stored = json.loads((checkpoint / "facts.json").read_text())
+    stored = json.loads((checkpoint / "facts.json").read_text(encoding="utf-8"))
     for fact, value in facts.items():
         if fact not in stored:
             raise ValueError(
@@ -234,14 +234,14 @@ def units_of(image_processor: HazeImageProcessor) -> dict:
 def read_log(output_dir: str | Path, step: int) -> list[dict]:
     """Rows of `training_log.jsonl` up to a step. The log of a killed training may be ahead of its checkpoint."""
     log = Path(output_dir, "training_log.jsonl")
-    rows = map(json.loads, log.read_text().splitlines()) if step > 0 and log.is_file() else ()
+    rows = map(json.loads, log.read_text(encoding="utf-8").splitlines()) if step > 0 and log.is_file() else ()
     return [row for row in rows if row["step"] <= step]
 
 
 def write_log(output_dir: str | Path, rows: list[dict]) -> None:
     """Write all rows of `training_log.jsonl`, one in each line."""
     incomplete = Path(output_dir, "incomplete-training_log.jsonl")
-    incomplete.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    incomplete.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     incomplete.replace(Path(output_dir, "training_log.jsonl"))
 
 
@@ -249,11 +249,13 @@ def save_best(pipeline: DiffusionPipeline, output_dir: str | Path, step: int, sc
     """Save a pipeline as `best`, with `score.json`, if its validation score exceeds that of the stored one."""
     best = Path(output_dir, "best")
     record = best / "score.json"
-    if record.is_file() and json.loads(record.read_text())["validation_psnr"] >= score:
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["validation_psnr"] >= score:
         return
     incomplete = Path(output_dir, "incomplete-best")
     pipeline.save_pretrained(incomplete)
-    (incomplete / "score.json").write_text(json.dumps({"step": step, "validation_psnr": score}) + "\n")
+    (incomplete / "score.json").write_text(
+        json.dumps({"step": step, "validation_psnr": score}) + "\n", encoding="utf-8"
+    )
     _replace(best, incomplete)
 
 

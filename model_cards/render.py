@@ -1,6 +1,6 @@
 """
 Render the cards of this folder: one of the checkpoint in the package, and one of each checkpoint that the paper
-published.
+published. Also render the text of their collection on the Hub.
 
     python model_cards/render.py
 
@@ -35,21 +35,23 @@ def default_checkpoint() -> ModelCard:
     The card of the checkpoint in the package: command from `docs/training.md`, log from `training/`, scores from
     `bench/`, limits from `README.md`, and texts from `docs/`.
     """
-    recipe = (ROOT / "docs" / "training.md").read_text().split("## The checkpoint in the package")[1]
+    recipe = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split("## The checkpoint in the package")[1]
     command = re.search(r"```sh\n(.*?)\n```", recipe, re.DOTALL)[1]
-    recorded = json.loads((ROOT / "training" / "default_checkpoint.json").read_text())
+    recorded = json.loads((ROOT / "training" / "default_checkpoint.json").read_text(encoding="utf-8"))
     stages, training = recorded["earlier_stages"], recorded["training"]
     seconds = [stage["log"][-1]["seconds"] for stage in [*stages, training]]
     hours = sum(seconds) / 3600
-    page = (ROOT / "README.md").read_text()
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
     limits = re.search(r"^Known limits:\n\n.*?(?=\n\n)", page, re.DOTALL | re.MULTILINE)[0]
-    benchmarks, uncertainty = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("benchmarks", "uncertainty"))
+    benchmarks, uncertainty = (
+        (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("benchmarks", "uncertainty")
+    )
     reading = re.search(r"^How to read the table: (.*?)\n\n", benchmarks, re.DOTALL | re.MULTILINE)[1]
     caption = re.search(r"^\*(Input, result of the preset.*?)\*\n", benchmarks, re.DOTALL | re.MULTILINE)[1]
     unsure = re.search(r"^(The checkpoint in the package starts .*?:)\n\n", uncertainty, re.DOTALL | re.MULTILINE)[1]
     with (ROOT / "training" / "specimens.csv").open(encoding="utf-8", newline="") as file:
         sources = [row for row in csv.DictReader(file) if row["split"] != "none"]
-    simulated = json.loads((ROOT / "bench" / "simulated_pairs.json").read_text())
+    simulated = json.loads((ROOT / "bench" / "simulated_pairs.json").read_text(encoding="utf-8"))
     facts = {
         "loader": "from_default()",
         "training": {
@@ -124,12 +126,47 @@ def published_checkpoint(subset: str) -> ModelCard:
     return make_model_card(pipe, f"hazematching-{subset}", facts, license_id="unknown")
 
 
+def collection() -> str:
+    """Title, description and notes of the collection, whose repositories are named `organisation/haze-<dataset>`."""
+    title = "Dehazing of fluorescence micrographs"
+    description = (
+        "Pipelines that turn hazy (widefield) micrographs into clear, confocal-like ones, with the uncertainty"
+    )
+    description += " of every pixel. One checkpoint per dataset."
+    notes = {
+        "default": "For any widefield image. The checkpoint in the package haze-pipeline, trained on real haze-free "
+        "specimens with computed haze."
+    }
+    for subset in SUBSETS:
+        notes[subset] = (
+            f"For images like those of the subset {subset} of HazeMatching (arXiv 2506.22397). The weights of its "
+            "authors, converted to diffusers."
+        )
+    assert len(title) <= 60 and len(description) <= 150 and max(map(len, notes.values())) <= 500  # limits of the Hub
+    return "\n".join(
+        [
+            "<!-- Written by model_cards/render.py. -->",
+            "",
+            f"# {title}",
+            "",
+            description,
+            "",
+            *readme.table(["model", "note"], [[f"`organisation/haze-{name}`", note] for name, note in notes.items()]),
+            "",
+            "The licence of the authors' weights is not stated. Ask them before you upload one of these checkpoints,",
+            "or convert the file for yourself as its card describes.",
+            "",
+        ]
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description="Render the cards of this folder.")
     parser.add_argument("--check", action="store_true", help="Change nothing; fail if a card is out of date.")
     args = parser.parse_args()
     cards = {"default_checkpoint": default_checkpoint()}
     cards |= {f"hazematching-{subset}": published_checkpoint(subset) for subset in SUBSETS}
+    cards["collection"] = collection()
     for name, card in cards.items():
         path = HERE / f"{name}.md"
         if args.check and (not path.is_file() or path.read_text(encoding="utf-8") != str(card)):

@@ -17,6 +17,7 @@ from imageio.v3 import imread
 from PIL import Image
 
 from haze_pipeline import FlowMatchODEScheduler, HazeMatchingPipeline
+from haze_pipeline.io.micrograph_files import read_micrograph
 from haze_pipeline.models.unet_haze_matching import add_gain, build_unet
 from haze_pipeline.sampling.initial_noise import draw_noise
 from haze_pipeline.sharing.bioimageio_export import NOISE_SIZE, draw_cover, network_arguments, posterior_mean_module
@@ -170,7 +171,7 @@ def test_the_package_passes_the_tests_of_bioimage_io(tmp_path, run, model):
     assert [each["github_user"] for each in description["maintainers"]] == ["githubuser2"]
     for tensor in (*description["inputs"], *description["outputs"]):
         assert [axis["unit"] for axis in tensor["axes"][2:]] == ["micrometer"] * 2
-        assert all(axis["scale"] == pytest.approx(0.1, rel=0.9) for axis in tensor["axes"][2:])
+        assert [axis["scale"] for axis in tensor["axes"][2:]] == pytest.approx(read_micrograph(example).pixel_size)
         sample = imread(io.BytesIO(files[tensor["sample_tensor"]["source"]]), extension=".tif")
         np.testing.assert_array_equal(sample, np.load(io.BytesIO(files[tensor["test_tensor"]["source"]]))[0, 0])
     weights = description["weights"]

@@ -1,3 +1,4 @@
+import sys
 import threading
 import time
 
@@ -38,6 +39,7 @@ def test_out_of_memory_errors_are_distinguished_from_others():
     assert not devices.is_out_of_memory(RuntimeError("could not create a primitive descriptor for the convolution"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists mapped files in /proc")
 def test_large_arrays_are_stored_in_temporary_files_that_are_deleted(monkeypatch, tmp_path):
     monkeypatch.setattr(arrays.tempfile, "tempdir", str(tmp_path))
     small = arrays.allocate(4, 5)

@@ -21,7 +21,7 @@ from haze_pipeline.sharing.publishing import write_repository
 
 
 EXAMPLE = ROOT / "spaces" / "haze-matching" / "examples" / "filaments.ome.tif"
-CARDS = sorted((ROOT / "model_cards").glob("*.md"))
+CARDS = [path for path in sorted((ROOT / "model_cards").glob("*.md")) if path.stem != "collection"]
 PLACEHOLDERS = re.compile(
     r"(?i:more information needed|todo|tbd|xxx|lorem|\[insert|undefined)|\{\{|\}\}|\{%|\bNone\b|\bnan\b"
 )

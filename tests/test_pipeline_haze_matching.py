@@ -238,6 +238,7 @@ def test_blocks_of_a_large_field_agree_with_the_whole(monkeypatch, pipe):
     assert (blocks - whole).std() < 0.05 * whole.std()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists mapped files in /proc")
 def test_arrays_in_files_give_the_same_result(monkeypatch, pipe, image, tmp_path):
     arguments = {"num_inference_steps": 2, "ensemble_size": 3, "output_uncertainty": True, "output_samples": True}
     expected = pipe(image, generator=seeded(), batch_size=1, **arguments)
@@ -288,6 +289,7 @@ def test_memory_does_not_grow_with_the_ensemble(pipe):
     assert most_bytes(32, output_samples=True) - most_bytes(4, output_samples=True) == 28 * 64 * 64 * 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
 def test_tiles_become_smaller_when_memory_runs_out():
     """A real memory limit of the system is too low for the whole field at once."""
     script = """

@@ -403,6 +403,7 @@ def test_several_processes_give_the_results_of_one(run, folder, model, tmp_path)
         np.testing.assert_array_equal(image, results[1][name])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL for a group of processes")
 def test_the_next_run_completes_a_killed_one(run, folder, model, tmp_path):
     (folder / "broken.tif").unlink()
     arguments = [folder, "--recursive", "--model", model, "--preset", "balanced", "--skip-existing"]
@@ -431,6 +432,7 @@ def test_the_next_run_completes_a_killed_one(run, folder, model, tmp_path):
         np.testing.assert_array_equal(image, killed[name])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows ends a process without SIGTERM")
 def test_termination_leaves_no_incomplete_files(folder, model, tmp_path):
     output = tmp_path / "out"
     process = subprocess.Popen(

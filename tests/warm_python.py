@@ -34,8 +34,11 @@ def run_script(
         folder (`Path`, *optional*): The working directory.
         environment (`dict[str, str]`, *optional*): Variables in addition to `ENVIRONMENT`.
     """
-    server = _server(tuple(sorted((environment or {}).items())))
     command = [str(part) for part in (script, *arguments)]
+    if not hasattr(os, "fork"):  # Windows
+        variables = ENVIRONMENT | (environment or {})
+        return subprocess.run([sys.executable, *command], cwd=folder, env=variables, capture_output=True, text=True)
+    server = _server(tuple(sorted((environment or {}).items())))
     with tempfile.TemporaryDirectory() as outputs:
         outputs = [Path(outputs, name) for name in ("stdout", "stderr")]
         server.stdin.write(json.dumps([command, str(folder or Path.cwd()), *map(str, outputs)]) + "\n")

@@ -518,7 +518,9 @@ def train(args, command, accelerator, output_dir):
     checkpoint = None if args.dry_run else args.resume_from_checkpoint
     step = resume(accelerator, ema, output_dir, checkpoint, facts, max_train_steps)
     if step > 0 and log_file.is_file():  # the log may be ahead of the checkpoint
-        log = [row for row in map(json.loads, log_file.read_text().splitlines()) if row["step"] <= step]
+        log = [
+            row for row in map(json.loads, log_file.read_text(encoding="utf-8").splitlines()) if row["step"] <= step
+        ]
     batches = accelerator.skip_first_batches(dataloader, step * args.gradient_accumulation_steps)
 
     # Train.
@@ -527,7 +529,9 @@ def train(args, command, accelerator, output_dir):
     )
     unet.train()
     elapsed_file = output_dir / f"checkpoint-{step}" / "seconds.json"
-    seconds_before = json.loads(elapsed_file.read_text()) if step > 0 and elapsed_file.is_file() else 0.0
+    seconds_before = (
+        json.loads(elapsed_file.read_text(encoding="utf-8")) if step > 0 and elapsed_file.is_file() else 0.0
+    )
     started = time.monotonic()
     step_loss, losses = 0.0, []
     seconds_per_step = seconds_per_validation = 0.0
@@ -581,7 +585,7 @@ def train(args, command, accelerator, output_dir):
                     {"step": step, "seconds": seconds, "loss": float(np.mean(losses)), "validation_psnr": score}
                 )
                 incomplete = log_file.with_name(f"incomplete-{log_file.name}")
-                incomplete.write_text("".join(json.dumps(row) + "\n" for row in log))
+                incomplete.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
                 incomplete.replace(log_file)
                 logger.info("step %d: loss %.4f, validation %.2f dB", step, log[-1]["loss"], score)
             losses = []
@@ -593,7 +597,7 @@ def train(args, command, accelerator, output_dir):
             save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, facts)
             if accelerator.is_main_process:
                 seconds = seconds_before + time.monotonic() - started
-                (output_dir / f"checkpoint-{step}" / "seconds.json").write_text(json.dumps(seconds))
+                (output_dir / f"checkpoint-{step}" / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
         if is_out_of_time:
             logger.info(
                 "stopped after %d of %d steps; continue with --resume_from_checkpoint latest", step, max_train_steps
@@ -628,7 +632,7 @@ def train(args, command, accelerator, output_dir):
         record, best = json.dumps(training, indent=2) + "\n", output_dir / "best"
         if best.is_dir():
             with replace_when_complete(best / "training.json") as temporary:
-                temporary.write_text(record)
+                temporary.write_text(record, encoding="utf-8")
         title = args.hub_model_id or Path(args.output_dir).name
         card = make_model_card(pipeline, title, {"training": training}, args.license)
         save_trained(pipeline, output_dir, {"training.json": record, "README.md": str(card)})

@@ -17,8 +17,9 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -112,13 +113,17 @@ def clear_alone(pairs: Iterable[Pair]) -> Iterator[Pair]:
     return (replace(pair, hazy=pair.clear) for pair in pairs)
 
 
+def clear_series(series: Callable[[int, int], Iterator[Pair]], start: int, step: int = 1) -> Iterator[Pair]:
+    """The same of an endless series. A function of the module, which can be sent to worker processes."""
+    return clear_alone(series(start, step))
+
+
 def without_haze(data: TrainingData) -> TrainingData:
     """The same data with the clear image in place of the hazy one."""
-    series = data.series
     return replace(
         data,
         pairs=list(clear_alone(data.pairs)),
-        series=series and (lambda start: clear_alone(series(start))),
+        series=data.series and partial(clear_series, data.series),
         validation=list(clear_alone(data.validation)),
     )
 

@@ -111,7 +111,7 @@ def write_log(path: Path, records: list[dict]):
         writer.writerows({**row, "written": " ".join(row["written"])} for row in rows)
         text = buffer.getvalue()
     with replace_when_complete(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", newline="")  # csv has written the ends of lines
 
 
 def print_plan(dehazer: FileDehazer, tasks: list[Task]):

@@ -167,9 +167,11 @@ def calibrate(
     make_parents(output)
     with replace_when_complete(output) as folder:
         shutil.copytree(fetch_model(model) if model else DEFAULT_CHECKPOINT, folder, dirs_exist_ok=True)
-        index = json.loads((folder / "model_index.json").read_text())
-        (folder / "model_index.json").write_text(json.dumps({**index, **fitted}, indent=2, sort_keys=True) + "\n")
-        (folder / "calibration.json").write_text(json.dumps(facts, indent=2) + "\n")
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        (folder / "model_index.json").write_text(
+            json.dumps({**index, **fitted}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+        (folder / "calibration.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if plot is not None:
             figure = plot_calibration(curves)
             figure.savefig(folder / "calibration.png")

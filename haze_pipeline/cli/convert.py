@@ -60,5 +60,5 @@ def convert(
             unet, FlowMatchODEScheduler(), normalization="fixed", mirror_members=False, **config
         ).save_pretrained(folder)
         facts = {"subset": subset.value, "channel": channel, "published": not caught}
-        (folder / "conversion.json").write_text(json.dumps(facts) + "\n")
+        (folder / "conversion.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     print(output)

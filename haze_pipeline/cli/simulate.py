@@ -272,7 +272,7 @@ def simulate(
     with replace_when_complete(output) as folder, ExitStack() as stack:
         (folder / "hazy").mkdir(parents=True)
         (folder / "clear").mkdir()
-        parameters = stack.enter_context((folder / "parameters.jsonl").open("w"))
+        parameters = stack.enter_context((folder / "parameters.jsonl").open("w", encoding="utf-8"))
         advance = progress_bar(f"Simulating {output}", num_images, stack)
         for index, (specimen, pairs) in enumerate(series):
             for level, pair in enumerate(pairs):

@@ -131,7 +131,7 @@ def _airy_radius(note: dict, hazy: Micrograph) -> float | None:
 def simulation_notes(folder: str | Path) -> list[dict]:
     """Read the parameters that `haze-pipeline simulate` stored for each image of a folder; empty for other images."""
     path = Path(folder, "parameters.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def describe_simulation(notes: list[dict]) -> str:

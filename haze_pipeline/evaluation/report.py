@@ -80,8 +80,8 @@ def write_report(folder: Path, facts: dict, shown: list[Pair], predictions: dict
         panels=panels,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
-    (folder / "evaluation.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
-    (folder / "model-index.json").write_text(json.dumps(model_index(facts), indent=2) + "\n")
+    (folder / "evaluation.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "model-index.json").write_text(json.dumps(model_index(facts), indent=2) + "\n", encoding="utf-8")
     for model in evaluated_models(facts):
         write_eval_results(folder, facts, model)
 

@@ -46,7 +46,7 @@ PUBLISHED_RESULTS = {
 def read_facts(folder: str | Path) -> dict:
     """Read the facts about the pipeline in a folder that [`make_model_card`] needs."""
     files = {name: Path(folder, f"{name}.json") for name in FACTS}
-    facts = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    facts = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
     facts["calibration_plot"] = "calibration.png" if Path(folder, "calibration.png").is_file() else None
     return facts
 

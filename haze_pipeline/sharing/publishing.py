@@ -105,14 +105,15 @@ def write_repository(
     pipe.save_pretrained(staged)
     copy.deepcopy(pipe.unet).half().save_pretrained(staged / "unet", variant="fp16")
     for file in (staged / "model_index.json", staged / "unet" / "config.json"):
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if (staged / "modular_config.json").exists():
         add_blocks(staged, repo_id)
 
     # 2. The licences and the facts about the pipeline.
-    (staged / "LICENSE").write_text(distribution("haze-pipeline").read_text("licenses/LICENSE"), encoding="utf-8")
+    licence = distribution("haze-pipeline").read_text("licenses/LICENSE")  # always read as UTF-8
+    (staged / "LICENSE").write_text(licence, encoding="utf-8")
     sources = [] if folder is None else [Path(folder, name) for name in ("LICENSE", "calibration.png")]
     sources += [] if folder is None else [Path(folder, f"{name}.json") for name in FACTS]
     for source in sources:

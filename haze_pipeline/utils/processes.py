@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,7 +119,7 @@ def available_cores() -> int:
     """Number of cores that this process may use: those it is bound to, or fewer if its container has a quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:  # Linux control groups, version 2
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
@@ -138,18 +139,23 @@ def launch(number: int, arguments: list[str]) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Processes that each use all cores would slow each other down.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // number)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=number,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
+    # The processes find each other through a file. torchrun takes a TCP port instead, and asks for libuv there, which
+    # torch for Windows lacks (pytorch/pytorch#178600).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
-        elastic_launch(config, sys.executable)("-m", "haze_pipeline", *arguments)
+        with tempfile.TemporaryDirectory(prefix="haze-", ignore_cleanup_errors=True) as folder:
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=number,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint=str(Path(folder, "processes")),
+                rdzv_configs={"store_type": "file"},
+                max_restarts=0,
+                monitor_interval=0.1,
+            )
+            elastic_launch(config, sys.executable)("-m", "haze_pipeline", *arguments)
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode
     except SignalException as error:

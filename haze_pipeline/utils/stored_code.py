@@ -34,14 +34,14 @@ def add_code(folder: str | Path):
         folder (`str` or `Path`): Folder that `save_pretrained` wrote.
     """
     folder, root = Path(folder), Path(__file__).parents[1]
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     (folder / f"{PIPELINE[0]}.py").write_text(join_modules(root, PIPELINE[0]), encoding="utf-8")
     index["_class_name"] = PIPELINE
     if index["scheduler"][1] == SCHEDULER[1]:
         code = (root / f"{SCHEDULER[0]}.py").read_text(encoding="utf-8")
         (folder / "scheduler" / f"{SCHEDULER[0]}.py").write_text(code, encoding="utf-8")
         index["scheduler"] = SCHEDULER
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if index["unet"][0] == "diffusers" and index["scheduler"] == SCHEDULER:
         add_blocks(folder)
 
@@ -56,12 +56,12 @@ def add_blocks(folder: str | Path, repository: str | None = None):
             weights. Those in a local folder are found without it.
     """
     folder, root = Path(folder), Path(__file__).parents[1]
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     for module in (BLOCKS[0], SCHEDULER[0]):
         (folder / f"{module}.py").write_text((root / f"{module}.py").read_text(encoding="utf-8"), encoding="utf-8")
     where = {"pretrained_model_name_or_path": repository, "subfolder": "unet", "revision": None}
     version = {"_diffusers_version": index["_diffusers_version"]}
-    of_scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    of_scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     described = {
         "_class_name": "ModularPipeline",
         "_blocks_class_name": BLOCKS[1],
