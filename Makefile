@@ -5,11 +5,11 @@ CHECKED = haze_pipeline training tests bench model_cards spaces
 
 .PHONY: demo space test test-spawn test-lowest test-e2e test-napari style quality docs bench
 
-# Dehazes the example with the checkpoint in the package.
+# Dehazes a real and a simulated image with the checkpoint in the package.
 demo: .venv/.installed
 	mkdir -p demo
-	$(BIN)/haze-pipeline dehaze spaces/haze-matching/examples/filaments.ome.tif -o demo/filaments_clear.ome.tif \
-		--preview demo/filaments.png
+	for name in mitochondria filaments; do $(BIN)/haze-pipeline dehaze spaces/haze-matching/examples/$$name.ome.tif \
+		-o demo/$${name}_clear.ome.tif --preview demo/$$name.png || exit; done
 
 # Serves the Space on http://127.0.0.1:7860.
 space: .venv/.installed-space
