@@ -495,6 +495,7 @@ def test_the_page(space, pipe, browser, tmp_path, width):
     # 6. Choose the second image of a file that holds two. It has no planes to choose from.
     two_images(tmp_path / "two.ome.tif")
     page.get_by_label("Clear").first.click()
+    page.get_by_text("Example: the centre of the filaments").wait_for()
     page.locator("input[type=file]").first.set_input_files(tmp_path / "two.ome.tif")
     page.get_by_label("number input for Plane, 1 to 2").wait_for()
     number = page.get_by_label("number input for Image of the file, 1 to 2")
