@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
+from markdown_table import table
+
 
 RESULTS = Path(__file__).with_name("eid.json")
 NOT_MEASURED = ["Not measured yet: run `python bench/eid.py`."]
-
-
-def table(header, rows):
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
 def eid():

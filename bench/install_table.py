@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from markdown_table import table
+
 
 NEEDED_FOR = {
     "zarr": "OME-Zarr files",
@@ -19,15 +21,13 @@ NEEDED_FOR = {
 
 def install() -> list[str]:
     results = json.loads(Path(__file__).with_name("install.json").read_text(encoding="utf-8"))
-    lines = ["| extra | needed for | adds |", "| --- | --- | --- |"]
-    for name, purpose in NEEDED_FOR.items():
-        lines.append(f"| `{name}` | {purpose} | {results['extras'][name]['MB']:.0f} MB |")
+    rows = [[f"`{name}`", purpose, f"{results['extras'][name]['MB']:.0f} MB"] for name, purpose in NEEDED_FOR.items()]
     packages = results["packages"]
     found = sorted({name for each in (*packages, *results["extras"].values()) for name in each["toolkits"]})
     toolkits = f"GUI toolkits among them: {', '.join(found)}." if found else "None of them brings a GUI toolkit."
     times = ", ".join(f"{each['seconds']:.0f} s with Python {each['python']}" for each in packages)
     return [
-        *lines,
+        *table(["extra", "needed for", "adds"], rows),
         "",
         f"The package without extras adds {packages[0]['MB']:.0f} MB to torch {packages[0]['torch']} and installs in "
         f"{times}, downloads included ({results['machine']}, while {results['load']} processes ran on average). Each "

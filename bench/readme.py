@@ -17,15 +17,12 @@ from pathlib import Path
 from checkpoint import weights_hash
 from eid_table import eid, eid_photographs, eid_real
 from install_table import install
+from markdown_table import table
 from safetensors.torch import load_file
 
 
 HERE = Path(__file__).parent
 OURS, TUNED = "haze-pipeline `fast`", "best classical, tuned on the image"
-
-
-def table(header, rows):
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
 @cache
@@ -647,14 +644,14 @@ def main():
     args = parser.parse_args()
     for page, tables in PAGES.items():
         text = rendered = page.read_text()
-        for table in tables:
-            block = "\n".join(table())
-            pattern = rf"(<!-- {table.__name__} -->\n).*?(<!-- /{table.__name__} -->)"
+        for render in tables:
+            block = "\n".join(render())
+            pattern = rf"(<!-- {render.__name__} -->\n).*?(<!-- /{render.__name__} -->)"
             rendered, count = re.subn(
                 pattern, lambda m, block=block: m[1] + block + "\n" + m[2], rendered, flags=re.DOTALL
             )
             if count != 1:
-                sys.exit(f"{page} must have one table {table.__name__}, found {count}.")
+                sys.exit(f"{page} must have one table {render.__name__}, found {count}.")
         if args.check and rendered != text:
             sys.exit(f"{page} has stale tables; run `python bench/readme.py`.")
         if not args.check:

@@ -107,6 +107,26 @@ def save_checkpoint(
             _delete(old)
 
 
+def make_data_loader(
+    examples: torch.utils.data.Dataset, batch_size: int, num_workers: int, device: torch.device
+) -> torch.utils.data.DataLoader:
+    """
+    Load the batches of training examples in their order: the examples are already random, and this order is the same
+    after resuming.
+
+    Args:
+        examples (`torch.utils.data.Dataset`): The examples.
+        batch_size (`int`): Examples of a batch; the last batch is left out if it is smaller.
+        num_workers (`int`): Number of processes that make examples; with 0, the training does so itself.
+        device (`torch.device`): Device that trains.
+    """
+    return torch.utils.data.DataLoader(
+        examples, batch_size=batch_size, num_workers=num_workers, drop_last=True,
+        generator=torch.Generator(),  # workers' seeds must not use the global generator, which checkpoints restore
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+
+
 def clip_gradients(
     accelerator: "accelerate.Accelerator",
     network: torch.nn.Module,

@@ -53,6 +53,7 @@ from haze_pipeline.sharing.unpaired_card import make_unpaired_card
 from haze_pipeline.training_utils import (
     averaged_unet,
     clip_gradients,
+    make_data_loader,
     read_log,
     resume,
     save_best,
@@ -163,11 +164,8 @@ def main():
     if hazy and not measured:
         raise ValueError(f"No image of --validation_data_dir {args.validation_data_dir} has any contrast.")
     length = args.max_train_steps * args.train_batch_size * accelerator.num_processes
-    dataloader = torch.utils.data.DataLoader(
-        UnpairedPatches(hazy, clear, args.resolution, args.seed, length), batch_size=args.train_batch_size,
-        num_workers=args.dataloader_num_workers, drop_last=True,
-        generator=torch.Generator(),  # workers' seeds must not use the global generator, which checkpoints restore
-    )  # fmt: skip
+    examples = UnpairedPatches(hazy, clear, args.resolution, args.seed, length)
+    dataloader = make_data_loader(examples, args.train_batch_size, args.dataloader_num_workers, accelerator.device)
 
     # 2. Network and operator
     if initial is not None:

@@ -53,6 +53,8 @@ from haze_pipeline.training_utils import (
     averaged_unet,
     check_output,
     clip_gradients,
+    make_data_loader,
+    read_log,
     resume,
     save_best,
     save_checkpoint,
@@ -60,6 +62,7 @@ from haze_pipeline.training_utils import (
     start_output,
     units_of,
     validate,
+    write_log,
 )
 from haze_pipeline.utils.atomic_files import replace_when_complete
 from haze_pipeline.utils.console import errors_in_one_line
@@ -422,12 +425,7 @@ def train(args, command, accelerator, output_dir):
         added_haze=args.added_haze, noise_corner_frequency=noise_corner_frequency,
         level_times=[1.0 - sigmas[0], *(1 - sigma for sigma in sigmas[:0:-1])] if sigmas else (),
     )  # fmt: skip
-    # Not shuffled: the examples are already random, and this order is the same after resuming.
-    dataloader = torch.utils.data.DataLoader(
-        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
-        generator=torch.Generator(),  # workers' seeds must not use the global generator, which checkpoints restore
-        pin_memory=accelerator.device.type == "cuda",
-    )  # fmt: skip
+    dataloader = make_data_loader(dataset, args.train_batch_size, args.dataloader_num_workers, accelerator.device)
 
     # Model, averaged weights, optimiser, schedule.
     pixel_packing = args.pixel_packing or (1 if initial is None else initial.config.pixel_packing)
@@ -514,13 +512,9 @@ def train(args, command, accelerator, output_dir):
     }
 
     # Resume weights, optimiser, schedule, averaged weights and random states, and skip the examples already used.
-    log, log_file = [], output_dir / "training_log.jsonl"
     checkpoint = None if args.dry_run else args.resume_from_checkpoint
     step = resume(accelerator, ema, output_dir, checkpoint, facts, max_train_steps)
-    if step > 0 and log_file.is_file():  # the log may be ahead of the checkpoint
-        log = [
-            row for row in map(json.loads, log_file.read_text(encoding="utf-8").splitlines()) if row["step"] <= step
-        ]
+    log = read_log(output_dir, step)
     batches = accelerator.skip_first_batches(dataloader, step * args.gradient_accumulation_steps)
 
     # Train.
@@ -584,9 +578,7 @@ def train(args, command, accelerator, output_dir):
                 log.append(
                     {"step": step, "seconds": seconds, "loss": float(np.mean(losses)), "validation_psnr": score}
                 )
-                incomplete = log_file.with_name(f"incomplete-{log_file.name}")
-                incomplete.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
-                incomplete.replace(log_file)
+                write_log(output_dir, log)
                 logger.info("step %d: loss %.4f, validation %.2f dB", step, log[-1]["loss"], score)
             losses = []
         seconds_per_validation = time.monotonic() - validation_started

@@ -50,6 +50,7 @@ from haze_pipeline.pipeline_hdn import HDNPipeline
 from haze_pipeline.training_utils import (
     averaged_unet,
     clip_gradients,
+    make_data_loader,
     read_log,
     resume,
     save_baseline,
@@ -180,10 +181,7 @@ def main():
         noise_channels=unet.noise_channels * (2 if args.pinhole_series else 1),
         level_times=range(num_levels) if args.pinhole_series else (),
     )  # fmt: skip
-    dataloader = torch.utils.data.DataLoader(
-        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
-        generator=torch.Generator(),  # workers' seeds must not use the global generator, which checkpoints restore
-    )  # fmt: skip
+    dataloader = make_data_loader(dataset, args.train_batch_size, args.dataloader_num_workers, accelerator.device)
     if data.validation:
         score = validate(lambda hazy: hazy, data.validation)[0]
         logger.info("validation: %d pairs, %.2f dB before the network", len(data.validation), score)

@@ -54,6 +54,7 @@ from haze_pipeline.pipeline_latent_restoration import LatentRestorationPipeline
 from haze_pipeline.training_utils import (
     averaged_unet,
     clip_gradients,
+    make_data_loader,
     read_log,
     resume,
     save_baseline,
@@ -205,10 +206,7 @@ def main():
         fields, args.resolution, posterior_mean_share=1.0, t_sampling="grid", seed=args.seed, length=length,
         level_times=(num_levels, *range(1, num_levels)),
     )  # fmt: skip
-    dataloader = torch.utils.data.DataLoader(
-        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
-        generator=torch.Generator(),  # workers' seeds must not use the global generator, which checkpoints restore
-    )  # fmt: skip
+    dataloader = make_data_loader(dataset, args.train_batch_size, args.dataloader_num_workers, accelerator.device)
     if data.validation:
         score = validate(lambda hazy: hazy, data.validation)[0]
         logger.info("validation: %d series, %.2f dB before the network", len(data.validation), score)

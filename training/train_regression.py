@@ -46,6 +46,7 @@ from haze_pipeline.sampling.pixel_packing import predict_packed
 from haze_pipeline.training_utils import (
     averaged_unet,
     clip_gradients,
+    make_data_loader,
     read_log,
     resume,
     save_baseline,
@@ -169,10 +170,7 @@ def main():
     dataset = TrainingExamples(
         fields, args.resolution, posterior_mean_share=1.0, t_sampling="grid", seed=args.seed, length=length
     )
-    dataloader = torch.utils.data.DataLoader(
-        dataset, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, drop_last=True,
-        generator=torch.Generator(),  # workers' seeds must not use the global generator, which checkpoints restore
-    )  # fmt: skip
+    dataloader = make_data_loader(dataset, args.train_batch_size, args.dataloader_num_workers, accelerator.device)
     if data.validation:
         logger.info(
             "validation: %d pairs, %.2f dB before dehazing",
