@@ -194,7 +194,7 @@ def parse_args():
     )  # fmt: skip
     parser.add_argument(
         "--relative_loss", action="store_true",
-        help="Divide the squared error of a patch by 0.02 + the variance of its haze, the difference between its hazy "
+        help="Divide the squared error of a patch by 0.05 + the variance of its haze, the difference between its hazy "
         "and its clear image in network units, so that patches with little haze count as much as hazy ones. The "
         "posterior mean then leans towards less haze.",
     )  # fmt: skip
@@ -288,7 +288,7 @@ def relative_weight(hazy, clear):
     Weights `[B, 1, 1, 1]` of patches. They are about inverse to the variance of the haze, so that the loss changes
     with the errors as their decibels do.
     """
-    return 0.1 / (0.02 + (hazy - clear).var(dim=(2, 3), keepdim=True))
+    return 0.1 / (0.05 + (hazy - clear).var(dim=(2, 3), keepdim=True))
 
 
 def predict_mean(pipeline, hazy):
