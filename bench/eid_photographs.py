@@ -18,6 +18,7 @@ from skimage.metrics import structural_similarity
 from haze_pipeline.evaluation.dark_channel_prior import dark_channel_prior
 from haze_pipeline.models.atmospheric_haze import AtmosphericHaze
 from haze_pipeline.models.residual_unet import ResidualUNet
+from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -47,11 +48,12 @@ def compare_photographs(folder, minutes):
         network = ResidualUNet(**NETWORK)
         network.save_config(folder / "network of colours")
         shape = (BATCH, 3, RESOLUTION, RESOLUTION)
-        cost = seconds_per_step(lambda images: network(images)[-1], AtmosphericHaze(9.0), shape)
+        pipe = HazeRegressionPipeline(network, "fixed", 0.0, 1.0)
+        cost = seconds_per_step(pipe, AtmosphericHaze(9.0), shape)
         launch(
             "train_eid", output, "--train_data_dir", inputs, "--photographs", "--haze_operator", "atmospheric",
             "--resolution", RESOLUTION, "--train_batch_size", BATCH, *steps_of(max(2, round(60 * minutes / cost))),
-            "--model_config_name_or_path", folder / "network of colours",
+            "--learning_rate", 1e-3, "--model_config_name_or_path", folder / "network of colours",
         )  # fmt: skip
     pipe = load(output)
     methods = {

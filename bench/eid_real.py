@@ -14,7 +14,7 @@ from real_pairs import PAIRS, read_pair
 
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.models.haze_operator import OpticalHaze
-from haze_pipeline.sampling.pixel_packing import predict_packed
+from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 
 
 CHECKPOINT = HERE.parent / "haze_pipeline" / "default_checkpoint"
@@ -26,13 +26,8 @@ FILES = {"celegans": "hazy/celegans_airyscan_pseudoconfocal.tif"}
 def adapt_to_real_images(folder, data, minutes):
     """Range-invariant PSNR in dB of inputs and results, by image, reference and method."""
     default, results = load(CHECKPOINT), {}
-    unet, packing = default.unet, default.config.pixel_packing
-
-    def restore(hazy):
-        states = torch.cat([torch.zeros_like(hazy), hazy], dim=1)  # [B,2,h,w]
-        return predict_packed(lambda *each: unet(*each).sample, states, hazy.new_zeros(len(hazy)), packing)
-
-    cost = seconds_per_step(restore, OpticalHaze(), (BATCH, 1, RESOLUTION, RESOLUTION))
+    pipe = HazeRegressionPipeline(default.unet, pixel_packing=default.config.pixel_packing)
+    cost = seconds_per_step(pipe, OpticalHaze(), (BATCH, 1, RESOLUTION, RESOLUTION))
     for name, protocol in PAIRS.items():
         inputs, output = folder / "real" / name, folder / f"real, {name}"
         if not (output / "model_index.json").is_file():

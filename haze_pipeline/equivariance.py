@@ -23,7 +23,12 @@ TRANSFORMS = ("rotation", "rotation90", "flip", "shift")
 
 
 def eid_losses(
-    restore: Restore, operator: torch.nn.Module, hazy: torch.Tensor, transform: Transform, rng: np.random.Generator
+    restore: Restore,
+    operator: torch.nn.Module,
+    hazy: torch.Tensor,
+    transform: Transform,
+    rng: np.random.Generator,
+    guess: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Haze consistency ‖y − H(f(y))‖² and equivariance ‖f(H(T f(y))) − T f(y)‖², each averaged over the pixels.
@@ -37,15 +42,28 @@ def eid_losses(
         hazy (`torch.Tensor` of shape `[B, C, h, w]`): Hazy images y.
         transform (`Callable`): T, see [`draw_transform`].
         rng (`np.random.Generator`): Source of the random numbers of H.
+        guess (`bool`, defaults to `False`):
+            Take the guess of the operator in place of f(y) in the second loss. A network that cannot restore anything
+            yet learns from it first.
 
     Returns:
         (`torch.Tensor`, `torch.Tensor`): The two losses.
     """
     clear = operator.limit(restore(hazy))
     consistency = F.mse_loss(operator(clear, operator.explain(hazy, clear)), hazy)
-    target = transform(clear.detach())
-    recovered = restore(operator(target, operator.imagine(target, transform(hazy), rng)))
-    return consistency, F.mse_loss(recovered, target)
+    target = transform(operator.guess(hazy) if guess else clear.detach())
+    return consistency, recovery_loss(restore, operator, target, transform(hazy), rng)
+
+
+def recovery_loss(
+    restore: Restore, operator: torch.nn.Module, clear: torch.Tensor, hazy: torch.Tensor, rng: np.random.Generator
+) -> torch.Tensor:
+    """
+    Error ‖f(H(x)) − x‖² with which clear images x `[B, C, h, w]` are recovered from the haze that H adds. The haze is
+    like that of the hazy images `[B, C, h, w]`, which may show other specimens. For clear images of a microscope, this
+    is a cycle of CycleGAN (Zhu et al. 2017, arXiv 1703.10593).
+    """
+    return F.mse_loss(restore(operator(clear, operator.imagine(clear, hazy, rng))), clear)
 
 
 @torch.no_grad()

@@ -7,9 +7,15 @@ from pathlib import Path
 
 from adversarial import SMALLEST_PATCH
 from data_arguments import add_training_arguments, check_training_arguments
+from diffusers import UNet2DModel
 from haze_operators import OPERATORS
 
 from haze_pipeline.equivariance import TRANSFORMS
+from haze_pipeline.models.residual_unet import ResidualUNet
+
+
+# Classes of `--architecture`.
+ARCHITECTURES = {"unet": UNet2DModel, "residual-unet": ResidualUNet}
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,7 +64,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--transform", choices=TRANSFORMS, default="rotation", help="Transform of the equivariance loss."
     )
+    parser.add_argument(
+        "--guess_steps", type=int,
+        help="Steps of the network in which the operator guesses the clear images for the equivariance loss: without "
+        "their background for a microscope, by its formula for the atmosphere, by the inverse generator for "
+        "`learned`. The default is 30 %% of these steps, or 0 with --init_from.",
+    )  # fmt: skip
     parser.add_argument("--equivariance_weight", type=float, default=1.0, help="Weight of the equivariance loss.")
+    parser.add_argument(
+        "--recovery_weight", type=float, default=1.0,
+        help="Weight of the error with which --unpaired_clear are recovered from the haze of the operator.",
+    )  # fmt: skip
     parser.add_argument(
         "--adversarial_weight", type=float, default=0.0,
         help="Weight of an adversarial loss, with which restored images must look like --unpaired_clear.",
@@ -70,7 +86,17 @@ def parse_args() -> argparse.Namespace:
         help="Pipeline whose network and units the training starts from: a folder or a repository of the Hub. If it "
         "is the result of this script, its operator is used too.",
     )  # fmt: skip
-    parser.add_argument("--model_config_name_or_path", help="Configuration of a ResidualUNet.")
+    parser.add_argument(
+        "--architecture", choices=list(ARCHITECTURES),
+        help="Network: the U-Net of HazeMatching (default), or the residual U-Net of the paper (default and only one "
+        "with --photographs).",
+    )  # fmt: skip
+    parser.add_argument("--model_config_name_or_path", help="Configuration of a network of this architecture.")
+    parser.add_argument(
+        "--pixel_packing", type=int,
+        help="Pack N × N pixels into the channels of one pixel of the U-Net, as in train_haze_matching.py. The "
+        "default is 2, or the value of --init_from.",
+    )  # fmt: skip
     add_training_arguments(parser)
     parser.set_defaults(train_batch_size=8)  # every step restores twice as many patches
     args = parser.parse_args()
@@ -83,13 +109,23 @@ def parse_args() -> argparse.Namespace:
         parser.error("--photographs needs --train_data_dir.")
     if args.discriminator_features < 1:
         parser.error(f"--discriminator_features must be positive, got {args.discriminator_features}.")
-    for name in ("equivariance_weight", "adversarial_weight"):
+    for name in ("equivariance_weight", "recovery_weight", "adversarial_weight"):
         if not 0 <= getattr(args, name) < math.inf:
             parser.error(f"--{name} must be finite and not negative, got {getattr(args, name)}.")
     if args.init_from is not None and args.model_config_name_or_path is not None:
         parser.error("--init_from sets the network: remove --model_config_name_or_path.")
     if args.init_from is not None and args.normalization is not None:
         parser.error("--init_from sets the normalisation: remove --normalization.")
+    if args.init_from is not None and (args.architecture, args.pixel_packing) != (None, None):
+        parser.error("--init_from sets the network: remove --architecture and --pixel_packing.")
+    if args.architecture is None:
+        args.architecture = "residual-unet" if args.photographs else "unet"
+    if args.photographs and args.architecture != "residual-unet":
+        parser.error(f"--photographs needs --architecture residual-unet, got {args.architecture}.")
+    if args.pixel_packing is not None and not (args.architecture == "unet" and args.pixel_packing >= 1):
+        parser.error(f"--pixel_packing must be 1 or more pixels and is for the U-Net, got {args.pixel_packing}.")
+    if args.pixel_packing is None:
+        args.pixel_packing = 2 if args.architecture == "unet" else 1
     if args.normalization == "image" and (args.haze_operator == "atmospheric" or args.photographs):
         parser.error("--normalization image is for micrographs: remove it.")
     if args.unpaired_clear is None and (args.haze_operator == "learned" and args.init_from is None):
@@ -103,6 +139,13 @@ def parse_args() -> argparse.Namespace:
     if not 0 <= args.operator_steps < args.max_train_steps:
         parser.error(
             f"--operator_steps must be less than --max_train_steps {args.max_train_steps}, got {args.operator_steps}."
+        )
+    network_steps = args.max_train_steps - args.operator_steps
+    if args.guess_steps is None:
+        args.guess_steps = round(0.3 * network_steps) if args.init_from is None else 0
+    if not 0 <= args.guess_steps <= network_steps:
+        parser.error(
+            f"--guess_steps must be 0 to {network_steps}, the number of steps of the network, got {args.guess_steps}."
         )
     try:
         args.operator_config = json.loads(args.operator_config or "{}")

@@ -102,9 +102,9 @@ class OperatorTraining:
         made_hazy = self.operator(clear, self.operator.imagine(clear, hazy, rng))
         loss = self.hazy_adversary.generator_loss(made_hazy, hazy)
         if isinstance(self.operator, LearnedHaze):
-            made_clear, no_map = self.operator.remove(hazy), torch.zeros_like(hazy[:, :1])
+            made_clear, no_map = self.operator.guess(hazy), torch.zeros_like(hazy[:, :1])
             loss = loss + self.clear_adversary.generator_loss(made_clear, clear)
-            cycles = F.l1_loss(self.operator.remove(made_hazy), clear)
+            cycles = F.l1_loss(self.operator.guess(made_hazy), clear)
             cycles = cycles + F.l1_loss(self.operator(made_clear, no_map), hazy)
             loss = loss + CYCLE_WEIGHT * cycles
         self.accelerator.backward(loss)

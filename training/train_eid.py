@@ -24,7 +24,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 from adversarial import Adversary, least_squares_loss
-from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from eid_arguments import parse_args
@@ -42,9 +41,10 @@ from haze_pipeline.data.unpaired import (
     normalize_clear,
     normalize_hazy,
 )
-from haze_pipeline.equivariance import draw_transform, eid_losses, relative_errors
+from haze_pipeline.equivariance import draw_transform, eid_losses, recovery_loss, relative_errors
 from haze_pipeline.loading import PIPELINES, load_pipeline
 from haze_pipeline.models.residual_unet import ResidualUNet
+from haze_pipeline.models.unet_haze_matching import build_unet, check_network
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.reliability.assessment import assess
 from haze_pipeline.sampling.pixel_packing import predict_packed
@@ -108,6 +108,25 @@ def read_images(args) -> tuple[list[Plane], list[Plane], list[Pair], list[Plane]
     return hazy, clear, pairs, list(islice(load(folder), NUM_MEASURED))
 
 
+def make_network(args, num_channels: int) -> torch.nn.Module:
+    """A new network of the chosen architecture, or of the chosen configuration."""
+    if args.architecture == "unet":
+        unet = build_unet(pixel_packing=args.pixel_packing)
+    else:
+        unet = ResidualUNet(num_channels=num_channels)
+    if args.model_config_name_or_path is not None:
+        unet = type(unet).from_config(unet.load_config(args.model_config_name_or_path))
+    if args.architecture == "unet":
+        unet.register_to_config(sample_size=args.resolution)
+        check_network(unet, args.resolution, args.pixel_packing)
+    elif unet.config.num_channels != num_channels:
+        raise ValueError(
+            f"The network of --model_config_name_or_path has {unet.config.num_channels} channel(s), but the images "
+            f"have {num_channels}: change `num_channels` in its configuration."
+        )
+    return unet
+
+
 def is_doubtful(pipeline: HazeRegressionPipeline, plane: Plane) -> bool:
     """Whether [`assess`] finds a reason to distrust the restored plane."""
     return bool(assess(pipeline, plane.image, pipeline(plane.image), plane.pixel_size_um).warnings)
@@ -168,20 +187,10 @@ def main():
     dataloader = make_data_loader(examples, args.train_batch_size, args.dataloader_num_workers, accelerator.device)
 
     # 2. Network and operator
-    if initial is not None:
-        unet = initial.unet
-    elif args.model_config_name_or_path is not None:
-        unet = ResidualUNet.from_config(ResidualUNet.load_config(args.model_config_name_or_path))
-    else:
-        unet = ResidualUNet(num_channels=num_channels)
-    if initial is None and unet.config.num_channels != num_channels:
-        raise ValueError(
-            f"The network of --model_config_name_or_path has {unet.config.num_channels} channel(s), but the images "
-            f"have {num_channels}: change `num_channels` in its configuration."
-        )
-    takes_state = isinstance(unet, UNet2DModel)
-    packing = initial.config.pixel_packing if initial is not None else 1
-    multiple = initial.unet_scale_factor if initial is not None else unet.scale_factor
+    if initial is None:
+        units = units_of(image_processor)
+        initial = HazeRegressionPipeline(make_network(args, num_channels), **units, pixel_packing=args.pixel_packing)
+    unet, packing, multiple = initial.unet, initial.config.pixel_packing, initial.unet_scale_factor
     if args.resolution % multiple:
         raise ValueError(f"--resolution must be a multiple of {multiple} for this network, got {args.resolution}.")
     operator = make_operator(args.haze_operator, args.operator_config, args.init_from, image_processor, hazy)
@@ -209,7 +218,7 @@ def main():
         operator_training = OperatorTraining(accelerator, operator, hazy_adversary, clear_adversary)
 
     def restore(hazy: torch.Tensor, network: torch.nn.Module = unet) -> torch.Tensor:
-        if not takes_state:
+        if not initial.takes_state:
             return network(hazy)[-1].float()  # [B,C,h,w]
         inputs = torch.cat([torch.zeros_like(hazy), hazy], dim=1)  # [B,2,h,w]
         return predict_packed(lambda *each: network(*each).sample, inputs, hazy.new_zeros(len(hazy)), packing)
@@ -247,7 +256,9 @@ def main():
         "operator": {"class": type(operator).__name__, **args.operator_config},
         "operator steps": args.operator_steps,
         "transform": args.transform,
-        "weights": [args.equivariance_weight, args.adversarial_weight],
+        "guess steps": args.guess_steps,
+        "weights": [args.equivariance_weight, args.recovery_weight, args.adversarial_weight],
+        "pixel packing": packing,
         "patches per step": args.train_batch_size * accelerator.num_processes,
         "processes": accelerator.num_processes,
         "seed": args.seed,
@@ -273,8 +284,12 @@ def main():
             losses.append([operator_training.step(batch["hazy"], batch["clear"], rng)])
         else:
             transform = draw_transform(args.transform, rng)
-            consistency, equivariance = eid_losses(restore, operator, batch["hazy"], transform, rng)
+            guess = step < args.operator_steps + args.guess_steps
+            consistency, equivariance = eid_losses(restore, operator, batch["hazy"], transform, rng, guess)
             loss = consistency + args.equivariance_weight * equivariance
+            if args.unpaired_clear is not None and args.recovery_weight > 0:
+                recovery = recovery_loss(restore, operator, batch["clear"], batch["hazy"], rng)
+                loss = loss + args.recovery_weight * recovery
             if args.adversarial_weight > 0:
                 restored = restore(batch["hazy"])
                 loss = loss + args.adversarial_weight * clear_adversary.generator_loss(restored, batch["clear"])

@@ -61,6 +61,11 @@ class AtmosphericHaze(HazeOperator, ModelMixin, ConfigMixin):
         """Intensities are never negative."""
         return clear.clamp(min=self.config.dark_level)
 
+    def guess(self, hazy: torch.Tensor) -> torch.Tensor:
+        """The clear images of the formula, with the depths of the hazy images."""
+        transmission = torch.exp(-self.log_density.exp() * self.explain(hazy, hazy))
+        return self.limit((hazy - self.learned_airlight) / transmission + self.learned_airlight)
+
     def explain(self, hazy: torch.Tensor, clear: torch.Tensor) -> torch.Tensor:
         """
         Depths of hazy images for β = 1, from their dark channel (He, Sun & Tang 2011, doi 10.1109/TPAMI.2010.168): the

@@ -1,5 +1,7 @@
 """Operators that add haze to clear images: what they have in common, and the haze of a widefield microscope."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,10 @@ class HazeOperator:
     def limit(self, clear: torch.Tensor) -> torch.Tensor:
         """Limit clear images `[B, C, h, w]` to possible values."""
         return clear
+
+    def guess(self, hazy: torch.Tensor) -> torch.Tensor:
+        """Restore hazy images `[B, C, h, w]` roughly, without the network, as the first targets of its training."""
+        raise NotImplementedError(f"{type(self).__name__} must define `guess`.")
 
     def explain(self, hazy: torch.Tensor, clear: torch.Tensor) -> torch.Tensor:
         """The haze with which the clear image, made hazy, comes closest to the hazy image."""
@@ -139,6 +145,10 @@ class OpticalHaze(HazeOperator, ModelMixin, ConfigMixin):
         """Intensities are never negative."""
         return clear.clamp(min=self.config.dark_level)
 
+    def guess(self, hazy: torch.Tensor) -> torch.Tensor:
+        """The hazy images above their background."""
+        return self.limit(hazy - self.background(hazy) + self.config.dark_level)
+
     def explain(self, hazy: torch.Tensor, clear: torch.Tensor) -> torch.Tensor:
         """
         What the clear image does not explain, as smooth as the nearest layer out of focus and no less than the
@@ -160,7 +170,8 @@ class OpticalHaze(HazeOperator, ModelMixin, ConfigMixin):
     def imagine(self, clear: torch.Tensor, hazy: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """
         Haze of layers that are other clear images of the batch, in random orientation and position. The background is
-        a constant. With it, the images get the means of the hazy images.
+        a constant. With it, the images get the means of the hazy images. The haze contains the noise of the hazy
+        images, as if all of it were shot noise.
         """
         haze = torch.zeros_like(clear)
         for weight, kernel in zip(self.weights, self.kernels()[1:], strict=True):
@@ -171,8 +182,26 @@ class OpticalHaze(HazeOperator, ModelMixin, ConfigMixin):
             layer = layer.roll([int(shift) for shift in rng.integers(layer.shape[-2:])], dims=(-2, -1))
             factors = np.exp(self.config.weight_spread * rng.standard_normal((len(layer), 1, 1, 1)))
             haze = haze + weight * torch.from_numpy(factors).to(layer) * convolve(layer, kernel)
-        background = (hazy - haze - clear).mean(dim=(-2, -1), keepdim=True) + self.config.dark_level
-        return haze + background
+        haze = haze + (hazy - haze - clear).mean(dim=(-2, -1), keepdim=True) + self.config.dark_level
+        noise = torch.from_numpy(rng.standard_normal(tuple(haze.shape), dtype=np.float32)).to(haze)
+        signal = clear + haze
+        signal = signal - signal.amin(dim=(-2, -1), keepdim=True)  # the variance of shot noise rises with it
+        signal = signal / signal.mean(dim=(-2, -1), keepdim=True).clamp(min=1e-6)
+        return haze + noise_level(hazy) * signal.clamp(min=0.05).sqrt() * noise
+
+
+def noise_level(images: torch.Tensor) -> torch.Tensor:
+    """
+    Standard deviation `[B, C, 1, 1]` of the noise of images `[B, C, h, w]` of at least 3 × 3 pixels, if it is Gaussian
+    and differs from pixel to pixel (Immerkær 1996, doi 10.1006/cviu.1996.0060).
+    """
+    height, width = images.shape[-2:]
+    second_difference = torch.tensor([1.0, -2.0, 1.0]).to(images)
+    kernel = second_difference[:, None] * second_difference  # of which the squares have the sum 36
+    differences = F.conv2d(images.reshape(-1, 1, height, width), kernel[None, None]).reshape(
+        *images.shape[:2], height - 2, width - 2
+    )
+    return differences.abs().mean(dim=(-2, -1), keepdim=True) * math.sqrt(math.pi / 2) / 6
 
 
 def convolve(images: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:

@@ -69,6 +69,6 @@ class LearnedHaze(HazeOperator, ModelMixin, ConfigMixin):
         """Add haze to clear images `[B, C, h, w]`. The haze depends on the clear image alone; `haze` is not used."""
         return clear + self.to_hazy(clear)
 
-    def remove(self, hazy: torch.Tensor) -> torch.Tensor:
+    def guess(self, hazy: torch.Tensor) -> torch.Tensor:
         """Remove the haze of images `[B, C, h, w]`, as the inverse of `forward`."""
         return hazy + self.to_clear(hazy)

@@ -47,9 +47,14 @@ class ResidualUNet(ImageNetwork, ModelMixin, ConfigMixin):
         )
         self.decoders = nn.ModuleList(double_convolution(2 * width, width, padding_mode) for width in widths[:-1])
         self.conv_out = nn.Conv2d(num_features, num_channels, 1)
+        # Without layers that normalise, the features keep their size through all scales (He et al. 2015, arXiv
+        # 1502.01852).
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
         # Training starts from the identity, since the first restored images are also targets.
         nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, hazy: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Restore hazy images `[B, C, h, w]`, see [`ImageNetwork`]."""
