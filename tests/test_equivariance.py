@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from haze_pipeline.equivariance import TRANSFORMS, draw_transform, eid_losses, relative_errors, rotate
+from haze_pipeline.equivariance import TRANSFORMS, draw_transform, eid_losses, recovery_loss, relative_errors, rotate
 from haze_pipeline.models.haze_operator import HazeOperator
 
 
@@ -73,6 +73,24 @@ def test_no_gradient_passes_through_the_target():
     # The loss is the mean of (s · visible − 1)², with s = 1 and 52 of 64 places visible. Its gradient is 0, whereas
     # the gradient through the target is 2 · 12 / 64.
     assert equivariance == 12 / 64 and gradient == 0
+
+
+def test_a_guess_of_the_operator_replaces_the_restored_image_as_the_target():
+    class Guessing(Mask):
+        def guess(self, hazy):
+            return torch.full_like(hazy, 3.0)
+
+    signals, rng = smooth_signals(0, 2), np.random.default_rng(0)
+    _, equivariance = eid_losses(lambda hazy: hazy, Guessing(), signals, lambda images: images, rng, guess=True)
+    assert equivariance.item() == pytest.approx(9 * 12 / 64)  # the identity restores all but what is hidden
+    with pytest.raises(NotImplementedError, match="Mask must define `guess`"):
+        eid_losses(lambda hazy: hazy, Mask(), signals, lambda images: images, rng, guess=True)
+
+
+def test_clear_images_are_recovered_from_the_haze_of_the_operator():
+    clear, rng = torch.full((1, 1, 1, 64), 2.0), np.random.default_rng(0)
+    assert recovery_loss(lambda hazy: hazy, Mask(), clear, clear, rng).item() == pytest.approx(4 * 12 / 64)
+    assert recovery_loss(lambda hazy: torch.full_like(hazy, 2.0), Mask(), clear, clear, rng) == 0
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)

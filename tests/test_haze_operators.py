@@ -7,7 +7,7 @@ from conftest import ROOT
 from scipy.ndimage import gaussian_filter
 
 from haze_pipeline.models.atmospheric_haze import AtmosphericHaze, dark_channel, estimate_airlight
-from haze_pipeline.models.haze_operator import HazeOperator, OpticalHaze, convolve
+from haze_pipeline.models.haze_operator import HazeOperator, OpticalHaze, convolve, noise_level
 from haze_pipeline.models.learned_haze import LearnedHaze
 
 
@@ -86,6 +86,33 @@ def test_imagined_haze_comes_from_other_images_and_keeps_the_mean_of_the_hazy_on
     assert texture[0] < 1e-3 < 0.1 < texture[1]  # the lines of the first image are the haze of the second
 
 
+def test_noise_is_measured_beside_structure_and_imagined():
+    rng = np.random.default_rng(0)
+    clear = 3 + sparse_images(0, 2, 128)
+    noise = 0.2 * torch.from_numpy(rng.normal(size=clear.shape)).float()
+    assert (noise_level(clear).flatten() < 0.08).all()  # structure counts a little as well
+    torch.testing.assert_close(noise_level(clear + noise).flatten(), torch.full((2,), 0.2), rtol=0.1, atol=0)
+    operator = OpticalHaze(distances=(8.0,), weights=(1.0,))
+    haze = operator.imagine(clear, clear + noise, rng)
+    torch.testing.assert_close(noise_level(haze).flatten(), torch.full((2,), 0.2), rtol=0.15, atol=0)
+
+
+def test_each_operator_guesses_the_clear_image():
+    # Without its background, a micrograph is closer to the clear image.
+    clear = sparse_images(1, 2, 96)
+    operator = OpticalHaze(distances=(6.0,), weights=(1.0,), background_width=24, dark_level=-1.0)
+    operator.freeze()
+    hazy = operator(clear - 1, 3 + 2 * convolve(clear.roll(1, dims=0), operator.kernels()[1]))
+    guess = operator.guess(hazy)
+    assert guess.min() >= -1 and (guess + 1 - clear).square().mean() < 0.2 * (hazy - hazy.mean()).square().mean()
+    # The formula of the atmosphere is inverted.
+    photograph = 0.8 * torch.rand(1, 3, 64, 64)
+    photograph[..., ::4, ::4] = 0
+    operator = AtmosphericHaze(airlight=1.0)
+    hazy = operator(photograph, torch.full((1, 1, 64, 64), 0.7))
+    assert (operator.guess(hazy) - photograph).abs().mean() < 0.1 < 0.2 < (hazy - photograph).abs().mean()
+
+
 def test_the_atmosphere_follows_the_formula_and_any_common_units():
     clear, depth = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
     airlight = (0.9, 0.8, 1.0)
@@ -130,7 +157,7 @@ def test_the_generators_are_trained_to_undo_each_other():
     optimizer = torch.optim.Adam(operator.parameters(), lr=1e-3)
     errors = []
     for _ in range(30):
-        error = (operator.remove(operator(clear, no_map)) - clear).abs().mean()
+        error = (operator.guess(operator(clear, no_map)) - clear).abs().mean()
         optimizer.zero_grad()
         error.backward()
         optimizer.step()

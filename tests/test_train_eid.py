@@ -42,8 +42,10 @@ def folder(tmp_path_factory):
 
 
 def train(folder, output, *arguments, steps=4):
-    """Run the script on the hazy images of `folder`, without their partners."""
-    network = () if "--init_from" in arguments else ("--model_config_name_or_path", folder / "network")
+    """Run the script on the hazy images of `folder`, without their partners, for a narrow residual U-Net."""
+    network = ("--architecture", "residual-unet", "--model_config_name_or_path", folder / "network")
+    if {"--init_from", "--architecture"} & set(arguments):
+        network = ()
     return run_script(
         ROOT / "training" / "train_eid.py", "--train_data_dir", folder / "hazy", "--output_dir", output,
         "--resolution", 32, "--train_batch_size", 2, "--max_train_steps", steps, "--lr_warmup_steps", 0,
@@ -75,6 +77,26 @@ def test_a_network_is_trained_without_pairs_and_validated_with_some(folder, tmp_
     assert operator.config.kernel_size == 32
     # Without clear images, nothing can be learned about the haze.
     assert torch.equal(operator.raw_weights, OpticalHaze().raw_weights)
+
+
+def test_the_unet_of_the_other_methods_is_trained_on_packed_pixels_after_a_guess(folder, tmp_path):
+    tiny_unet(pixel_packing=2).save_config(tmp_path / "network")
+    arguments = ("--architecture", "unet", "--operator_config", SMALL_HAZE, "--unpaired_clear", folder / "clear",
+                 "--operator_steps", 1, "--guess_steps", 1)  # fmt: skip
+    network = ("--model_config_name_or_path", tmp_path / "network")
+    for name, weight in (("first", 1), ("second", 0)):
+        result = train(folder, tmp_path / name, *arguments, *network, "--recovery_weight", weight, steps=3)
+        assert result.returncode == 0, result.stderr[-3000:]
+    first, second = (load_pipeline(str(tmp_path / name), PIPELINES) for name in ("first", "second"))
+    assert first.takes_state and first.config.pixel_packing == 2
+    assert first(np.random.default_rng(0).gamma(2, 50, (40, 44))).prediction.shape == (40, 44)
+    weights = [pipe.unet.conv_in.weight for pipe in (first, second)]
+    assert not torch.equal(*weights)  # clear images were recovered by the first one alone
+    result = train(folder, tmp_path / "third", *arguments, *network, "--pixel_packing", 1, steps=3)
+    assert result.returncode == 1 and "must have 2 input channels" in result.stderr
+    network = ("--model_config_name_or_path", folder / "network")
+    result = train(folder, tmp_path / "third", *arguments, *network, steps=3)
+    assert result.returncode == 1 and "is of a ResidualUNet, but --architecture unet is a UNet2DModel" in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["optical", "learned"])
@@ -144,6 +166,10 @@ def test_a_flow_that_gives_its_mean_in_one_call_is_adapted(folder, tmp_path):
         (("--adversarial_weight", 1), "need clear images: add --unpaired_clear"),
         (("--operator_steps", 2), "need clear images: add --unpaired_clear"),
         (("--unpaired_clear", "clear", "--operator_steps", 4), "--operator_steps must be less than"),
+        (("--guess_steps", 5), "--guess_steps must be 0 to 4, the number of steps of the network, got 5"),
+        (("--recovery_weight", -1), "must be finite and not negative"),
+        (("--pixel_packing", 2), "--pixel_packing must be 1 or more pixels and is for the U-Net, got 2"),
+        (("--init_from", "pipeline", "--pixel_packing", 2), "--init_from sets the network"),
         (("--equivariance_weight", -1), "must be finite and not negative"),
         (("--operator_config", "{airy_radius: 2}"), "--operator_config is not JSON"),
         (("--operator_config", '{"radius": 2}'), "--operator_config does not fit OpticalHaze"),

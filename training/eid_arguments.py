@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
         "--guess_steps", type=int,
         help="Steps of the network in which the operator guesses the clear images for the equivariance loss: without "
         "their background for a microscope, by its formula for the atmosphere, by the inverse generator for "
-        "`learned`. The default is 30 %% of these steps, or 0 with --init_from.",
+        "`learned`. The default is 30 %% of these steps, 80 %% for the atmosphere, and 0 with --init_from.",
     )  # fmt: skip
     parser.add_argument("--equivariance_weight", type=float, default=1.0, help="Weight of the equivariance loss.")
     parser.add_argument(
@@ -142,7 +142,8 @@ def parse_args() -> argparse.Namespace:
         )
     network_steps = args.max_train_steps - args.operator_steps
     if args.guess_steps is None:
-        args.guess_steps = round(0.3 * network_steps) if args.init_from is None else 0
+        share = 0.8 if args.haze_operator == "atmospheric" else 0.3
+        args.guess_steps = round(share * network_steps) if args.init_from is None else 0
     if not 0 <= args.guess_steps <= network_steps:
         parser.error(
             f"--guess_steps must be 0 to {network_steps}, the number of steps of the network, got {args.guess_steps}."

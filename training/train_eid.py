@@ -115,7 +115,13 @@ def make_network(args, num_channels: int) -> torch.nn.Module:
     else:
         unet = ResidualUNet(num_channels=num_channels)
     if args.model_config_name_or_path is not None:
-        unet = type(unet).from_config(unet.load_config(args.model_config_name_or_path))
+        config = unet.load_config(args.model_config_name_or_path)
+        if config.get("_class_name") != type(unet).__name__:
+            raise ValueError(
+                f"--model_config_name_or_path {args.model_config_name_or_path} is of a {config.get('_class_name')}, "
+                f"but --architecture {args.architecture} is a {type(unet).__name__}: pass the one of this network."
+            )
+        unet = type(unet).from_config(config)
     if args.architecture == "unet":
         unet.register_to_config(sample_size=args.resolution)
         check_network(unet, args.resolution, args.pixel_packing)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from haze_pipeline.image_processing import HazeImageProcessor
+from haze_pipeline.image_processing import CLIP_PERCENTILES, HazeImageProcessor
 from haze_pipeline.io.micrograph_files import list_tiffs, read_micrograph
 
 from .hub_datasets import decode_plane, stream_split
@@ -111,8 +111,9 @@ def fit_unpaired_processor(normalization: str, planes: Sequence[Plane]) -> HazeI
     Args:
         normalization (`str`):
             `"image"`: every image has its own statistics. The zero of clear images is zero intensity, and the unit is
-            chosen so that hazy images have the variance 1 on average. `"fixed"`: mean and standard deviation of all
-            hazy images, for hazy and clear images alike.
+            chosen so that hazy images have the variance 1 on average. `"fixed"`: for hazy and clear images alike, the
+            mean of all hazy images, and the range between their 0.1th and 99.9th percentiles. Haze lowers the standard
+            deviation, in units of which clear images would be too large for a network to learn quickly.
         planes (sequence of [`Plane`]): Hazy planes.
 
     Raises:
@@ -120,10 +121,10 @@ def fit_unpaired_processor(normalization: str, planes: Sequence[Plane]) -> HazeI
     """
     if normalization == "fixed":
         pixels = np.concatenate([plane.image.ravel() for plane in planes])
-        mean, std = float(pixels.mean(dtype=np.float64)), float(pixels.std(dtype=np.float64))
-        if not (math.isfinite(std) and std > 0):
-            raise ValueError(f"The hazy images must be finite and not constant, got a standard deviation of {std}.")
-        return HazeImageProcessor("fixed", input_mean=mean, input_std=std, target_mean=mean, target_std=std)
+        mean, unit = float(pixels.mean(dtype=np.float64)), float(np.diff(np.percentile(pixels, CLIP_PERCENTILES))[0])
+        if not (math.isfinite(unit) and unit > 0):
+            raise ValueError(f"The hazy images must be finite and not constant, got a range of {unit}.")
+        return HazeImageProcessor("fixed", input_mean=mean, input_std=unit, target_mean=mean, target_std=unit)
     unit = HazeImageProcessor("image")
     number = squares = 0
     for plane in planes:

@@ -62,9 +62,13 @@ class AtmosphericHaze(HazeOperator, ModelMixin, ConfigMixin):
         return clear.clamp(min=self.config.dark_level)
 
     def guess(self, hazy: torch.Tensor) -> torch.Tensor:
-        """The clear images of the formula, with the depths of the hazy images."""
+        """
+        The clear images of the formula, with the depths of the hazy images. Where they would be brighter than the
+        airlight, the depth is wrong or the formula does not hold.
+        """
         transmission = torch.exp(-self.log_density.exp() * self.explain(hazy, hazy))
-        return self.limit((hazy - self.learned_airlight) / transmission + self.learned_airlight)
+        clear = (hazy - self.learned_airlight) / transmission + self.learned_airlight
+        return torch.minimum(self.limit(clear), self.learned_airlight)
 
     def explain(self, hazy: torch.Tensor, clear: torch.Tensor) -> torch.Tensor:
         """
