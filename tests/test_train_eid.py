@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_unet, write_pairs
+from diffusers import UNet2DModel
 from PIL import Image
 from warm_python import run_script
 
@@ -80,7 +81,8 @@ def test_a_network_is_trained_without_pairs_and_validated_with_some(folder, tmp_
 
 
 def test_the_unet_of_the_other_methods_is_trained_on_packed_pixels_after_a_guess(folder, tmp_path):
-    tiny_unet(pixel_packing=2).save_config(tmp_path / "network")
+    packed = {**tiny_unet().config, "in_channels": 8, "out_channels": 4}
+    UNet2DModel.from_config(packed).save_config(tmp_path / "network")
     arguments = ("--architecture", "unet", "--operator_config", SMALL_HAZE, "--unpaired_clear", folder / "clear",
                  "--operator_steps", 1, "--guess_steps", 1)  # fmt: skip
     network = ("--model_config_name_or_path", tmp_path / "network")
