@@ -34,8 +34,8 @@ class Space:
 
     @property
     def files(self) -> list[Path]:
-        """All files that it keeps of its visitors."""
-        return [path for path in (self.folder / "tmp").rglob("*") if path.is_file()]
+        """All files that it keeps of its visitors. `.ses` is a file of onnxruntime, where that is installed."""
+        return [path for path in (self.folder / "tmp").rglob("*") if path.is_file() and path.name != ".ses"]
 
     @property
     def log(self) -> str:

@@ -92,11 +92,11 @@ def test_a_network_without_steps_dehazes_files_in_counts(run, stack, tmp_path):
     assert code == 0 and "about" in error
 
 
-def test_a_network_of_colours_is_for_python(run, stack, tmp_path):
+def test_a_network_of_colours_is_for_photographs(run, stack, tmp_path):
     pipe = HazeRegressionPipeline(ResidualUNet(4, 3, num_channels=3), "fixed", 0.0, 1.0)
     pipe.save_pretrained(tmp_path / "network")
     code, _, error = run("dehaze", stack, "-o", tmp_path / "clear.tif", "--model", tmp_path / "network")
-    assert code == 1 and "restores colour images" in error and error.count("\n") == 1
+    assert code == 1 and "use `haze-pipeline dehaze-photographs`" in error and error.count("\n") == 1
 
 
 def test_dehaze_writes_uncertainty_samples_and_preview(run, stack, model, tmp_path):

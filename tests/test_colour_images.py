@@ -48,9 +48,9 @@ def test_colour_images_of_any_size_are_restored_singly_and_in_stacks(network):
 
 def test_tiles_of_colour_images_agree_with_the_whole_image_away_from_edges(network):
     pipe = HazeRegressionPipeline(network, **units(80.0, 50.0))
-    image = photographs(3, 120, 128)
-    whole, tiled = (pipe(image, tile_size=size, tile_overlap=48).prediction for size in (128, 96))
-    inside = (slice(None), slice(24, -24), slice(56, -56))  # every pixel is 24 px or more inside all its tiles
+    image = photographs(3, 96, 128)
+    whole, tiled = (pipe(image, tile_size=size, tile_overlap=64).prediction for size in (128, 96))
+    inside = (slice(None), slice(28, -28), slice(60, -60))  # 28 px inside all tiles, as far as the network sees
     assert np.abs(whole - image)[inside].max() > 1
     np.testing.assert_allclose(tiled[inside], whole[inside], atol=0.02)
 
@@ -63,7 +63,7 @@ def test_gain_and_offset_of_the_units_are_those_of_the_result(network):
         processor = fit_unpaired_processor("fixed", [Plane(image, "") for image in scaled])
         pipe = HazeRegressionPipeline(network, **units(processor.input_mean, processor.input_std))
         results.append(pipe(scaled).prediction)
-    np.testing.assert_allclose(results[1], gain * results[0] + offset, rtol=1e-5)
+    np.testing.assert_allclose(results[1], gain * results[0] + offset, rtol=1e-5, atol=1e-3)
     exact = [
         HazeRegressionPipeline(network, **units(mean, std))(image).prediction
         for mean, std, image in ((64.0, 32.0, images), (512.0, 128.0, gain * images + offset))

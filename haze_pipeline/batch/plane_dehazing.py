@@ -131,7 +131,8 @@ class PlaneDehazer:
     ):
         if getattr(pipe, "num_channels", 1) > 1:
             raise ValueError(
-                "This checkpoint restores colour images, and micrographs have no colours: call the pipeline in Python."
+                "This checkpoint restores colour images, and micrographs have no colours: use "
+                "`haze-pipeline dehaze-photographs`."
             )
         self.pipe = pipe
         self.ensemble_size = ensemble_size

@@ -14,6 +14,7 @@ from .command import Command
 from .convert import convert
 from .dataset import dataset
 from .dehaze import dehaze
+from .dehaze_photographs import dehaze_photographs
 from .evaluate import evaluate
 from .export_bioimageio import export_bioimageio
 from .info import info
@@ -32,7 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # breaks the lines of paragraphs anew for the width of the terminal
 )
-for command in (dehaze, simulate, dataset, calibrate, evaluate, push, export_bioimageio, convert, info):
+for command in (
+    dehaze, dehaze_photographs, simulate, dataset, calibrate, evaluate, push, export_bioimageio, convert, info
+):  # fmt: skip
     app.command(cls=Command)(command)
 
 

@@ -91,14 +91,27 @@ def load_photographs(folder: str | Path) -> Iterator[Plane]:
     if not names:
         raise FileNotFoundError(f"{folder} holds no photographs: name a folder of PNG, JPEG or TIFF files.")
     for name in names:
-        try:
-            with Image.open(name) as picture:
-                mode, image = picture.mode, np.asarray(picture)
-        except OSError as error:
-            raise ValueError(f"{name} could not be read: {error}") from error
-        if mode != "RGB":
-            raise ValueError(f"{name} must have three colours of 8 bits, but its mode is {mode}: convert it to RGB.")
-        yield Plane(np.moveaxis(image, -1, 0), name.relative_to(folder).as_posix())
+        yield Plane(read_photograph(name), name.relative_to(folder).as_posix())
+
+
+def read_photograph(path: Path) -> np.ndarray:
+    """
+    Read a photograph with three colours of 8 bits, `[3, H, W]`.
+
+    Raises:
+        `FileNotFoundError`: If there is no such file.
+        `ValueError`: If it cannot be read or has other colours.
+    """
+    try:
+        with Image.open(path) as picture:
+            mode, image = picture.mode, np.asarray(picture)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist: name a photograph.") from None
+    except OSError as error:
+        raise ValueError(f"{path} could not be read: {error}") from error
+    if mode != "RGB":
+        raise ValueError(f"{path} must have three colours of 8 bits, but its mode is {mode}: convert it to RGB.")
+    return np.moveaxis(image, -1, 0)
 
 
 def fit_unpaired_processor(normalization: str, planes: Sequence[Plane]) -> HazeImageProcessor:

@@ -1,5 +1,7 @@
 """The dark-channel prior, the classical method against atmospheric haze in photographs."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -7,6 +9,9 @@ from haze_pipeline.models.atmospheric_haze import dark_channel, estimate_airligh
 from haze_pipeline.pipeline_output import RestorationOutput
 
 from .baselines import guided_filter
+
+
+GAMMA = 2.2  # of displays, approximately
 
 
 def dark_channel_prior(
@@ -59,3 +64,16 @@ def dark_channel_prior(
     photographs = image.astype(np.float32).reshape(-1, *image.shape[-3:])
     prediction = np.stack([dehaze(photograph) for photograph in photographs]).astype(np.float32)
     return RestorationOutput(prediction=prediction.reshape(image.shape))
+
+
+def on_linear_intensities(method: Callable[[np.ndarray], RestorationOutput]) -> Callable[[np.ndarray], np.ndarray]:
+    """
+    A method for linear intensities as a function of photographs of 8 bits `[3, H, W]`, which have the gamma of a
+    display. The results are photographs from 0 to 255, with this gamma.
+    """
+
+    def restore(photograph: np.ndarray) -> np.ndarray:
+        linear = method((np.asarray(photograph) / 255) ** GAMMA).prediction
+        return 255 * np.clip(linear, 0, 1) ** (1 / GAMMA)
+
+    return restore

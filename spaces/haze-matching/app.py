@@ -12,6 +12,7 @@ from sampling import describe_uncertainty, sample, sample_stack  # isort: skip
 import comparison
 import gradio as gr
 import latents
+import photographs
 import pinholes
 from checkpoints import CHECKPOINTS, FIRST, load_checkpoint
 from errors import one_sentence
@@ -299,6 +300,7 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
     comparison.add_tab([file, plane, channel, image_number], checkpoint, **computing)
     if latents.PIPE is not None:
         latents.add_tab([file, plane, channel, image_number], **computing)
+    photographs.add_tab(**computing)
 
     image = [file, plane, channel]
     shown_image = [facts, image_number, plane, channel, all_planes, live, outcome]
