@@ -18,17 +18,21 @@ from pathlib import Path
 
 
 # This bioimageio.core fails with later versions of pydantic.
-RUNTIME = ["torch==2.5.1", "numpy==1.26.4", "bioimageio.core==0.10.4", "pydantic==2.12.5"]
+RUNTIME = ["torch==2.5.1", "numpy==1.26.4", "onnxruntime==1.20.1", "bioimageio.core==0.10.4", "pydantic==2.12.5"]
 
-# Runs in the environment. It loads both forms of the weights with torch alone, then runs the tests of bioimage.io.
+# Runs in the environment. It loads every form of the weights with torch or ONNX Runtime alone, then runs the tests of
+# bioimage.io.
 CHECK = """
 import json, sys, tempfile, zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 from bioimageio.core import load_model_description, test_description
+
+VERSIONS = ("torch", "numpy", "onnxruntime", "bioimageio.core", "bioimageio.spec")
 
 package = sys.argv[1]
 folder = Path(tempfile.mkdtemp())
@@ -40,22 +44,29 @@ from posterior_mean import PosteriorMean
 
 module = PosteriorMean(**architecture.kwargs).eval()
 module.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
-modules = {"pytorch_state_dict": module, "torchscript": torch.jit.load(folder / "weights_torchscript.pt")}
+scripted = torch.jit.load(folder / "weights_torchscript.pt")
+forms = {
+    "pytorch_state_dict": lambda image: module(torch.from_numpy(image)).numpy(),
+    "torchscript": lambda image: scripted(torch.from_numpy(image)).numpy(),
+}
+if description.weights.onnx is not None:
+    session = onnxruntime.InferenceSession(folder / "weights.onnx", providers=["CPUExecutionProvider"])
+    forms["onnx"] = lambda image: session.run(None, {"hazy": image})[0]
 hazy, stored = (np.load(folder / f"test_{kind}.npy") for kind in ("input", "output"))
-report = {name: version(name) for name in ("torch", "numpy", "bioimageio.core", "bioimageio.spec")}
+report = {name: version(name) for name in VERSIONS}
 report["format"] = description.format_version
 report["largest value"] = float(stored.max())
-for form, module in modules.items():
+for form, function in forms.items():
     with torch.no_grad():
-        clear = module(torch.from_numpy(hazy)).numpy()
+        clear = function(hazy)
     summary = test_description(package, weight_format=form)
     report[form] = {"largest difference": float(np.abs(clear - stored).max()), "tests": summary.status}
     if summary.status != "passed":
         print(summary.format(), file=sys.stderr)
-report["gradients"] = sum(p.requires_grad for p in modules["torchscript"].parameters())
+report["gradients"] = sum(p.requires_grad for p in scripted.parameters())
 assert "haze_pipeline" not in sys.modules and "diffusers" not in sys.modules
 print(json.dumps(report, indent=2))
-sys.exit(any(report[form]["tests"] != "passed" for form in modules))
+sys.exit(any(report[form]["tests"] != "passed" for form in forms))
 """
 
 

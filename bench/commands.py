@@ -1,17 +1,20 @@
 """Commands of a user, run by the benchmarks."""
 
 import os
-import resource
 import subprocess
 
 
 def run(*arguments, **environment: str) -> float:
-    """Run a command with further variables of the environment, and return its processor time in minutes."""
+    """
+    Run a command with further variables of the environment, and return its processor time in minutes. Windows does not
+    measure it and gives 0.
+    """
     print("$", *arguments, flush=True)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = os.times()
     subprocess.run([str(argument) for argument in arguments], check=True, env={**os.environ, **environment})
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
+    after = os.times()
+    user, system = after.children_user - before.children_user, after.children_system - before.children_system
+    return (user + system) / 60
 
 
 def run_on_one_thread(*arguments) -> float:

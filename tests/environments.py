@@ -22,7 +22,8 @@ def make_environment(folder: Path, with_package: bool) -> Path:
     haze_pipeline. If `with_package`, haze_pipeline is added from this checkout; otherwise it cannot be imported.
     """
     venv.create(folder, with_pip=False)
-    site_packages = next(folder.glob("lib/python*/site-packages"))
+    base = {"base": str(folder), "platbase": str(folder)}
+    site_packages = Path(sysconfig.get_path("purelib", "venv", base))
     own = {Path(file).parts[0] for file in distribution("haze-pipeline").files}
     for library in LIBRARIES:
         for entry in library.iterdir():
@@ -36,7 +37,7 @@ def make_environment(folder: Path, with_package: bool) -> Path:
         information = next(Path(name) for name in own if name.endswith(".dist-info"))
         (site_packages / information).symlink_to(distribution("haze-pipeline").locate_file(information))
         (site_packages / "haze_pipeline.pth").write_text(f"{ROOT}\n")
-    return folder / "bin" / "python"
+    return Path(sysconfig.get_path("scripts", "venv", base), "python")
 
 
 def run_python(python: Path | str, code: str, *arguments, check: bool = True, **environment):

@@ -7,6 +7,7 @@ an error of one sentence.
 A file fails if reading it raises anything but `MicrographError`, takes more than 10 s or ends the process. The script
 prints how many files were read and refused, the longest time, and the peak memory of the readers. It exits with 1 if a
 file failed or the memory exceeded 2 GiB. To repeat a file that failed, pass its number: `--first NUMBER --number 1`.
+The script does not run on Windows, which lacks alarms.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import io
 import json
 import multiprocessing
 import re
-import resource
 import signal
 import struct
 import sys
@@ -133,6 +133,8 @@ def read_files(first: int, last: int, folder: str, results) -> None:
     def give_up(*_):
         raise Hang
 
+    import resource
+
     import ome_types  # noqa: F401, so that the first file that needs it is not charged for it
 
     signal.signal(signal.SIGALRM, give_up)
@@ -152,7 +154,7 @@ def read_files(first: int, last: int, folder: str, results) -> None:
         except BaseException as error:
             end = f"{type(error).__name__}: {error}"
         signal.alarm(0)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         results.send((number, end, time.perf_counter() - started, peak))
     results.send(None)
 

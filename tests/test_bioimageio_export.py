@@ -8,6 +8,8 @@ import sys
 import zipfile
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from bioimageio.spec.utils import read_yaml
@@ -23,6 +25,7 @@ from haze_pipeline.sampling.initial_noise import draw_noise
 from haze_pipeline.sharing.bioimageio_export import NOISE_SIZE, draw_cover, network_arguments, posterior_mean_module
 from haze_pipeline.sharing.bioimageio_readme import training_dataset, write_readme
 from haze_pipeline.sharing.evaluation_results import DISTORTION
+from haze_pipeline.sharing.onnx_weights import write_onnx
 from haze_pipeline.sharing.posterior_mean import UNet
 from haze_pipeline.utils.provenance import weights_digest
 
@@ -117,6 +120,38 @@ def test_a_module_of_packed_pixels_needs_no_noise(out_channels):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+def packed_pipeline() -> HazeMatchingPipeline:
+    """A pipeline like the checkpoint in the package: packed pixels, a gain, and no noise."""
+    unet = with_gain(64, 2).eval()
+    return HazeMatchingPipeline(unet, FlowMatchODEScheduler(), pixel_packing=2, zero_state_mean=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        packed_pipeline,
+        lambda: HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), target_std=1.3),
+        lambda: HazeMatchingPipeline(tiny_unet(), FlowMatchODEScheduler(), **FIXED, mirror_members=False),
+    ],
+    ids=["packed", "noise", "fixed"],
+)
+def test_onnx_runtime_gives_the_results_of_torch_for_stacks_of_any_size(make, tmp_path):
+    torch.manual_seed(0)
+    module = posterior_mean_module(make())
+    write_onnx(module, tmp_path / "weights.onnx")
+    onnx.checker.check_model(tmp_path / "weights.onnx", full_check=True)
+    assert str(ROOT).encode() not in (tmp_path / "weights.onnx").read_bytes()
+    session = onnxruntime.InferenceSession(tmp_path / "weights.onnx", providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    for size in ((2, 88, 104), (1, 64, 64), (3, 33, 50), (1, 8, NOISE_SIZE + 9), (1, 4, 7)):
+        images = generator.gamma(2, 60, (size[0], 1, *size[1:])).astype(np.float32)
+        images[0, 0, 0, 0] = 60_000  # the standard deviation must not lose digits to the brightest pixel
+        with torch.no_grad():
+            expected = module(torch.from_numpy(images)).numpy()
+        (found,) = session.run(None, {"hazy": images})
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
 def test_the_package_passes_the_tests_of_bioimage_io(tmp_path, run, model):
     package = tmp_path / "new" / "package.zip"
     # The tests of bioimage.io know this user without asking GitHub.
@@ -156,9 +191,8 @@ def test_the_package_passes_the_tests_of_bioimage_io(tmp_path, run, model):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "passed"
     reproduced = [detail["name"] for detail in summary["details"] if "Reproduce test outputs" in detail["name"]]
-    assert {form for form in ("pytorch_state_dict", "torchscript") if form in " ".join(reproduced)} == {
-        "pytorch_state_dict", "torchscript"
-    }  # fmt: skip
+    forms = {"pytorch_state_dict", "torchscript", "onnx"}
+    assert {form for form in forms if form in " ".join(reproduced)} == forms
 
     # 2. The description.
     with zipfile.ZipFile(package) as archive:
@@ -175,7 +209,10 @@ def test_the_package_passes_the_tests_of_bioimage_io(tmp_path, run, model):
         sample = imread(io.BytesIO(files[tensor["sample_tensor"]["source"]]), extension=".tif")
         np.testing.assert_array_equal(sample, np.load(io.BytesIO(files[tensor["test_tensor"]["source"]]))[0, 0])
     weights = description["weights"]
-    assert weights["torchscript"]["parent"] == "pytorch_state_dict"
+    assert weights.keys() == forms
+    assert weights["torchscript"]["parent"] == weights["onnx"]["parent"] == "pytorch_state_dict"
+    (opset,) = onnx.load_from_string(files[weights["onnx"]["source"]]).opset_import
+    assert weights["onnx"]["opset_version"] == opset.version
 
     # 3. The code needs torch alone, and the weights keep no gradients.
     code = ast.parse(files[weights["pytorch_state_dict"]["architecture"]["source"]])
@@ -190,6 +227,15 @@ def test_the_package_passes_the_tests_of_bioimage_io(tmp_path, run, model):
     readme = files["README.md"].decode()
     for heading in ("Description", "Intended Use", "Validation", "Citation"):
         assert f"\n## {heading}\n" in readme
+
+
+def test_a_package_without_onnx_says_so(tmp_path, run, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
+    package = tmp_path / "package.zip"
+    code, _, error = run("export-bioimageio", model, "-o", package, "--license", "mit")
+    assert code == 0 and "no weights in ONNX, which need onnxscript: pip install onnxscript." in error
+    with zipfile.ZipFile(package) as archive:
+        assert read_yaml(archive.read("rdf.yaml").decode())["weights"].keys() == {"pytorch_state_dict", "torchscript"}
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -71,7 +72,11 @@ def test_the_workflow_tests_every_system_and_python():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     command = re.search(r"^test:.*\n\t\$\(BIN\)/(.*)\n", makefile, re.MULTILINE)[1]
     assert steps["Test on Windows"]["run"] == f".venv/Scripts/{command}"
-    named = re.findall(r"make ([\w-]+)", json.dumps(workflow))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_every_target_of_the_workflow_exists():
+    named = re.findall(r"make ([\w-]+)", (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
     subprocess.run(["make", "--dry-run", *named], cwd=ROOT, check=True, capture_output=True)
 
 

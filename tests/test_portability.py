@@ -83,6 +83,15 @@ def test_every_use_of_what_windows_lacks_has_a_reason():
     assert counts == dict.fromkeys(ALLOWED, 1)
 
 
+def test_tests_and_benchmarks_can_be_imported_everywhere():
+    """What Windows lacks is used inside of functions only, of tests that are skipped there."""
+    for path in [*(ROOT / "tests").glob("*.py"), *(ROOT / "bench").glob("*.py")]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found = uses(ast.unparse(node))
+                assert not [use for use in found if re.fullmatch(rf"({MODULES}).*|{FUNCTIONS}|{SIGNALS}", use)], path
+
+
 def test_text_files_have_an_encoding():
     """Otherwise Windows writes and reads them in the code page of the country."""
     for path in SOURCES:

@@ -86,8 +86,8 @@ def export_bioimageio(
 
     The package gives the posterior mean of a plane. The same image always gives the same result, without uncertainty.
     Unlike the preset fast, it does not restore dim regions again: structures that are much dimmer than others in the
-    plane may be lost. Its weights are those of PyTorch, with the code of the network, and the same as TorchScript. The
-    package is written only if it passes the tests of bioimage.io.
+    plane may be lost. Its weights are those of PyTorch, with the code of the network, and the same as TorchScript and
+    in ONNX. The package is written only if it passes the tests of bioimage.io.
 
     Example: haze-pipeline export-bioimageio runs/first/best -o microscope.zip --license apache-2.0 --example cells.tif
     """
@@ -116,6 +116,7 @@ def export_bioimageio(
     from haze_pipeline.io.micrograph import MICROMETRES
     from haze_pipeline.io.micrograph_files import read_micrograph, replace_when_complete
     from haze_pipeline.sharing.bioimageio_export import export_bioimageio
+    from haze_pipeline.sharing.onnx_weights import missing_for_onnx
     from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 
     if example is None:
@@ -133,6 +134,11 @@ def export_bioimageio(
     make_parents(output)
     with replace_when_complete(output) as temporary:
         export_bioimageio(pipe, temporary, name, license_id, plane, sides, version, maintainer or (), git_repo, facts)
+    if packages := missing_for_onnx():
+        print(
+            f"The package has no weights in ONNX, which need {', '.join(packages)}: pip install {' '.join(packages)}.",
+            file=sys.stderr,
+        )
     missing = [option for option, value in (("--maintainer", maintainer), ("--git-repo", git_repo)) if not value]
     if missing:
         print(f"Before you upload the package, add what bioimage.io asks for: {', '.join(missing)}.", file=sys.stderr)

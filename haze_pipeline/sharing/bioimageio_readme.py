@@ -36,8 +36,8 @@ def write_readme(pipe: HazeMatchingPipeline, name: str, facts: dict) -> str:
 A HazeMatching pipeline ({URL}). It estimates the mean of all clear images that are consistent with a hazy image. It
 gives no uncertainty; for posterior samples and uncertainties use the pipeline itself (haze-pipeline).
 
-The network is a U-Net with {pipe.unet.num_parameters():,} parameters. The weights of PyTorch and of TorchScript give
-the same results. Neither needs more than torch.
+The network is a U-Net with {pipe.unet.num_parameters():,} parameters. All weights of the package give the same
+results. Those of PyTorch and of TorchScript need no more than torch, those in ONNX no more than ONNX Runtime.
 
 {_training(facts)}
 

@@ -234,9 +234,8 @@ class PosteriorMean(nn.Module):
         input_std = torch.full_like(input_mean, self.input_std)
         unit = torch.ones_like(input_mean)
         if not self.fixed:
-            exact = hazy.double()
-            input_mean = exact.mean([2, 3], keepdim=True).to(hazy.dtype)
-            unit = self.band_pass_std(exact).to(hazy.dtype)
+            input_mean = hazy.double().mean([2, 3], keepdim=True).to(hazy.dtype)
+            unit = self.band_pass_std(hazy)
             input_std = torch.where(unit > 0, self.target_std * unit, torch.ones_like(unit))
         is_blank = hazy.amax([2, 3], keepdim=True) == hazy.amin([2, 3], keepdim=True)
         unit = torch.where(is_blank, torch.zeros_like(unit), unit)
@@ -244,11 +243,10 @@ class PosteriorMean(nn.Module):
         rows = self.mirror(height, 0, -height % self.scale_factor, hazy.device)
         columns = self.mirror(width, 0, -width % self.scale_factor, hazy.device)
         normalized = normalized[:, :, rows][:, :, :, columns]  # [B,1,h,w]
-        repeats = [height // self.noise.shape[-2] + 1, width // self.noise.shape[-1] + 1]
         mean = torch.zeros_like(hazy)
         for member in range(len(self.flips)):
-            noise = self.noise[member : member + 1].repeat(len(hazy), 1, repeats[0], repeats[1])
-            noise = noise[:, :, :height, :width][:, :, rows][:, :, :, columns]
+            noise = self.noise[member : member + 1, :, rows % self.noise.shape[-2]]
+            noise = noise[:, :, :, columns % self.noise.shape[-1]].expand(len(hazy), -1, -1, -1)  # [B,1,h,w]
             inputs = torch.cat([noise, normalized], dim=1).flip(self.flips[member])  # [B,2,h,w]
             sample = noise + self.velocity(inputs).flip(self.flips[member])  # [B,1,h,w]
             mean = mean + sample[:, :, :height, :width] / len(self.flips)
@@ -271,7 +269,8 @@ class PosteriorMean(nn.Module):
         Indices that continue an axis by its mirror image on either side. The edge pixel is repeated, as in SciPy's
         mode "reflect".
         """
-        index = torch.arange(-before, length + after, device=device) % (2 * length)
+        index = torch.arange(-before, length + after, device=device)
+        index = index % torch.full_like(index, 2 * length)  # ONNX knows no remainder by a number that is not fixed
         return torch.where(index < length, index, 2 * length - 1 - index)
 
     def blur(self, image: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -293,7 +292,10 @@ class PosteriorMean(nn.Module):
         Standard deviation `[B, 1, 1, 1]` of the difference of Gaussians of 1 px and 10 px, see `HazeImageProcessor`
         of haze-pipeline.
         """
-        band = self.blur(image, 1.0) - self.blur(image, 10.0)
+        exact = image.double()
+        # Without the mean, single precision suffices for the filters; ONNX Runtime has no others.
+        centred = (exact - exact.mean([2, 3], keepdim=True)).to(image.dtype)
+        band = (self.blur(centred, 1.0) - self.blur(centred, 10.0)).double()
         std = (band - band.mean([2, 3], keepdim=True)).square().mean([2, 3], keepdim=True).sqrt()
-        largest = image.abs().amax([2, 3], keepdim=True)
-        return torch.where(std > 1e-6 * largest, std, torch.zeros_like(std))
+        largest = exact.abs().amax([2, 3], keepdim=True)
+        return torch.where(std > 1e-6 * largest, std, torch.zeros_like(std)).to(image.dtype)

@@ -1,0 +1,39 @@
+"""Weights in ONNX for packages of bioimage.io. ONNX Runtime runs them without torch."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+
+OPSET = 18  # the lowest that the exporter of torch writes
+NEEDED = ("onnx", "onnxscript", "onnxruntime")  # the last runs the tests of the package
+
+
+def missing_for_onnx() -> list[str]:
+    """Names of the Python packages that weights in ONNX need and that are not installed."""
+    return [name for name in NEEDED if find_spec(name) is None]
+
+
+def write_onnx(module: torch.nn.Module, output: Path):
+    """
+    Write a network as one ONNX file. Batch, height and width of the image remain free.
+
+    Args:
+        module (`torch.nn.Module`): Maps `[B, 1, H, W]` to `[B, 1, H, W]`.
+        output (`Path`): The `.onnx` file to write.
+    """
+    example = torch.rand(2, 1, 88, 104)  # the exporter may take a size of 1, or two equal ones, for constants
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=["hazy"],
+        output_names=["clear"],
+        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+    )
+    for node in program.model.graph:
+        node.metadata_props.clear()  # paths on this machine
+    program.save(output, external_data=False)
