@@ -240,8 +240,10 @@ class PosteriorMean(nn.Module):
         is_blank = hazy.amax([2, 3], keepdim=True) == hazy.amin([2, 3], keepdim=True)
         unit = torch.where(is_blank, torch.zeros_like(unit), unit)
         normalized = (hazy - input_mean) / input_std
-        rows = self.mirror(height, 0, -height % self.scale_factor, hazy.device)
-        columns = self.mirror(width, 0, -width % self.scale_factor, hazy.device)
+        # Sides that are written as multiples let the exporter of ONNX follow them through all levels.
+        factor = self.scale_factor
+        rows = self.mirror(height, 0, (height + factor - 1) // factor * factor - height, hazy.device)
+        columns = self.mirror(width, 0, (width + factor - 1) // factor * factor - width, hazy.device)
         normalized = normalized[:, :, rows][:, :, :, columns]  # [B,1,h,w]
         mean = torch.zeros_like(hazy)
         for member in range(len(self.flips)):
