@@ -38,12 +38,14 @@ def eid_photographs():
     """EID and the dark-channel prior on photographs."""
     if not RESULTS.is_file():
         return NOT_MEASURED
-    photographs = json.loads(RESULTS.read_text())["photographs"]
+    results = json.loads(RESULTS.read_text())
+    photographs = results["photographs"]
     rows = [[name, f"{each['psnr']:.2f}", f"{each['ssim']:.3f}"] for name, each in photographs["methods"].items()]
     return [
         *table(["method", "PSNR, dB", "SSIM"], rows),
         "",
-        f"Means over {photographs['num_images']} photographs of scikit-image with simulated haze.",
+        f"Means over {photographs['num_images']} photographs of scikit-image with simulated haze. EID was trained on "
+        f"them for {4 * results['minutes']:g} minutes on one core.",
     ]
 
 

@@ -116,7 +116,7 @@ def export_bioimageio(
     from haze_pipeline.io.micrograph import MICROMETRES
     from haze_pipeline.io.micrograph_files import read_micrograph, replace_when_complete
     from haze_pipeline.sharing.bioimageio_export import export_bioimageio
-    from haze_pipeline.sharing.onnx_weights import missing_for_onnx
+    from haze_pipeline.sharing.onnx_weights import obstacle_to_onnx
     from haze_pipeline.simulation.simulated_pairs import pair_generator, simulate_pair
 
     if example is None:
@@ -134,9 +134,9 @@ def export_bioimageio(
     make_parents(output)
     with replace_when_complete(output) as temporary:
         export_bioimageio(pipe, temporary, name, license_id, plane, sides, version, maintainer or (), git_repo, facts)
-    if packages := missing_for_onnx():
+    if obstacle := obstacle_to_onnx(not pipe.config.zero_state_mean):
         print(
-            f"The package has no weights in ONNX, which need {', '.join(packages)}: pip install {' '.join(packages)}.",
+            f"The package has no weights in ONNX, {obstacle}.",
             file=sys.stderr,
         )
     missing = [option for option, value in (("--maintainer", maintainer), ("--git-repo", git_repo)) if not value]

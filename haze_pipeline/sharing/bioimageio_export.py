@@ -24,7 +24,7 @@ from haze_pipeline.utils.console import require
 from haze_pipeline.utils.stored_code import join_modules
 
 from .bioimageio_readme import DESCRIPTION, METHOD, NOT_MEANT_FOR, URL, training_dataset, write_readme
-from .onnx_weights import OPSET, missing_for_onnx, write_onnx
+from .onnx_weights import OPSET, obstacle_to_onnx, write_onnx
 from .posterior_mean import PosteriorMean
 
 
@@ -165,7 +165,7 @@ def export_bioimageio(
 ):
     """
     Write a package for bioimage.io, and run the tests of bioimage.io on it. Weights in ONNX are left out if something
-    is missing for them, see [`missing_for_onnx`].
+    stands in their way, see [`obstacle_to_onnx`].
 
     Args:
         pipe ([`HazeMatchingPipeline`]): The pipeline, on the CPU and in float32.
@@ -233,6 +233,10 @@ def export_bioimageio(
             sample_tensor=files["sample_output"],
             data=counts,
         )
+        onnx = {}
+        if "onnx" in files:
+            source = files["onnx"].source
+            onnx["onnx"] = v0_5.OnnxWeightsDescr(source=source, opset_version=OPSET, parent="pytorch_state_dict")
         weights = v0_5.WeightsDescr(
             pytorch_state_dict=v0_5.PytorchStateDictWeightsDescr(
                 source=files["state_dict"].source,
@@ -244,9 +248,7 @@ def export_bioimageio(
             torchscript=v0_5.TorchscriptWeightsDescr(
                 source=files["torchscript"].source, pytorch_version=OLDEST_TORCH, parent="pytorch_state_dict"
             ),
-            onnx=v0_5.OnnxWeightsDescr(source=files["onnx"].source, opset_version=OPSET, parent="pytorch_state_dict")
-            if "onnx" in files
-            else None,
+            **onnx,
         )
         model = v0_5.ModelDescr(
             name=name,
@@ -310,7 +312,7 @@ def _write_files(
     code = join_modules(Path(__file__).parents[1], "sharing.posterior_mean", ARCHITECTURE_HEAD)
     files["architecture"].write_text(code, encoding="utf-8")
     torch.jit.script(module).save(files["torchscript"])
-    if not missing_for_onnx():
+    if obstacle_to_onnx(not pipe.config.zero_state_mean) is None:
         files["onnx"] = folder / "weights.onnx"
         write_onnx(module, files["onnx"])
     for kind, image in (("input", hazy.numpy()), ("output", clear.numpy())):

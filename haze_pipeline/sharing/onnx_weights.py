@@ -10,9 +10,12 @@ OPSET = 18  # the lowest that the exporter of torch writes
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # the last runs the tests of the package
 
 
-def missing_for_onnx() -> list[str]:
-    """Names of the Python packages that weights in ONNX need and that are not installed."""
-    return [name for name in NEEDED if find_spec(name) is None]
+def obstacle_to_onnx(starts_from_noise: bool) -> str | None:
+    """Why a checkpoint can have no weights in ONNX here, if so. It may start from noise or from zeros."""
+    if starts_from_noise:
+        return "since this checkpoint starts from noise, for which the export takes very long"
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    return f"which need {', '.join(missing)}: pip install {' '.join(missing)}" if missing else None
 
 
 def write_onnx(module: torch.nn.Module, output: Path):
