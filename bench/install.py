@@ -2,10 +2,11 @@
 Build the wheel, install it in clean environments, and measure time and size: of the package on top of torch, and of
 every extra on top of the package.
 
-    python bench/install.py [--python python3.11 python3.12 python3.13]
+    python bench/install.py [--python python3.11 python3.12 python3.13] [--extras zarr napari]
 
 Each environment gets torch first, in the version of `constraints.txt`. The time of the package includes its downloads.
-The extras are measured with the first Python that is found. Needs a package index. Writes `bench/install.json`.
+The extras are measured with the first Python that is found. Needs a package index. Writes `bench/install.json`; with
+`--extras`, the sizes of the others and the times of other Pythons stay in it.
 """
 
 import argparse
@@ -111,6 +112,8 @@ def runs(python: str) -> bool:
 def main():
     parser = argparse.ArgumentParser(description="Install the wheel in clean environments, and measure time and size.")
     parser.add_argument("--python", nargs="+", default=["python3.11", "python3.12", "python3.13"])
+    names = [name for name in PROJECT["optional-dependencies"] if name not in FOR_DEVELOPERS]
+    parser.add_argument("--extras", nargs="*", choices=names, help="Measure only these extras.")
     args = parser.parse_args()
     found = [python for python in args.python if runs(python)]
     for python in args.python:
@@ -118,27 +121,30 @@ def main():
             print(f"{python} is not on this machine and is left out.", file=sys.stderr)
     if not found:
         sys.exit("None of the Pythons is on this machine: name one that is with --python.")
-    packages, extras = [], {}
+    packages, extras, output = [], {}, HERE / "install.json"
+    if args.extras is not None and output.is_file():
+        before = json.loads(output.read_text(encoding="utf-8"))
+        packages, extras = before["packages"], before["extras"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         wheel = build_wheel(folder)
         for python in found:
             environment = folder / "environment"
-            packages.append(measure_package(python, wheel, environment))
+            package = measure_package(python, wheel, environment)
+            packages = [*(each for each in packages if each["python"] != package["python"]), package]
             if python == found[0]:
-                for extra in PROJECT["optional-dependencies"]:
-                    if extra not in FOR_DEVELOPERS:
-                        extras[extra] = measure_extra(extra, wheel, environment, folder)
+                for extra in names if args.extras is None else args.extras:
+                    extras[extra] = measure_extra(extra, wheel, environment, folder)
             shutil.rmtree(environment)
         results = {
             "machine": f"{os.cpu_count()} CPU cores, {platform.system()}, {platform.machine()}",
             "load": round(os.getloadavg()[2], 1) if hasattr(os, "getloadavg") else None,
             "wheel_MB": round(wheel.stat().st_size / 1e6, 1),
-            "packages": packages,
+            "packages": sorted(packages, key=lambda each: [int(part) for part in each["python"].split(".")]),
             "extras": extras,
             "not_found": [python for python in args.python if python not in found],
         }
-    (HERE / "install.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
