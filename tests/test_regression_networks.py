@@ -29,7 +29,7 @@ NARROW = {
     RRDBNet: {"num_features": 16, "num_blocks": 1, "growth": 8},
     Restormer: {"num_features": 8, "num_blocks": (1, 1), "num_heads": (1, 2), "num_refinement_blocks": 1},
 }
-STEPS = {RCAN: 250, MPRNet: 100, MIMOUNet: 250, RRDBNet: 500, Restormer: 120}
+STEPS = {RCAN: 250, MPRNet: 100, MIMOUNet: 250, RRDBNet: 800, Restormer: 120}
 UNITS = {"normalization": "fixed", "input_mean": 0.0, "input_std": 1.0, "training_patch_size": 32}
 
 
