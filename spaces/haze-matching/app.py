@@ -300,7 +300,8 @@ with gr.Blocks(title="Dehaze a micrograph", analytics_enabled=False) as demo:
     comparison.add_tab([file, plane, channel, image_number], checkpoint, **computing)
     if latents.PIPE is not None:
         latents.add_tab([file, plane, channel, image_number], **computing)
-    photographs.add_tab(**computing)
+    if photographs.PIPE is not None:  # on a phone, further tabs hide in a menu
+        photographs.add_tab(**computing)
 
     image = [file, plane, channel]
     shown_image = [facts, image_number, plane, channel, all_planes, live, outcome]

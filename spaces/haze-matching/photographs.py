@@ -1,4 +1,6 @@
-"""The tab "Photographs": haze of the atmosphere in photographs, without training or with a network trained on them."""
+"""
+The tab "Photographs": haze of the atmosphere in photographs. It exists if HAZE_PHOTOGRAPH_MODEL names a network.
+"""
 
 import os
 from pathlib import Path
@@ -24,7 +26,7 @@ if MODEL is not None:
     if PIPE.num_channels != 3:
         raise ValueError(f"HAZE_PHOTOGRAPH_MODEL {MODEL} restores micrographs: name a network of photographs.")
     PIPE.set_progress_bar_config(disable=True)
-METHODS = [PRIOR] if PIPE is None else [PRIOR, NETWORK_OF_PHOTOGRAPHS]
+METHODS = [PRIOR, NETWORK_OF_PHOTOGRAPHS]
 
 
 @GPU
@@ -34,7 +36,7 @@ def remove_haze(photograph: np.ndarray, method: str):
 
     Args:
         photograph: PNG or JPEG with three colours.
-        method: dark-channel prior, or network where the Space has one.
+        method: dark-channel prior or network.
 
     Returns:
         Pictures of the photograph before and after, and the result as PNG.
@@ -68,7 +70,7 @@ def add_tab(**computing):
                     label="Photograph (PNG or JPEG)", type="numpy", image_mode="RGB", sources=["upload"], height=300
                 )
                 gr.Examples([str(EXAMPLE)], photograph, label="Example: a rocket launch, with simulated haze")
-                method = gr.Radio(METHODS, value=METHODS[-1], label="Method", visible=len(METHODS) > 1)
+                method = gr.Radio(METHODS, value=METHODS[-1], label="Method")
                 button = gr.Button("Remove haze", variant="primary")
             with gr.Column(scale=3, min_width=300):
                 pair = gr.ImageSlider(label="Photograph | result", format="png", interactive=False, max_height=480)
