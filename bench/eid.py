@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ from haze_pipeline.models.learned_haze import LearnedHaze
 from haze_pipeline.models.residual_unet import ResidualUNet
 from haze_pipeline.models.unet_haze_matching import build_unet
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
-from haze_pipeline.sampling.pixel_packing import predict_packed
+from haze_pipeline.training_utils import restore_normalized
 
 
 HERE = Path(__file__).parent
@@ -107,19 +108,6 @@ def steps_of(steps):
     )  # fmt: skip
 
 
-def restore_with(pipe):
-    """The network of a pipeline as a function of hazy images `[B, C, h, w]`, both in network units."""
-
-    def restore(hazy):
-        if not pipe.takes_state:
-            return pipe.unet(hazy)[-1].float()
-        states = torch.cat([torch.zeros_like(hazy), hazy], dim=1)  # [B,2,h,w]
-        t = hazy.new_zeros(len(hazy))
-        return predict_packed(lambda *each: pipe.unet(*each).sample, states, t, pipe.config.pixel_packing)
-
-    return restore
-
-
 def seconds_per_step(pipe, operator, shape, clear=False):
     """
     Least processor time of the losses of images of this shape and their gradients, without the adversary. `clear`:
@@ -129,7 +117,8 @@ def seconds_per_step(pipe, operator, shape, clear=False):
     if operator is not None:
         operator.freeze()
     pipe.unet.requires_grad_(True).train()
-    rng, hazy, seconds, restore = np.random.default_rng(0), torch.randn(shape), [], restore_with(pipe)
+    rng, hazy, seconds = np.random.default_rng(0), torch.randn(shape), []
+    restore = partial(restore_normalized, pipe, pipe.unet)
     for _ in range(5):
         started = time.process_time()
         with torch.autocast("cpu", torch.bfloat16):
@@ -151,12 +140,9 @@ def train(name, folder, minutes):
         return
     operators = {"learned": LearnedHaze(16, 4), "optical": OpticalHaze(), "atmospheric": AtmosphericHaze(9.0)}
     if name == RESIDUAL_UNET:
-        network = ResidualUNet(**RESIDUAL)
-        network.save_config(folder / "residual U-Net")
-        pipe, flags = (
-            HazeRegressionPipeline(network),
-            (*flags, "--model_config_name_or_path", folder / "residual U-Net"),
-        )
+        pipe = HazeRegressionPipeline(ResidualUNet(**RESIDUAL))
+        pipe.unet.save_config(folder / "residual U-Net")
+        flags = (*flags, "--model_config_name_or_path", folder / "residual U-Net")
     else:
         pipe = HazeRegressionPipeline(build_unet(pixel_packing=PACKING), pixel_packing=PACKING)
     shape, is_clear = (BATCH, 1, RESOLUTION, RESOLUTION), name != "supervised" and CLEAR[0] in flags
@@ -189,12 +175,12 @@ def errors_of(pipe, folder, pairs):
     kind = json.loads((folder / "haze_operator" / "config.json").read_text())["_class_name"]
     operator = OPERATORS[kind].from_pretrained(folder / "haze_operator", low_cpu_mem_usage=False)
     operator.freeze()
-    errors = []
+    restore, errors = partial(restore_normalized, pipe, pipe.unet), []
     for number, pair in enumerate(pairs):
         rng = np.random.default_rng(number)
         field = normalize_hazy(Plane(pair.hazy, pair.source), pipe.image_processor)[None]  # [1,1,h,w]
         transform = draw_transform("rotation", rng)
-        errors.append(relative_errors(restore_with(pipe), operator, field, transform, rng))
+        errors.append(relative_errors(restore, operator, field, transform, rng))
     return dict(zip(("consistency_error", "equivariance_error"), np.mean(errors, axis=0).tolist(), strict=True))
 
 

@@ -60,8 +60,8 @@ def recovery_loss(
 ) -> torch.Tensor:
     """
     Error ‖f(H(x)) − x‖² with which clear images x `[B, C, h, w]` are recovered from the haze that H adds. The haze is
-    like that of the hazy images `[B, C, h, w]`, which may show other specimens. For clear images of a microscope, this
-    is a cycle of CycleGAN (Zhu et al. 2017, arXiv 1703.10593).
+    like that of the hazy images `[B, C, h, w]`, which may show other specimens. CycleGAN has the same loss for clear
+    images (Zhu et al. 2017, arXiv 1703.10593).
     """
     return F.mse_loss(restore(operator(clear, operator.imagine(clear, hazy, rng))), clear)
 

@@ -21,6 +21,8 @@ from diffusers.training_utils import EMAModel
 from haze_pipeline.data.pairs import Pair
 from haze_pipeline.evaluation.metrics import range_invariant_psnr
 from haze_pipeline.image_processing import HazeImageProcessor
+from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
+from haze_pipeline.sampling.pixel_packing import predict_packed
 from haze_pipeline.sharing.baseline_card import make_baseline_card
 from haze_pipeline.sharing.model_card import shareable_command
 
@@ -225,6 +227,22 @@ def resume(
     ema.to(accelerator.device)  # accelerate loads it to the CPU
     logger.info("resumed from %s", checkpoint)
     return step
+
+
+def restore_normalized(pipeline: HazeRegressionPipeline, network: torch.nn.Module, hazy: torch.Tensor) -> torch.Tensor:
+    """
+    Restore hazy images `[B, C, h, w]` with gradients. Both images are in network units.
+
+    Args:
+        pipeline ([`HazeRegressionPipeline`]): Says how the network takes images.
+        network (`torch.nn.Module`): Its network while it is trained, or one with averaged weights.
+        hazy (`torch.Tensor`): The images.
+    """
+    if not pipeline.takes_state:
+        return network(hazy)[-1].float()  # [B,C,h,w]
+    inputs = torch.cat([torch.zeros_like(hazy), hazy], dim=1)  # [B,2,h,w]
+    t = hazy.new_zeros(len(hazy))
+    return predict_packed(lambda *each: network(*each).sample, inputs, t, pipeline.config.pixel_packing)
 
 
 def averaged_unet(accelerator: "accelerate.Accelerator", unet: torch.nn.Module, ema: EMAModel) -> ModelMixin:

@@ -7,15 +7,9 @@ from pathlib import Path
 
 from adversarial import SMALLEST_PATCH
 from data_arguments import add_training_arguments, check_training_arguments
-from diffusers import UNet2DModel
 from haze_operators import OPERATORS
 
 from haze_pipeline.equivariance import TRANSFORMS
-from haze_pipeline.models.residual_unet import ResidualUNet
-
-
-# Classes of `--architecture`.
-ARCHITECTURES = {"unet": UNet2DModel, "residual-unet": ResidualUNet}
 
 
 def parse_args() -> argparse.Namespace:
@@ -87,7 +81,7 @@ def parse_args() -> argparse.Namespace:
         "is the result of this script, its operator is used too.",
     )  # fmt: skip
     parser.add_argument(
-        "--architecture", choices=list(ARCHITECTURES),
+        "--architecture", choices=["unet", "residual-unet"],
         help="Network: the U-Net of HazeMatching (default), or the residual U-Net of the paper (default and only one "
         "with --photographs).",
     )  # fmt: skip

@@ -47,7 +47,6 @@ from haze_pipeline.models.residual_unet import ResidualUNet
 from haze_pipeline.models.unet_haze_matching import build_unet, check_network
 from haze_pipeline.pipeline_haze_regression import HazeRegressionPipeline
 from haze_pipeline.reliability.assessment import assess
-from haze_pipeline.sampling.pixel_packing import predict_packed
 from haze_pipeline.sharing.model_card import shareable_command
 from haze_pipeline.sharing.unpaired_card import make_unpaired_card
 from haze_pipeline.training_utils import (
@@ -55,6 +54,7 @@ from haze_pipeline.training_utils import (
     clip_gradients,
     make_data_loader,
     read_log,
+    restore_normalized,
     resume,
     save_best,
     save_checkpoint,
@@ -223,12 +223,7 @@ def main():
         hazy_adversary = make_adversary()
         operator_training = OperatorTraining(accelerator, operator, hazy_adversary, clear_adversary)
 
-    def restore(hazy: torch.Tensor, network: torch.nn.Module = unet) -> torch.Tensor:
-        if not initial.takes_state:
-            return network(hazy)[-1].float()  # [B,C,h,w]
-        inputs = torch.cat([torch.zeros_like(hazy), hazy], dim=1)  # [B,2,h,w]
-        return predict_packed(lambda *each: network(*each).sample, inputs, hazy.new_zeros(len(hazy)), packing)
-
+    restore = partial(restore_normalized, initial, unet)
     sizes = [plane.pixel_size_um for plane in planes if plane.pixel_size_um is not None]
 
     def averaged_pipeline() -> HazeRegressionPipeline:
@@ -244,13 +239,13 @@ def main():
 
     def mean_errors(network: torch.nn.Module) -> dict[str, float]:
         """Mean errors of consistency and equivariance over `measured`."""
-        errors = []
+        averaged, errors = partial(restore_normalized, initial, network), []
         for number, field in enumerate(measured):
             rows, columns = (side // multiple * multiple for side in field.shape[1:])
             rng = np.random.default_rng([args.seed, number])
             transform = draw_transform(args.transform, rng)
             field = field[None, :, :rows, :columns].to(accelerator.device)  # [1,C,h,w]
-            errors.append(relative_errors(partial(restore, network=network), operator, field, transform, rng))
+            errors.append(relative_errors(averaged, operator, field, transform, rng))
         return dict(zip(("consistency_error", "equivariance_error"), np.mean(errors, axis=0).tolist(), strict=True))
 
     # These facts must not change when the training is resumed.

@@ -41,11 +41,8 @@ def dehaze_photographs(
 
     Example: haze-pipeline dehaze-photographs street.jpg -o street_clear.png
     """
-    import numpy as np
-    from PIL import Image
-
-    from haze_pipeline.data.unpaired import read_photograph
-    from haze_pipeline.evaluation.dark_channel_prior import dark_channel_prior, on_linear_intensities
+    from haze_pipeline.data.unpaired import read_photograph, to_picture
+    from haze_pipeline.evaluation.dark_channel_prior import dark_channel_prior_of_display
     from haze_pipeline.utils.atomic_files import replace_when_complete
 
     results = [output] if output.suffix.lower() == ".png" else [output / f"{path.stem}.png" for path in inputs]
@@ -57,7 +54,7 @@ def dehaze_photographs(
         if result.exists() and path.exists() and result.samefile(path):
             raise ValueError(f"--output {output} would replace the photograph {path}: choose another name.")
     if model is None:
-        restore = on_linear_intensities(dark_channel_prior)
+        restore = dark_channel_prior_of_display
     else:
         pipe = place_pipeline(load_pipeline(model, ("HazeRegressionPipeline",)), device, dtype)
         if pipe.num_channels != 3:
@@ -68,8 +65,8 @@ def dehaze_photographs(
             return pipe(photograph).prediction
 
     for path, result in zip(inputs, results, strict=True):
-        clear = np.clip(restore(read_photograph(path)), 0, 255).round().astype(np.uint8)  # [3,H,W]
+        picture = to_picture(restore(read_photograph(path)))
         make_parents(result)
         with replace_when_complete(result) as name:
-            Image.fromarray(np.moveaxis(clear, 0, -1)).save(name)
+            picture.save(name)
         print(result)

@@ -135,10 +135,7 @@ def export_bioimageio(
     with replace_when_complete(output) as temporary:
         export_bioimageio(pipe, temporary, name, license_id, plane, sides, version, maintainer or (), git_repo, facts)
     if obstacle := obstacle_to_onnx(not pipe.config.zero_state_mean):
-        print(
-            f"The package has no weights in ONNX, {obstacle}.",
-            file=sys.stderr,
-        )
+        print(f"The package has no weights in ONNX, {obstacle}.", file=sys.stderr)
     missing = [option for option, value in (("--maintainer", maintainer), ("--git-repo", git_repo)) if not value]
     if missing:
         print(f"Before you upload the package, add what bioimage.io asks for: {', '.join(missing)}.", file=sys.stderr)

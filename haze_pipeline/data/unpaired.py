@@ -114,6 +114,11 @@ def read_photograph(path: Path) -> np.ndarray:
     return np.moveaxis(image, -1, 0)
 
 
+def to_picture(photograph: np.ndarray) -> Image.Image:
+    """A photograph `[3, H, W]` from 0 to 255, rounded to 8 bits; values beyond are clipped."""
+    return Image.fromarray(np.moveaxis(np.clip(photograph, 0, 255).round().astype(np.uint8), 0, -1))
+
+
 def fit_unpaired_processor(normalization: str, planes: Sequence[Plane]) -> HazeImageProcessor:
     """
     Make an image processor for which hazy and clear images have the same unit, with the statistics of hazy images.
@@ -125,8 +130,8 @@ def fit_unpaired_processor(normalization: str, planes: Sequence[Plane]) -> HazeI
         normalization (`str`):
             `"image"`: every image has its own statistics. The zero of clear images is zero intensity, and the unit is
             chosen so that hazy images have the variance 1 on average. `"fixed"`: for hazy and clear images alike, the
-            mean of all hazy images, and the range between their 0.1th and 99.9th percentiles. Haze lowers the standard
-            deviation, in units of which clear images would be too large for a network to learn quickly.
+            mean of all hazy images, and the range between their 0.1th and 99.9th percentiles. Dense haze leaves so
+            little standard deviation that clear images would have large values in units of it.
         planes (sequence of [`Plane`]): Hazy planes.
 
     Raises:

@@ -1,7 +1,5 @@
 """The dark-channel prior, the classical method against atmospheric haze in photographs."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
@@ -66,14 +64,7 @@ def dark_channel_prior(
     return RestorationOutput(prediction=prediction.reshape(image.shape))
 
 
-def on_linear_intensities(method: Callable[[np.ndarray], RestorationOutput]) -> Callable[[np.ndarray], np.ndarray]:
-    """
-    A method for linear intensities as a function of photographs of 8 bits `[3, H, W]`, which have the gamma of a
-    display. The results are photographs from 0 to 255, with this gamma.
-    """
-
-    def restore(photograph: np.ndarray) -> np.ndarray:
-        linear = method((np.asarray(photograph) / 255) ** GAMMA).prediction
-        return 255 * np.clip(linear, 0, 1) ** (1 / GAMMA)
-
-    return restore
+def dark_channel_prior_of_display(photograph: np.ndarray) -> np.ndarray:
+    """[`dark_channel_prior`] for a photograph `[3, H, W]` as in its file: 0 to 255, with the gamma of a display."""
+    linear = dark_channel_prior((photograph / 255) ** GAMMA).prediction
+    return 255 * np.clip(linear, 0, 1) ** (1 / GAMMA)

@@ -192,8 +192,8 @@ class OpticalHaze(HazeOperator, ModelMixin, ConfigMixin):
 
 def noise_level(images: torch.Tensor) -> torch.Tensor:
     """
-    Standard deviation `[B, C, 1, 1]` of the noise of images `[B, C, h, w]` of at least 3 × 3 pixels, if it is Gaussian
-    and differs from pixel to pixel (Immerkær 1996, doi 10.1006/cviu.1996.0060).
+    Standard deviation `[B, C, 1, 1]` of white Gaussian noise in images `[B, C, h, w]` of at least 3 × 3 pixels
+    (Immerkær 1996, doi 10.1006/cviu.1996.0060). [`noise_deviation`] estimates it for a single plane, by the median.
     """
     height, width = images.shape[-2:]
     second_difference = torch.tensor([1.0, -2.0, 1.0]).to(images)

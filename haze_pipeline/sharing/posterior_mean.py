@@ -234,8 +234,14 @@ class PosteriorMean(nn.Module):
         input_std = torch.full_like(input_mean, self.input_std)
         unit = torch.ones_like(input_mean)
         if not self.fixed:
-            input_mean = hazy.double().mean([2, 3], keepdim=True).to(hazy.dtype)
-            unit = self.band_pass_std(hazy)
+            exact = hazy.double()
+            exact_mean = exact.mean([2, 3], keepdim=True)
+            input_mean = exact_mean.to(hazy.dtype)
+            # Without the mean, single precision suffices for the filters; ONNX Runtime has no others.
+            std = self.band_pass_std((exact - exact_mean).to(hazy.dtype))
+            # Rounding errors of a constant plane are not structure.
+            unit = torch.where(std > 1e-6 * exact.abs().amax([2, 3], keepdim=True), std, torch.zeros_like(std))
+            unit = unit.to(hazy.dtype)
             input_std = torch.where(unit > 0, self.target_std * unit, torch.ones_like(unit))
         is_blank = hazy.amax([2, 3], keepdim=True) == hazy.amin([2, 3], keepdim=True)
         unit = torch.where(is_blank, torch.zeros_like(unit), unit)
@@ -289,15 +295,10 @@ class PosteriorMean(nn.Module):
             image[:, :, :, self.mirror(image.shape[3], radius, radius, image.device)], kernel[None, None, None]
         )
 
-    def band_pass_std(self, image: torch.Tensor) -> torch.Tensor:
+    def band_pass_std(self, centred: torch.Tensor) -> torch.Tensor:
         """
-        Standard deviation `[B, 1, 1, 1]` of the difference of Gaussians of 1 px and 10 px, see `HazeImageProcessor`
-        of haze-pipeline.
+        Standard deviation `[B, 1, 1, 1]`, in double precision, of the difference of Gaussians of 1 px and 10 px of
+        images without their mean, see `HazeImageProcessor` of haze-pipeline.
         """
-        exact = image.double()
-        # Without the mean, single precision suffices for the filters; ONNX Runtime has no others.
-        centred = (exact - exact.mean([2, 3], keepdim=True)).to(image.dtype)
         band = (self.blur(centred, 1.0) - self.blur(centred, 10.0)).double()
-        std = (band - band.mean([2, 3], keepdim=True)).square().mean([2, 3], keepdim=True).sqrt()
-        largest = exact.abs().amax([2, 3], keepdim=True)
-        return torch.where(std > 1e-6 * largest, std, torch.zeros_like(std)).to(image.dtype)
+        return (band - band.mean([2, 3], keepdim=True)).square().mean([2, 3], keepdim=True).sqrt()

@@ -12,7 +12,8 @@ from errors import one_sentence
 from PIL import Image
 from sampling import GPU, NETWORK
 
-from haze_pipeline.evaluation.dark_channel_prior import dark_channel_prior, on_linear_intensities
+from haze_pipeline.data.unpaired import to_picture
+from haze_pipeline.evaluation.dark_channel_prior import dark_channel_prior_of_display
 from haze_pipeline.loading import Device, DType, load_pipeline, place_pipeline
 
 
@@ -48,10 +49,10 @@ def remove_haze(photograph: np.ndarray, method: str):
             raise ValueError(f"The photograph is larger than {MAX_SIDE} × {MAX_SIDE} pixels: make it smaller.")
         hazy = np.moveaxis(photograph, -1, 0)  # [3,H,W], 0 to 255, with the gamma of a display
         if method == PRIOR:
-            clear = on_linear_intensities(dark_channel_prior)(hazy)
+            clear = dark_channel_prior_of_display(hazy)
         else:
             clear = NETWORK.submit(PIPE, hazy).result().prediction
-        result = Image.fromarray(np.moveaxis(np.clip(clear, 0, 255).round().astype(np.uint8), 0, -1))
+        result = to_picture(clear)
         name = f"{folder}/photograph_clear.png"
         result.save(name)
         yield (Image.fromarray(photograph), result), name
