@@ -8,6 +8,7 @@ from threading import Event
 import dask.array
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from conftest import ROOT
 
@@ -87,6 +88,29 @@ def test_large_stacks_are_read_plane_by_plane(stack, tmp_path, monkeypatch):
     assert (micrograph.data[2, 1, 3].compute() == stack.data[2, 1, 3]).all()
     data, _, _ = read(str(tmp_path / "cells.ome.tif"))[1]
     assert (np.asarray(data) == stack.data[:, 1]).all()
+
+
+def test_all_images_of_a_file_become_layers(tmp_path):
+    path = tmp_path / "scenes.ome.tif"
+    images = [counts(2, 16, 20), counts(24, 24), counts(16, 16)]
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        tif.write(images[0], metadata={"axes": "CYX", "Channel": {"Name": ["actin", "nuclei"]}})
+        tif.write(images[1], metadata={"axes": "YX"})
+        tif.write(images[2].astype(np.complex64), metadata={"axes": "YX"})
+    with pytest.warns(UserWarning, match="Image 2 is not opened: .* complex"):
+        layers = read(str(path))
+    assert [attributes["name"] for _, attributes, _ in layers] == [
+        "image 0, actin", "image 0, nuclei", "image 1, scenes.ome.tif",
+    ]  # fmt: skip
+    assert [attributes["visible"] for _, attributes, _ in layers] == [True, True, False]
+    for (data, _, _), image in zip(layers, (*images[0], images[1]), strict=True):
+        np.testing.assert_array_equal(data, image)
+
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        for _ in range(2):
+            tif.write(images[2].astype(np.complex64), metadata={"axes": "YX"})
+    with pytest.warns(UserWarning, match="Image 0"), pytest.raises(MicrographError, match="complex"):
+        read(str(path))
 
 
 def test_the_scale_of_a_layer_is_its_pixel_size():

@@ -32,6 +32,14 @@ class MicrographError(ValueError):
     """A file or micrograph that cannot be used. The message is one sentence that names the file and the mend."""
 
 
+class SeveralImagesError(MicrographError):
+    """A file holds `count` images, and none of them was chosen."""
+
+    def __init__(self, message: str, count: int = 0):
+        super().__init__(message)
+        self.count = count
+
+
 class PlaneStack:
     """
     The planes of a stack, each read from its file when it is asked for.
@@ -192,9 +200,10 @@ def choose_series(count: int, series: int | None, source: Any) -> int:
     if count == 0:
         raise MicrographError(f"`{source}` holds no images: save the one you want as a file of its own.")
     if series is None and count > 1:
-        raise MicrographError(
+        raise SeveralImagesError(
             f"`{source}` holds {count} images: choose one by its number, 0 to {count - 1} (on the command line with "
-            f"--series), or save it as a file of its own."
+            f"--series), or save it as a file of its own.",
+            count,
         )
     if series is not None and not 0 <= series < count:
         raise MicrographError(f"`{source}` has no image {series}: it holds {count}, counted from 0.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from haze_pipeline.io.acquisition import Acquisition, Channel
 from haze_pipeline.io.file_lists import BIOIO_SUFFIXES, TIFF_SUFFIXES
-from haze_pipeline.io.micrograph import Micrograph, MicrographError
+from haze_pipeline.io.micrograph import Micrograph, MicrographError, SeveralImagesError
 from haze_pipeline.io.micrograph_files import is_zarr, micrograph_writer, open_micrograph, replace_when_complete
 
 from .layers import contrast_limits, to_attributes, to_micrograph
@@ -32,23 +33,44 @@ def get_reader(path: str | list[str]) -> Callable | None:
 
 
 def read(path: str) -> list[tuple]:
-    """Layers of a file, one for every channel, with its sizes, names, colours and display ranges."""
-    whole = open_lazily(path)
-    channels = whole.data.shape[whole.axes.index("C")] if "C" in whole.axes else 1
-    return [_to_layer(whole.select(channel=number), Path(path).name, number, channels) for number in range(channels)]
-
-
-def open_lazily(path: str | Path) -> Micrograph:
     """
-    A micrograph whose data are an array in memory, or a dask array that reads a plane when it is needed.
+    Layers of a file, one for every channel, with its sizes, names, colours and display ranges. Of a file with several
+    images, the first is shown and the others are hidden; a warning names images that cannot be read.
 
     Raises:
-        `OSError`, `MicrographError` or `ImportError`: As [`open_micrograph`].
+        `OSError`, `MicrographError` or `ImportError`: As [`open_micrograph`], if the file has no image to show.
     """
-    opened = open_micrograph(path)
+    name = Path(path).name
+    try:
+        return _to_layers(open_lazily(path), name)
+    except SeveralImagesError as error:
+        count = error.count
+    layers: list[tuple] = []
+    for number in range(count):
+        try:
+            image = open_lazily(path, number, MAX_IN_MEMORY // count)
+        except MicrographError as error:
+            if not layers and number == count - 1:
+                raise
+            warnings.warn(f"Image {number} is not opened: {error}", stacklevel=1)
+            continue
+        is_first = not layers
+        for data, attributes, kind in _to_layers(image, name):
+            shown = {"name": f"image {number}, {attributes['name']}", "visible": is_first}
+            layers.append((data, {**attributes, **shown}, kind))
+    return layers
+
+
+def open_lazily(path: str | Path, series: int | None = None, in_memory: int | None = None) -> Micrograph:
+    """
+    A micrograph whose data are an array in memory, up to `in_memory` bytes (256 MB if omitted), or a dask array that
+    reads a plane when it is needed. `series` and errors are those of [`open_micrograph`].
+    """
+    opened = open_micrograph(path, series=series)
     micrograph = opened.__enter__()
     data, lock = micrograph.data, Lock()
-    if math.prod(data.shape) * data.dtype.itemsize <= MAX_IN_MEMORY or data.ndim == 2:
+    most = MAX_IN_MEMORY if in_memory is None else in_memory
+    if math.prod(data.shape) * data.dtype.itemsize <= most or data.ndim == 2:
         micrograph.data = np.asarray(data)
         opened.__exit__(None, None, None)
         return micrograph
@@ -68,6 +90,12 @@ def open_lazily(path: str | Path) -> Micrograph:
         token=uuid4().hex,  # else dask would pickle the reader to name the array
     )
     return dataclasses.replace(micrograph, data=planes)
+
+
+def _to_layers(whole: Micrograph, name: str) -> list[tuple]:
+    """The layers of an image, one for every channel."""
+    channels = whole.data.shape[whole.axes.index("C")] if "C" in whole.axes else 1
+    return [_to_layer(whole.select(channel=number), name, number, channels) for number in range(channels)]
 
 
 def _to_layer(micrograph: Micrograph, name: str, number: int, channels: int) -> tuple:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import napari
 import numpy as np
@@ -21,6 +22,7 @@ from magicgui.widgets import (
 from napari.layers import Image
 from napari.qt.threading import thread_worker
 from napari.utils.notifications import show_error
+from napari.utils.transforms import Affine
 
 from haze_pipeline.batch.plane_dehazing import Wanted
 from haze_pipeline.io.micrograph import Micrograph, MicrographError
@@ -210,13 +212,8 @@ class DehazeWidget(Container):
                 limits = (0.0, contrast_limits(plane)[1])
                 appearance = {"colormap": "inferno", "contrast_limits": limits, "visible": False}
             placement = {name: getattr(layer, name) for name in PLACEMENT}
-            if kind == "samples":  # which have one more axis
-                placement = {
-                    "scale": (1, *layer.scale),
-                    "translate": (0, *layer.translate),
-                    "units": ("pixel", *layer.units),
-                    "axis_labels": ("sample", *layer.axis_labels),
-                }
+            if kind == "samples":
+                placement = with_sample_axis(placement)
             self.viewer.add_image(
                 image,
                 name=f"{layer.name} {kind}",
@@ -228,3 +225,14 @@ class DehazeWidget(Container):
                 **placement,
                 **appearance,
             )
+
+
+def with_sample_axis(placement: dict[str, Any]) -> dict[str, Any]:
+    """The attributes that place a stack of samples where `placement` places one of them."""
+    of_data = Affine(**{name: placement[name] for name in ("scale", "translate", "rotate", "shear")}).expand_dims([0])
+    return {
+        **{name: getattr(of_data, name) for name in ("scale", "translate", "rotate", "shear")},
+        "affine": placement["affine"].expand_dims([0]),
+        "units": ("pixel", *placement["units"]),
+        "axis_labels": ("sample", *placement["axis_labels"]),
+    }
