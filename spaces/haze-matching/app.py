@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -339,7 +338,7 @@ if __name__ == "__main__":
         js=REFUSE_LARGE_FILES,
         ssr_mode=False,
         footer_links=["api"],
-        mcp_server=find_spec("mcp") is not None,  # needs gradio[mcp]
+        mcp_server=True,
         # Local fonts only, so that the page works without an internet connection.
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
