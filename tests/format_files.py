@@ -375,7 +375,10 @@ def write_min_is_white(path: Path, data: np.ndarray):
 
 def write_packed(path: Path, data: np.ndarray, bits: int = 12):
     """YX, of values of 2, 4 or 12 bits, packed."""
-    tifffile.imwrite(path, data, bitspersample=bits, photometric="minisblack", metadata=None)
+    digits = np.unpackbits(data.astype(">u2").view(np.uint8).reshape(*data.shape, 2), axis=-1)[..., -bits:]
+    strip = np.packbits(digits.reshape(len(data), -1), axis=-1).tobytes()  # imagecodecs packs since 2026.3.6 only
+    layout = {"shape": data.shape, "dtype": data.dtype, "rowsperstrip": len(data), "bitspersample": bits}
+    tifffile.imwrite(path, iter([strip]), **layout, photometric="minisblack", metadata=None)
 
 
 def write_ome_zarr(path: Path, data: np.ndarray, version: str = "0.5"):

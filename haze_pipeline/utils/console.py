@@ -41,9 +41,8 @@ def progress_display(stack: ExitStack, visible: bool = True) -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    return stack.enter_context(
-        Progress(*columns, console=console, transient=True, disable=not (visible and console.is_terminal))
-    )
+    console.quiet = not (visible and console.is_terminal)  # a disabled bar of rich before 14.3 prints a line
+    return stack.enter_context(Progress(*columns, console=console, transient=True, disable=console.quiet))
 
 
 def progress_bar(description: str, total: int | None, stack: ExitStack):
