@@ -373,12 +373,13 @@ def write_min_is_white(path: Path, data: np.ndarray):
     tifffile.imwrite(path, (greatest - data).astype(data.dtype), photometric="miniswhite", metadata=None)
 
 
-def write_packed(path: Path, data: np.ndarray, bits: int = 12):
-    """YX, of values of 2, 4 or 12 bits, packed."""
+def write_packed(path: Path, data: np.ndarray, bits: int = 12, photometric: str = "minisblack"):
+    """YX or ZYX, of values of `bits` bits, packed. tifffile packs them only with imagecodecs of 2026.3.6 or later."""
     digits = np.unpackbits(data.astype(">u2").view(np.uint8).reshape(*data.shape, 2), axis=-1)[..., -bits:]
-    strip = np.packbits(digits.reshape(len(data), -1), axis=-1).tobytes()  # imagecodecs packs since 2026.3.6 only
-    layout = {"shape": data.shape, "dtype": data.dtype, "rowsperstrip": len(data), "bitspersample": bits}
-    tifffile.imwrite(path, iter([strip]), **layout, photometric="minisblack", metadata=None)
+    rows = np.packbits(digits.reshape(*data.shape[:-1], -1), axis=-1)  # each begins with a new byte
+    strips = (plane.tobytes() for plane in rows.reshape(-1, *rows.shape[-2:]))
+    layout = {"shape": data.shape, "dtype": data.dtype, "rowsperstrip": data.shape[-2], "bitspersample": bits}
+    tifffile.imwrite(path, strips, **layout, photometric=photometric, metadata=None)
 
 
 def write_ome_zarr(path: Path, data: np.ndarray, version: str = "0.5"):

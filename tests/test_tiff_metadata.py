@@ -22,6 +22,7 @@ from format_files import (
     write_lsm,
     write_micromanager,
     write_ome_tiff,
+    write_packed,
     write_scanimage,
     write_stk,
 )
@@ -276,7 +277,7 @@ def test_what_is_stored_with_0_as_white_is_inverted(tmp_path, dtype, options):
 
 def test_packed_values_are_inverted_in_their_own_bits(tmp_path):
     data = counts(16, 20)
-    tifffile.imwrite(tmp_path / "a.tif", 4095 - data, photometric="miniswhite", bitspersample=12, metadata=None)
+    write_packed(tmp_path / "a.tif", 4095 - data, photometric="miniswhite")
     np.testing.assert_array_equal(silent(tmp_path / "a.tif").data, data)
 
 
@@ -354,7 +355,7 @@ def test_a_composite_stored_as_colours_is_read_when_named(tmp_path, planar, axes
 @pytest.mark.parametrize("width", [20, 21])
 def test_packed_values(tmp_path, bits, width):
     data = (counts(3, 16, width) % 2**bits).astype(np.uint8 if bits <= 8 else np.uint16)
-    tifffile.imwrite(tmp_path / "a.tif", data, bitspersample=bits, photometric="minisblack", metadata=None)
+    write_packed(tmp_path / "a.tif", data, bits)
     np.testing.assert_array_equal(silent(tmp_path / "a.tif").data, data, strict=True)
     content = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(content.replace(data[2].tobytes(), b""))

@@ -41,8 +41,9 @@ def progress_display(stack: ExitStack, visible: bool = True) -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    console.quiet = not (visible and console.is_terminal)  # a disabled bar of rich before 14.3 prints a line
-    return stack.enter_context(Progress(*columns, console=console, transient=True, disable=console.quiet))
+    return stack.enter_context(
+        Progress(*columns, console=console, transient=True, disable=not (visible and console.is_terminal))
+    )
 
 
 def progress_bar(description: str, total: int | None, stack: ExitStack):
