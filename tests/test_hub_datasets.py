@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from conftest import ROOT
 from datasets import load_dataset
-from hub_double import hub_double
+from hub_double import cards_are_checked_here, hub_double
 from PIL import Image
 
 from haze_pipeline.data.dataset_card import make_dataset_card
@@ -470,6 +470,7 @@ np.savez(sys.argv[1], **found)
 """
 
 
+@cards_are_checked_here
 def test_every_value_is_unchanged_after_upload_and_download(tmp_path):
     folder = tmp_path / "pairs"
     images = {"one.tif": (EVERY_UINT16, float32_of_all_kinds()), "two.tif": (EVERY_UINT16.T, EVERY_UINT16[::-1])}
@@ -551,6 +552,7 @@ def test_what_can_only_be_a_path_is_refused_without_a_request(run, tmp_path, mon
     assert code == 1 and err.count("\n") == 1 and sentence in err and not (tmp_path / "pairs").exists()
 
 
+@cards_are_checked_here
 def test_a_second_upload_replaces_the_first(pairs, tmp_path):
     arguments = ["dataset", pairs, "--license", "mit", "--push-to", "lab/pairs"]
     with hub_double() as hub:
