@@ -229,9 +229,10 @@ class DehazeWidget(Container):
 
 def with_sample_axis(placement: dict[str, Any]) -> dict[str, Any]:
     """The attributes that place a stack of samples where `placement` places one of them."""
-    of_data = Affine(**{name: placement[name] for name in ("scale", "translate", "rotate", "shear")}).expand_dims([0])
+    names = ("scale", "translate", "rotate", "shear")
+    of_data = Affine(**{name: placement[name] for name in names}).expand_dims([0])
     return {
-        **{name: getattr(of_data, name) for name in ("scale", "translate", "rotate", "shear")},
+        **{name: getattr(of_data, name) for name in names},
         "affine": placement["affine"].expand_dims([0]),
         "units": ("pixel", *placement["units"]),
         "axis_labels": ("sample", *placement["axis_labels"]),
